@@ -1,0 +1,65 @@
+# Everything sets itself up: a fresh clone needs Python 3.11, cargo, gcc and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+
+MANIFESTS := pyproject.toml Cargo.toml Cargo.lock
+RUST := $(MANIFESTS) $(shell find rust -name '*.rs' -o -name Cargo.toml)
+PACKAGE := $(RUST) README.md LICENSE $(shell find src -name '*.py' -o -name '*.pyi' -o -name py.typed)
+
+.PHONY: build wheel demo test check bench soak clean
+
+build: $(VENV)/.built
+
+# The abi3 wheel, for any Python from 3.11 on: target/wheels/ginnel-*.whl.
+wheel: target/wheels/.built
+
+demo: $(VENV)/.built target/wheels/.built
+	@scripts/need openvpn curl ip setpriv /usr/bin/python3
+	@$(BIN)/python -m tools.demo
+
+test: $(VENV)/.built target/wheels/.built
+	@scripts/need openvpn curl ip setpriv /usr/bin/python3
+	cargo test --workspace --locked --quiet
+	$(BIN)/pytest -n $(WORKERS) $(PYTEST)
+
+check: $(VENV)/.built
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+
+bench: $(VENV)/.built target/wheels/.built
+	@scripts/need openvpn curl ip setpriv /usr/bin/python3
+	@$(BIN)/python -m tests.bench.bench_connect $(BENCH)
+
+soak: $(VENV)/.built
+	GINNEL_SEEDS=5000 $(BIN)/pytest -n $(WORKERS) --timeout 3600 tests/test_noisy_wire.py
+
+clean:
+	rm -rf $(VENV) target dist .hypothesis .mypy_cache .pytest_cache .ruff_cache src/ginnel/*.so
+	find src tests tools -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.tools: pyproject.toml
+	@scripts/need python cc
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/pip install --quiet --group dev
+	@touch $@
+
+# Editable: a change of Python needs no new build.
+$(VENV)/.built: $(VENV)/.tools $(RUST)
+	@scripts/need rust
+	$(BIN)/maturin develop --release --locked --quiet >/dev/null
+	@touch $@
+
+# One after the other: maturin's two ways of building share a folder.
+target/wheels/.built: $(VENV)/.built $(PACKAGE)
+	rm -rf target/wheels
+	$(BIN)/maturin build --release --locked --quiet --out target/wheels
+	@touch $@

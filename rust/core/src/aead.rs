@@ -1,0 +1,313 @@
+//! The AEAD format of OpenVPN's data channel: packet id, tag, ciphertext.
+//!
+//! The nonce is the packet id (4 bytes, big endian) and the implicit IV (8 bytes, from the key
+//! material). P_DATA_V2 authenticates its whole header with the packet id, P_DATA_V1 only the
+//! packet id. Source: `src/openvpn/crypto.c`, `ssl.c` of OpenVPN.
+
+use aws_lc_rs::aead::{
+    AES_128_GCM, AES_192_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
+};
+
+use crate::header::Header;
+use crate::packet::{LocalPool, MAX_LEN, Packet};
+use crate::replay::Window;
+
+/// The bytes of key material for one direction, as in OpenVPN's `struct key`.
+pub const MATERIAL_LEN: usize = 128;
+
+/// What sealing puts in front of the ciphertext, at most.
+pub const OVERHEAD: usize = Header::MAX_LEN + ID_LEN + TAG_LEN;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cipher {
+    Aes128Gcm,
+    Aes192Gcm,
+    Aes256Gcm,
+    ChaCha20Poly1305,
+}
+
+impl Cipher {
+    /// The cipher of this OpenVPN name, in any case.
+    pub fn from_name(name: &str) -> Option<Cipher> {
+        NAMES.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|&(_, cipher)| cipher)
+    }
+
+    /// How many blocks and packets one key may protect; `None` without such a limit.
+    fn usage_limit(self) -> Option<u64> {
+        match self {
+            Cipher::Aes128Gcm | Cipher::Aes192Gcm | Cipher::Aes256Gcm => Some(GCM_USAGE_LIMIT),
+            Cipher::ChaCha20Poly1305 => None,
+        }
+    }
+
+    fn algorithm(self) -> &'static Algorithm {
+        match self {
+            Cipher::Aes128Gcm => &AES_128_GCM,
+            Cipher::Aes192Gcm => &AES_192_GCM,
+            Cipher::Aes256Gcm => &AES_256_GCM,
+            Cipher::ChaCha20Poly1305 => &CHACHA20_POLY1305,
+        }
+    }
+}
+
+/// All packet ids of a key are used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exhausted;
+
+/// Why a datagram was not opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenError {
+    Malformed,
+    Replayed,
+    NotAuthentic,
+}
+
+/// One direction's cipher state, whichever the direction.
+struct Key {
+    key: LessSafeKey,
+    implicit_iv: [u8; IV_LEN],
+    blocks: u64,
+    usage_limit: Option<u64>,
+}
+
+impl Key {
+    fn new(cipher: Cipher, material: &[u8; MATERIAL_LEN]) -> Key {
+        let algorithm = cipher.algorithm();
+        let unbound =
+            UnboundKey::new(algorithm, &material[..algorithm.key_len()]).expect("key of its length");
+        let mut implicit_iv = [0; IV_LEN];
+        implicit_iv.copy_from_slice(&material[MATERIAL_LEN / 2..][..IV_LEN]);
+        Key { key: LessSafeKey::new(unbound), implicit_iv, blocks: 0, usage_limit: cipher.usage_limit() }
+    }
+
+    fn nonce(&self, id: [u8; ID_LEN]) -> Nonce {
+        let mut nonce = [0; ID_LEN + IV_LEN];
+        nonce[..ID_LEN].copy_from_slice(&id);
+        nonce[ID_LEN..].copy_from_slice(&self.implicit_iv);
+        Nonce::assume_unique_for_key(nonce)
+    }
+
+    fn count(&mut self, len: usize) {
+        self.blocks += len.div_ceil(BLOCK_LEN) as u64;
+    }
+
+    /// Whether so much has been protected that the cipher's margin of safety ends.
+    fn is_worn(&self, packets: u64) -> bool {
+        self.usage_limit.is_some_and(|limit| self.blocks + packets > limit)
+    }
+}
+
+/// The sending half of a data key.
+pub struct Sealer {
+    key: Key,
+    last_id: u32,
+}
+
+impl Sealer {
+    pub fn new(cipher: Cipher, material: &[u8; MATERIAL_LEN]) -> Sealer {
+        Sealer { key: Key::new(cipher, material), last_id: 0 }
+    }
+
+    /// Turns an inner packet into a datagram in place: needs [`OVERHEAD`] bytes of headroom.
+    /// A packet id is never used twice: after the last, the packet stays as it was.
+    pub fn seal(&mut self, header: &Header, packet: &mut Packet) -> Result<(), Exhausted> {
+        self.last_id = self.last_id.checked_add(1).ok_or(Exhausted)?;
+        let id = self.last_id.to_be_bytes();
+        self.key.count(packet.len());
+        let header_len = header.bytes().len();
+        packet.grow_front(header_len + ID_LEN + TAG_LEN);
+        let (front, plaintext) = packet.split_at_mut(header_len + ID_LEN + TAG_LEN);
+        let (clear, tag) = front.split_at_mut(header_len + ID_LEN);
+        clear[..header_len].copy_from_slice(header.bytes());
+        clear[header_len..].copy_from_slice(&id);
+        let authenticated = Aad::from(&clear[header.authenticated_from()..]);
+        let computed = self
+            .key
+            .key
+            .seal_in_place_separate_tag(self.key.nonce(id), authenticated, plaintext)
+            .expect("a packet is shorter than any cipher's limit");
+        tag.copy_from_slice(computed.as_ref());
+        Ok(())
+    }
+
+    /// Whether the packet ids or the cipher's usage limit come to their end: time for a new key.
+    pub fn is_worn(&self) -> bool {
+        self.last_id >= WRAP_TRIGGER || self.key.is_worn(self.last_id.into())
+    }
+
+    /// Pretends that ids up to `id` and `blocks` of the cipher have been used.
+    #[cfg(test)]
+    pub(crate) fn wear(&mut self, id: u32, blocks: u64) {
+        self.last_id = id;
+        self.key.blocks = blocks;
+    }
+}
+
+/// The receiving half of a data key, with its replay window.
+pub struct Opener {
+    key: Key,
+    window: Window,
+}
+
+impl Opener {
+    pub fn new(cipher: Cipher, material: &[u8; MATERIAL_LEN]) -> Opener {
+        Opener { key: Key::new(cipher, material), window: Window::new() }
+    }
+
+    /// The inner packet of a datagram whose header is `header`, and whether its packet id is the
+    /// highest so far.
+    pub fn open(
+        &mut self,
+        header: &Header,
+        datagram: &[u8],
+        pool: &mut LocalPool,
+    ) -> Result<(Packet, bool), OpenError> {
+        let header_len = header.bytes().len();
+        if datagram.len() < header_len + ID_LEN + TAG_LEN || datagram.len() > MAX_LEN {
+            return Err(OpenError::Malformed);
+        }
+        let (clear, sealed) = datagram.split_at(header_len + ID_LEN);
+        let (tag, ciphertext) = sealed.split_at(TAG_LEN);
+        let mut id = [0; ID_LEN];
+        id.copy_from_slice(&clear[header_len..]);
+        let number = u32::from_be_bytes(id).into();
+        if !self.window.admits(number) {
+            return Err(OpenError::Replayed);
+        }
+        let authenticated = Aad::from(&clear[header.authenticated_from()..]);
+        let mut packet = pool.packet(ciphertext.len());
+        let opened = self.key.key.open_separate_gather(
+            self.key.nonce(id),
+            authenticated,
+            ciphertext,
+            tag,
+            &mut packet,
+        );
+        if opened.is_err() {
+            pool.recycle(packet);
+            return Err(OpenError::NotAuthentic);
+        }
+        self.key.count(packet.len());
+        let newest = self.window.commit(number);
+        Ok((packet, newest))
+    }
+
+    /// Whether the peer has used its half up to the cipher's limit, for peers that don't watch it.
+    pub fn is_worn(&self) -> bool {
+        self.key.is_worn(self.window.highest())
+    }
+}
+
+const NAMES: [(&str, Cipher); 4] = [
+    ("AES-128-GCM", Cipher::Aes128Gcm),
+    ("AES-192-GCM", Cipher::Aes192Gcm),
+    ("AES-256-GCM", Cipher::Aes256Gcm),
+    ("CHACHA20-POLY1305", Cipher::ChaCha20Poly1305),
+];
+
+const ID_LEN: usize = 4;
+const TAG_LEN: usize = 16;
+const IV_LEN: usize = 8;
+const BLOCK_LEN: usize = 16;
+
+/// Stock OpenVPN renegotiates from here on; the 16 million ids left are for the time that takes.
+const WRAP_TRIGGER: u32 = 0xff00_0000;
+
+/// Blocks and packets that keep an attacker's advantage under 2^-57 (draft-irtf-cfrg-aead-limits).
+const GCM_USAGE_LIMIT: u64 = (1 << 36) - 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::Pool;
+
+    const CIPHERS: [Cipher; 4] =
+        [Cipher::Aes128Gcm, Cipher::Aes192Gcm, Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305];
+
+    fn material() -> [u8; MATERIAL_LEN] {
+        std::array::from_fn(|index| index as u8)
+    }
+
+    fn seal(sealer: &mut Sealer, header: &Header, content: &[u8]) -> Vec<u8> {
+        let mut packet = Pool::new(1).local().packet_from(content);
+        sealer.seal(header, &mut packet).unwrap();
+        packet.to_vec()
+    }
+
+    #[test]
+    fn what_is_sealed_opens_once() {
+        let mut pool = Pool::new(4).local();
+        for cipher in CIPHERS {
+            for header in [Header::v1(7), Header::v2(3, 0x00ab_cdef)] {
+                let mut sealer = Sealer::new(cipher, &material());
+                let mut opener = Opener::new(cipher, &material());
+                for content in [&b""[..], b"one", &[7; 1500], &[9; 60_000]] {
+                    let datagram = seal(&mut sealer, &header, content);
+                    let (packet, newest) = opener.open(&header, &datagram, &mut pool).unwrap();
+                    assert_eq!(&packet[..], content);
+                    assert!(newest);
+                    let again = opener.open(&header, &datagram, &mut pool).err();
+                    assert_eq!(again, Some(OpenError::Replayed));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_changed_byte_is_noticed_and_moves_nothing() {
+        let mut pool = Pool::new(4).local();
+        let header = Header::v2(0, 5);
+        let mut opener = Opener::new(Cipher::Aes256Gcm, &material());
+        let datagram = seal(&mut Sealer::new(Cipher::Aes256Gcm, &material()), &header, b"content");
+        for index in Header::MAX_LEN..datagram.len() {
+            let mut forged = datagram.clone();
+            forged[index] ^= 0x80;
+            assert_eq!(opener.open(&header, &forged, &mut pool).err(), Some(OpenError::NotAuthentic));
+        }
+        let other = Header::v2(0, 6);
+        assert_eq!(
+            opener.open(&other, &[other.bytes(), &datagram[4..]].concat(), &mut pool).err().unwrap(),
+            OpenError::NotAuthentic
+        );
+        for len in 0..OVERHEAD {
+            let error = opener.open(&header, &datagram[..len], &mut pool).err();
+            assert_eq!(error, Some(OpenError::Malformed));
+        }
+        assert!(opener.open(&header, &datagram, &mut pool).is_ok());
+    }
+
+    #[test]
+    fn packet_ids_never_wrap() {
+        let header = Header::v1(0);
+        let mut sealer = Sealer::new(Cipher::ChaCha20Poly1305, &material());
+        sealer.wear(WRAP_TRIGGER - 2, 0);
+        seal(&mut sealer, &header, b"x");
+        assert!(!sealer.is_worn());
+        seal(&mut sealer, &header, b"x");
+        assert!(sealer.is_worn());
+        sealer.wear(u32::MAX - 1, 0);
+        assert_eq!(seal(&mut sealer, &header, b"x")[1..5], [0xff; 4]);
+        let mut packet = Pool::new(1).local().packet_from(b"x");
+        assert_eq!(sealer.seal(&header, &mut packet), Err(Exhausted));
+        assert_eq!(&packet[..], b"x");
+    }
+
+    #[test]
+    fn the_usage_limit_is_gcms_alone() {
+        for (cipher, worn) in [(Cipher::Aes128Gcm, true), (Cipher::ChaCha20Poly1305, false)] {
+            let mut sealer = Sealer::new(cipher, &material());
+            sealer.wear(1, GCM_USAGE_LIMIT - 4);
+            seal(&mut sealer, &Header::v1(0), &[0; 17]);
+            assert!(!sealer.is_worn());
+            seal(&mut sealer, &Header::v1(0), b"x");
+            assert_eq!(sealer.is_worn(), worn);
+        }
+    }
+
+    #[test]
+    fn names_are_known_in_any_case() {
+        assert_eq!(Cipher::from_name("aes-192-gcm"), Some(Cipher::Aes192Gcm));
+        assert_eq!(Cipher::from_name("ChaCha20-Poly1305"), Some(Cipher::ChaCha20Poly1305));
+        assert_eq!(Cipher::from_name("BF-CBC"), None);
+    }
+}

@@ -1,0 +1,332 @@
+//! The memory device: two ends, a bounded queue each way.
+//!
+//! What is written at one end is read at the other, whole, in order, once. The interface end
+//! belongs to a network stack and decides whether the device is up; the application end belongs to
+//! a program. A new device is down.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use crate::packet::{MAX_LEN, Packet};
+use crate::queue::{Counters, Queue};
+
+/// The lowest and highest MTU; an Ethernet frame needs 14 bytes of the highest for its header.
+pub const MIN_MTU: u32 = 68;
+pub const MAX_MTU: u32 = MAX_LEN as u32;
+
+/// What a device carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// IP packets, point to point.
+    Tun,
+    /// Ethernet frames.
+    Tap,
+}
+
+/// One of the two ends of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Application,
+    Interface,
+}
+
+/// Why packets were not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The interface is down (EIO).
+    Down,
+    /// Not a packet of this device's kind, or longer than any packet is (EINVAL).
+    Malformed,
+    /// The device or this end of it is gone (EBADFD).
+    Gone,
+}
+
+/// What a device counted, as its interface sees it: received is what the application wrote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    pub received: Counters,
+    pub sent: Counters,
+    /// Writes at either end that were refused: interface down, or malformed.
+    pub errors: u64,
+}
+
+/// A device with two ends in memory.
+pub struct Device {
+    kind: Kind,
+    mtu: AtomicU32,
+    up: AtomicBool,
+    deleted: AtomicBool,
+    attached: [AtomicBool; 2],
+    to_interface: Queue,
+    to_application: Queue,
+    errors: AtomicU64,
+}
+
+impl Device {
+    /// A device that is down, with both ends free and queues of `capacity` packets.
+    pub fn new(kind: Kind, mtu: u32, capacity: usize) -> Arc<Device> {
+        Arc::new(Device {
+            kind,
+            mtu: AtomicU32::new(mtu),
+            up: AtomicBool::new(false),
+            deleted: AtomicBool::new(false),
+            attached: [AtomicBool::new(false), AtomicBool::new(false)],
+            to_interface: Queue::new(capacity),
+            to_application: Queue::new(capacity),
+            errors: AtomicU64::new(0),
+        })
+    }
+
+    /// Attaches to a free end; `None` where somebody holds it or the device is deleted.
+    pub fn attach(self: &Arc<Device>, side: Side) -> Option<End> {
+        if self.deleted.load(Ordering::Acquire) || self.attached[side as usize].swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        let end = End { device: self.clone(), side };
+        end.incoming().open();
+        Some(end)
+    }
+
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    pub fn mtu(&self) -> u32 {
+        self.mtu.load(Ordering::Relaxed)
+    }
+
+    /// Sets the MTU. `false` when it is out of range, and nothing changes.
+    pub fn set_mtu(&self, mtu: u32) -> bool {
+        let highest = if self.kind == Kind::Tap { MAX_MTU - ETHERNET_HEADER as u32 } else { MAX_MTU };
+        let valid = (MIN_MTU..=highest).contains(&mtu);
+        if valid {
+            self.mtu.store(mtu, Ordering::Relaxed);
+        }
+        valid
+    }
+
+    pub fn is_up(&self) -> bool {
+        self.up.load(Ordering::Acquire)
+    }
+
+    /// Sets the interface up or down. What waits when it goes down stays readable.
+    pub fn set_up(&self, up: bool) {
+        self.up.store(up, Ordering::Release);
+    }
+
+    pub fn is_deleted(&self) -> bool {
+        self.deleted.load(Ordering::Acquire)
+    }
+
+    /// Removes the device: both ends fail from now on, and whoever waits is woken.
+    pub fn delete(&self) {
+        self.deleted.store(true, Ordering::Release);
+        self.up.store(false, Ordering::Release);
+        self.to_interface.close();
+        self.to_application.close();
+    }
+
+    pub fn is_attached(&self, side: Side) -> bool {
+        self.attached[side as usize].load(Ordering::Acquire)
+    }
+
+    pub fn statistics(&self) -> Statistics {
+        Statistics {
+            received: self.to_interface.counters(),
+            sent: self.to_application.counters(),
+            errors: self.errors.load(Ordering::Relaxed),
+        }
+    }
+
+    fn check(&self, packet: &[u8]) -> Result<(), Refused> {
+        let fits = match self.kind {
+            Kind::Tun => matches!(packet.first().map(|byte| byte >> 4), Some(4 | 6)),
+            Kind::Tap => packet.len() >= ETHERNET_HEADER,
+        };
+        if fits && packet.len() <= MAX_LEN { Ok(()) } else { Err(Refused::Malformed) }
+    }
+
+    fn detach(&self, side: Side) {
+        self.attached[side as usize].store(false, Ordering::Release);
+        if side == Side::Interface {
+            self.set_up(false);
+        }
+    }
+}
+
+/// A held end of a device. Dropped, the end is free again.
+pub struct End {
+    device: Arc<Device>,
+    side: Side,
+}
+
+impl End {
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    pub fn side(&self) -> Side {
+        self.side
+    }
+
+    /// The queue that this end reads. For wake-ups and readiness; packets go through [`End::receive`].
+    pub fn incoming(&self) -> &Queue {
+        match self.side {
+            Side::Application => &self.device.to_application,
+            Side::Interface => &self.device.to_interface,
+        }
+    }
+
+    /// The queue that this end writes. For wake-ups and room; packets go through [`End::send`].
+    pub fn outgoing(&self) -> &Queue {
+        match self.side {
+            Side::Application => &self.device.to_interface,
+            Side::Interface => &self.device.to_application,
+        }
+    }
+
+    /// Whether a write would be refused now, and why.
+    pub fn writable(&self) -> Result<(), Refused> {
+        if self.device.is_deleted() {
+            Err(Refused::Gone)
+        } else if !self.device.is_up() {
+            Err(Refused::Down)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whether the device would take this packet, apart from its state.
+    pub fn check(&self, packet: &[u8]) -> Result<(), Refused> {
+        self.device.check(packet)
+    }
+
+    /// Writes all of `packets`. Those that are malformed are counted as errors, those for which
+    /// there is no room (or no reader) as dropped; both stay in `packets` for the caller to recycle.
+    /// Returns how many the other end will read. On an error none was taken, and all are counted.
+    pub fn send(&self, packets: &mut Vec<Packet>) -> Result<usize, Refused> {
+        if let Err(refused) = self.writable() {
+            self.count_errors(packets.len());
+            return Err(refused);
+        }
+        let whole = packets.iter().take_while(|packet| self.device.check(packet).is_ok()).count();
+        if whole == packets.len() {
+            return Ok(self.outgoing().push(packets));
+        }
+        let (mut sound, mut refused): (Vec<_>, Vec<_>) =
+            packets.drain(..).partition(|packet| self.device.check(packet).is_ok());
+        self.count_errors(refused.len());
+        let taken = self.outgoing().push(&mut sound);
+        packets.append(&mut sound);
+        packets.append(&mut refused);
+        Ok(taken)
+    }
+
+    /// Moves up to `limit` waiting packets to the end of `packets`; 0 when none waits.
+    pub fn receive(&self, packets: &mut Vec<Packet>, limit: usize) -> Result<usize, Refused> {
+        match self.incoming().pop(packets, limit) {
+            0 if self.device.is_deleted() => Err(Refused::Gone),
+            taken => Ok(taken),
+        }
+    }
+
+    /// Counts writes that were refused before they became packets.
+    pub fn count_errors(&self, count: usize) {
+        self.device.errors.fetch_add(count as u64, Ordering::Relaxed);
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let incoming = self.incoming();
+        incoming.close();
+        incoming.set_reader(None);
+        incoming.set_readiness(None);
+        self.outgoing().set_writer(None);
+        self.device.detach(self.side);
+    }
+}
+
+const ETHERNET_HEADER: usize = 14;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::Pool;
+
+    fn packets(contents: &[&[u8]]) -> Vec<Packet> {
+        let mut pool = Pool::new(0).local();
+        contents.iter().map(|content| pool.packet_from(content)).collect()
+    }
+
+    fn up(kind: Kind, capacity: usize) -> (Arc<Device>, End, End) {
+        let device = Device::new(kind, 1500, capacity);
+        let application = device.attach(Side::Application).unwrap();
+        let interface = device.attach(Side::Interface).unwrap();
+        device.set_up(true);
+        (device, application, interface)
+    }
+
+    #[test]
+    fn a_packet_written_at_one_end_is_read_at_the_other() {
+        let (_device, application, interface) = up(Kind::Tun, 4);
+        assert_eq!(application.send(&mut packets(&[b"\x45a", b"\x60b"])), Ok(2));
+        let mut got = Vec::new();
+        assert_eq!(interface.receive(&mut got, 9), Ok(2));
+        assert_eq!(got.iter().map(|packet| &packet[..]).collect::<Vec<_>>(), [b"\x45a", b"\x60b"]);
+        assert_eq!(application.receive(&mut got, 9), Ok(0));
+    }
+
+    #[test]
+    fn down_refuses_and_counts() {
+        let device = Device::new(Kind::Tun, 1500, 4);
+        let application = device.attach(Side::Application).unwrap();
+        assert_eq!(application.send(&mut packets(&[b"\x45"])), Err(Refused::Down));
+        assert_eq!(device.statistics().errors, 1);
+    }
+
+    #[test]
+    fn malformed_packets_are_errors_and_the_rest_goes_on() {
+        let (device, application, interface) = up(Kind::Tun, 4);
+        assert_eq!(application.send(&mut packets(&[b"\x45", b"", b"\x50", b"\x61"])), Ok(2));
+        assert_eq!(device.statistics().errors, 2);
+        assert_eq!(interface.receive(&mut Vec::new(), 9), Ok(2));
+        let (device, application, _interface) = up(Kind::Tap, 4);
+        assert_eq!(application.send(&mut packets(&[&[0; 13], &[0; 14]])), Ok(1));
+        assert_eq!(device.statistics().errors, 1);
+    }
+
+    #[test]
+    fn nobody_attached_drops_and_counts() {
+        let device = Device::new(Kind::Tun, 1500, 4);
+        let interface = device.attach(Side::Interface).unwrap();
+        device.set_up(true);
+        assert_eq!(interface.send(&mut packets(&[b"\x45"])), Ok(0));
+        assert_eq!(device.statistics().sent.dropped, 1);
+        let application = device.attach(Side::Application).unwrap();
+        assert!(device.attach(Side::Application).is_none());
+        assert_eq!(interface.send(&mut packets(&[b"\x45"])), Ok(1));
+        drop(application);
+        assert_eq!(device.statistics().sent.dropped, 2);
+        let again = device.attach(Side::Application).unwrap();
+        assert_eq!(again.receive(&mut Vec::new(), 9), Ok(0));
+    }
+
+    #[test]
+    fn deleting_fails_both_ends() {
+        let (device, application, interface) = up(Kind::Tun, 4);
+        application.send(&mut packets(&[b"\x45"])).unwrap();
+        device.delete();
+        assert_eq!(application.send(&mut packets(&[b"\x45"])), Err(Refused::Gone));
+        assert_eq!(interface.receive(&mut Vec::new(), 9), Err(Refused::Gone));
+        assert!(device.attach(Side::Application).is_none());
+    }
+
+    #[test]
+    fn mtu_has_the_kernels_limits() {
+        let device = Device::new(Kind::Tap, 1500, 4);
+        assert!(!device.set_mtu(67) && !device.set_mtu(65_522));
+        assert!(device.set_mtu(68) && device.set_mtu(65_521));
+        assert_eq!(device.mtu(), 65_521);
+    }
+}

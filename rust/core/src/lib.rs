@@ -1,0 +1,23 @@
+//! ginnel's packet machinery.
+//!
+//! Nothing in this crate does I/O, reads a clock or knows Python: time comes in as [`Nanos`],
+//! packets as slices or [`packet::Packet`]s, and whoever must be woken is told through a trait.
+//! That is what lets the same code run on a real socket and on a test's virtual time.
+#![forbid(unsafe_code)]
+
+pub mod aead;
+mod counters;
+pub mod device;
+pub mod header;
+pub mod mss;
+pub mod netstack;
+pub mod packet;
+pub mod plane;
+pub mod queue;
+pub mod replay;
+
+/// Nanoseconds since an origin of the caller's choosing; only differences have a meaning.
+pub type Nanos = u64;
+
+/// One second, in [`Nanos`].
+pub const SECOND: Nanos = 1_000_000_000;

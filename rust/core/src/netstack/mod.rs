@@ -1,0 +1,678 @@
+//! A TCP/IP stack in user space, without I/O.
+//!
+//! Packets go in one at a time with [`Stack::input`]; what they cause is left in the flows, in the
+//! [`Outbox`] and in the events. The owner then goes through the flows that something happened to
+//! ([`Stack::next_touched`]), moves their bytes, and has each settled ([`Stack::settle`]). A flow
+//! that nothing happens to costs nothing.
+
+pub mod address;
+pub mod budget;
+pub mod counters;
+pub mod flows;
+pub mod icmp;
+pub mod ip;
+pub mod limit;
+pub mod outbox;
+pub mod segment;
+pub mod slab;
+pub mod tcp;
+pub mod timewait;
+pub mod udp;
+
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+
+use smoltcp::wire::IpProtocol;
+
+use crate::Nanos;
+use address::Addresses;
+use budget::Budget;
+use counters::{Counters, Dropped};
+use flows::{Flow, FlowId, Flows, Stage};
+use icmp::{Echo, Message, Pings, Problem};
+use ip::Header;
+use limit::Limit;
+use outbox::Outbox;
+use segment::{Segment, Tuple};
+use slab::Slab;
+use tcp::{Connection, Parameters, Phase, Transport};
+use timewait::{TimeWait, Verdict};
+use udp::{Outlet, Ports};
+
+/// Why a connection failed, or a request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The peer's host refused the connection.
+    Refused,
+    /// The peer reset the connection.
+    Reset,
+    /// The peer was silent for too long.
+    TimedOut,
+    HostUnreachable,
+    /// The network is out of reach, or there is no own address to speak from.
+    NetworkUnreachable,
+    /// The own address that the connection used is gone.
+    AddressGone,
+    /// An address that is not one of ours.
+    NotOwn,
+    /// The port is taken, or none is free.
+    InUse,
+    /// The memory budget is used up.
+    NoBuffers,
+    /// The connection, listener or port does not exist, or is already attached.
+    NoSuch,
+    /// Longer than the device's packets.
+    TooLong,
+    /// The device is gone.
+    NoDevice,
+}
+
+/// What the owner is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    Connected { flow: FlowId, local: SocketAddr },
+    Failed { flow: FlowId, failure: Failure },
+    Accepted { listener: u64, flow: FlowId, remote: SocketAddr, local: SocketAddr },
+    Closed { flow: FlowId, failure: Option<Failure> },
+    Pong { host: IpAddr, identifier: u16, sequence: u16, payload: Vec<u8> },
+}
+
+/// What has become of a flow.
+pub enum Settled<A> {
+    /// It goes on; the owner keeps looking after it. `more` when it has more to send than its turn allowed.
+    Alive { more: bool },
+    /// It is over, and this is what it was joined to.
+    Over { failure: Option<Failure>, attachment: Option<A> },
+}
+
+struct Listener {
+    host: Option<IpAddr>,
+    port: u16,
+    backlog: usize,
+    /// Connections that are half open, or that the owner has not attached.
+    pending: usize,
+}
+
+/// The stack: `A` is what flows are joined to, `D` where datagrams go.
+pub struct Stack<A, D> {
+    addresses: Addresses,
+    flows: Flows<Connection, A>,
+    waiting_for_room: VecDeque<FlowId>,
+    time_wait: TimeWait,
+    listeners: Slab<Listener>,
+    listening: HashMap<(Option<IpAddr>, u16), u64>,
+    ports: Ports<D>,
+    pings: Pings,
+    budget: Budget,
+    mtu: usize,
+    random: Box<dyn FnMut() -> u64 + Send>,
+    answers: Limit,
+    echoes: Limit,
+    counters: Counters,
+    events: Vec<Event>,
+}
+
+impl<A, D: Outlet> Stack<A, D> {
+    /// A stack without addresses. `random` must be unpredictable: sequence numbers and ports come from it.
+    pub fn new(budget: usize, mtu: usize, random: Box<dyn FnMut() -> u64 + Send>) -> Stack<A, D> {
+        Stack {
+            addresses: Addresses::default(),
+            flows: Flows::new(),
+            waiting_for_room: VecDeque::new(),
+            time_wait: TimeWait::default(),
+            listeners: Slab::new(),
+            listening: HashMap::new(),
+            ports: Ports::new(),
+            pings: Pings::default(),
+            budget: Budget::new(budget),
+            mtu,
+            random,
+            answers: Limit::new(ANSWERS_A_SECOND),
+            echoes: Limit::new(ECHOES_A_SECOND),
+            counters: Counters::default(),
+            events: Vec::new(),
+        }
+    }
+
+    /// The MTU of connections that begin from now on, and of datagrams.
+    pub fn set_mtu(&mut self, mtu: usize) {
+        self.mtu = mtu;
+    }
+
+    /// Replaces the own addresses. Flows from one that is gone fail when they are settled next.
+    pub fn set_addresses(&mut self, addresses: Addresses) {
+        let gone = self.flows.select(|flow| !addresses.contains(flow.tuple.local.ip()));
+        self.addresses = addresses;
+        gone.into_iter().for_each(|id| self.flows.touch(id));
+    }
+
+    /// Starts a connection.
+    pub fn connect(&mut self, now: Nanos, remote: SocketAddr) -> Result<FlowId, Failure> {
+        let local = self.source_for(remote.ip())?;
+        if remote.port() == 0 {
+            return Err(Failure::Refused);
+        }
+        let tuple = self.free_tuple(now, local, remote).ok_or(Failure::InUse)?;
+        let share = self.budget.reserve(self.flows.count()).ok_or(Failure::NoBuffers)?;
+        let parameters = Parameters { tuple, share, mtu: self.mtu, seed: (self.random)() };
+        let transport = Connection::connect(&parameters, now);
+        Ok(self.flows.insert(Flow::new(tuple, transport, share, Stage::Connecting, now)))
+    }
+
+    /// Joins a flow that is connected or accepted to something. It comes back where that cannot be.
+    pub fn attach(&mut self, flow: FlowId, attachment: A) -> Result<(), A> {
+        let Some(found) = self.flows.get_mut(flow) else { return Err(attachment) };
+        let joinable = matches!(found.stage, Stage::Accepted(_) | Stage::Established);
+        if !joinable || found.attachment.is_some() {
+            return Err(attachment);
+        }
+        found.attachment = Some(attachment);
+        let stage = std::mem::replace(&mut found.stage, Stage::Established);
+        self.leave_listener(stage);
+        self.flows.touch(flow);
+        Ok(())
+    }
+
+    /// Resets a flow and forgets it. Returns what it was joined to.
+    pub fn abort(&mut self, now: Nanos, flow: FlowId, out: &mut Outbox) -> Option<A> {
+        self.flows.get_mut(flow)?.transport.reset(now, out);
+        self.forget(flow)
+    }
+
+    /// Resets a flow, and tells its owner why. Returns what it was joined to.
+    pub fn abandon(&mut self, now: Nanos, flow: FlowId, failure: Failure, out: &mut Outbox) -> Option<A> {
+        self.flows.get_mut(flow)?.transport.reset(now, out);
+        match self.end(flow, Some(failure)) {
+            Settled::Over { attachment, .. } => attachment,
+            Settled::Alive { .. } => None,
+        }
+    }
+
+    /// Listens. Returns the listener and its port.
+    pub fn listen(&mut self, host: Option<IpAddr>, port: u16, backlog: usize) -> Result<(u64, u16), Failure> {
+        if host.is_some_and(|host| !self.addresses.contains(host)) {
+            return Err(Failure::NotOwn);
+        }
+        let taken = |listening: &HashMap<_, _>, port| listening.contains_key(&(host, port));
+        let port = match port {
+            0 => (0..PORT_ATTEMPTS)
+                .map(|_| random_port(&mut self.random))
+                .find(|port| !taken(&self.listening, *port))
+                .ok_or(Failure::InUse)?,
+            port if taken(&self.listening, port) => return Err(Failure::InUse),
+            port => port,
+        };
+        let backlog = backlog.clamp(1, LONGEST_BACKLOG);
+        let listener = self.listeners.insert_with(|_| Listener { host, port, backlog, pending: 0 });
+        self.listening.insert((host, port), listener);
+        Ok((listener, port))
+    }
+
+    /// Ends a listener. Its connections that were not attached are reset when they are settled next.
+    pub fn close_listener(&mut self, listener: u64) {
+        let Some(closed) = self.listeners.remove(listener) else { return };
+        self.listening.remove(&(closed.host, closed.port));
+        let of_it = |stage| matches!(stage, Stage::Accepting(of) | Stage::Accepted(of) if of == listener);
+        let orphans = self.flows.select(|flow| of_it(flow.stage));
+        orphans.into_iter().for_each(|id| self.flows.touch(id));
+    }
+
+    /// Binds a UDP port. Returns its number and the port.
+    pub fn open_datagram(
+        &mut self,
+        host: Option<IpAddr>,
+        port: u16,
+        outlet: D,
+    ) -> Result<(u64, u16), Failure> {
+        if host.is_some_and(|host| !self.addresses.contains(host)) {
+            return Err(Failure::NotOwn);
+        }
+        let port = match port {
+            0 => (0..PORT_ATTEMPTS)
+                .map(|_| random_port(&mut self.random))
+                .find(|port| !self.ports.is_bound(host, *port))
+                .ok_or(Failure::InUse)?,
+            port if self.ports.is_bound(host, port) => return Err(Failure::InUse),
+            port => port,
+        };
+        Ok((self.ports.bind(host, port, outlet), port))
+    }
+
+    pub fn close_datagram(&mut self, datagram: u64) -> Option<D> {
+        self.ports.close(datagram).map(|datagram| datagram.outlet)
+    }
+
+    pub fn datagram_mut(&mut self, datagram: u64) -> Option<&mut D> {
+        self.ports.get_mut(datagram).map(|datagram| &mut datagram.outlet)
+    }
+
+    /// Sends one datagram from a bound port, or counts why it cannot be sent.
+    pub fn send_datagram(&mut self, datagram: u64, remote: SocketAddr, payload: &[u8], out: &mut Outbox) {
+        let Some(bound) = self.ports.get(datagram) else { return };
+        let (host, port) = (bound.host, bound.port);
+        let same_family = |host: &IpAddr| host.is_ipv4() == remote.is_ipv4();
+        let source = match host {
+            Some(host) => Some(host).filter(|host| same_family(host) && self.addresses.contains(*host)),
+            None => self.source_for(remote.ip()).ok(),
+        };
+        let sent = match source {
+            Some(source) if remote.port() != 0 && address::is_host(remote.ip()) => {
+                udp::emit(out, SocketAddr::new(source, port), remote, payload, self.mtu)
+            }
+            _ => Err(Dropped::Unsendable),
+        };
+        if let Err(why) = sent {
+            self.counters.drop(why);
+        }
+    }
+
+    /// Counts a datagram that could not even be read for sending.
+    pub fn count(&mut self, why: Dropped) {
+        self.counters.drop(why);
+    }
+
+    /// Sends an echo request.
+    pub fn ping(
+        &mut self,
+        host: IpAddr,
+        identifier: u16,
+        sequence: u16,
+        payload: &[u8],
+        out: &mut Outbox,
+    ) -> Result<(), Failure> {
+        let source = self.source_for(host)?;
+        if payload.len() > icmp::most_payload(host, self.mtu) {
+            return Err(Failure::TooLong);
+        }
+        self.pings.sent(host, identifier, sequence);
+        icmp::emit_echo(out, (source, host), Echo::Request, (identifier, sequence), payload);
+        Ok(())
+    }
+
+    /// Takes a packet from the device.
+    pub fn input(&mut self, now: Nanos, packet: &[u8], out: &mut Outbox) {
+        self.counters.rx_packets += 1;
+        if let Err(why) = self.dispatch(now, packet, out) {
+            self.counters.drop(why);
+        }
+    }
+
+    /// When a flow is due next although nothing came in.
+    pub fn next_timer(&self) -> Option<Nanos> {
+        self.flows.next_timer()
+    }
+
+    /// Touches the flows whose time has come.
+    pub fn expire(&mut self, now: Nanos) {
+        self.flows.expire(now);
+    }
+
+    /// Touches the flows that could not send for want of room, now that there is some.
+    pub fn resume(&mut self) {
+        for id in std::mem::take(&mut self.waiting_for_room) {
+            if let Some(flow) = self.flows.get_mut(id) {
+                flow.waits_for_room = false;
+                self.flows.touch(id);
+            }
+        }
+    }
+
+    pub fn is_waiting_for_room(&self) -> bool {
+        !self.waiting_for_room.is_empty()
+    }
+
+    pub fn touch(&mut self, flow: FlowId) {
+        self.flows.touch(flow);
+    }
+
+    pub fn next_touched(&mut self) -> Option<FlowId> {
+        self.flows.next_touched()
+    }
+
+    /// How many flows wait to be settled.
+    pub fn touched_len(&self) -> usize {
+        self.flows.touched_len()
+    }
+
+    pub fn flow_mut(&mut self, flow: FlowId) -> Option<&mut Flow<Connection, A>> {
+        self.flows.get_mut(flow)
+    }
+
+    /// Sends what a flow has to send, at most [`BURST`] packets, and finds out what has become of it.
+    /// `None` for one that is gone. The end of a connection that the owner knew of is an event.
+    pub fn settle(&mut self, now: Nanos, id: FlowId, out: &mut Outbox) -> Option<Settled<A>> {
+        if let Some(failure) = self.verdict(now, id, out)? {
+            return Some(self.end(id, Some(failure)));
+        }
+        let flow = self.flows.get_mut(id)?;
+        let mut emitted = 0;
+        while flow.listed && emitted < BURST && flow.transport.output(now, out) {
+            emitted += 1;
+        }
+        let (segments, retransmits) = flow.transport.take_counts();
+        self.counters.segments_sent += segments;
+        self.counters.retransmits += retransmits;
+        let phase = flow.transport.phase();
+        if phase == Phase::Lingering
+            && flow.listed
+            && let Some(remains) = flow.transport.remains()
+        {
+            let tuple = flow.tuple;
+            self.flows.unlist(id);
+            if self.time_wait.insert(now, tuple, remains) {
+                self.counters.drop(Dropped::TimeWait);
+            }
+        }
+        self.announce(id, phase);
+        let flow = self.flows.get_mut(id)?;
+        let done = phase == Phase::Gone || phase == Phase::Lingering && !flow.listed;
+        if done && flow.transport.is_drained() {
+            return Some(self.end(id, None));
+        }
+        if phase == Phase::Gone && !flow.transport.has_peer_finished() {
+            return Some(self.end(id, Some(Failure::Reset)));
+        }
+        if done {
+            // Only what came in is left, and waits for its reader.
+            self.flows.unlist(id);
+            return Some(Settled::Alive { more: false });
+        }
+        let more = emitted == BURST;
+        let patience = flow.patience(now);
+        let deadline = flow.transport.deadline(now);
+        if more {
+            self.flows.touch(id);
+        } else if deadline.is_some_and(|at| at <= now) && !out.has_room() {
+            if !std::mem::replace(&mut flow.waits_for_room, true) {
+                self.waiting_for_room.push_back(id);
+            }
+        } else {
+            let deadline = deadline.map(|at| at.max(now + LEAST_WAIT));
+            self.flows.set_timer(id, [deadline, patience].into_iter().flatten().min());
+        }
+        Some(Settled::Alive { more })
+    }
+
+    /// Resets every flow and tells the owner why. Returns what they were joined to.
+    pub fn end_all(&mut self, now: Nanos, failure: Failure, out: &mut Outbox) -> Vec<A> {
+        let all = self.flows.select(|_| true);
+        all.into_iter().filter_map(|id| self.abandon(now, id, failure, out)).collect()
+    }
+
+    /// Moves the events to the end of `events`.
+    pub fn take_events(&mut self, events: &mut Vec<Event>) {
+        events.append(&mut self.events);
+    }
+
+    pub fn counters_mut(&mut self) -> &mut Counters {
+        &mut self.counters
+    }
+
+    /// Every number the stack has, by name.
+    pub fn statistics(&self) -> Vec<(&'static str, u64)> {
+        let counters = &self.counters;
+        let mut all = vec![
+            ("flows", self.flows.count() as u64),
+            ("half_open", self.flows.half_open() as u64),
+            ("time_wait", self.time_wait.count() as u64),
+            ("listeners", self.listeners.count() as u64),
+            ("datagrams", self.ports.count() as u64),
+            ("buffer_bytes", self.budget.used() as u64),
+            ("budget_bytes", self.budget.limit() as u64),
+            ("rx_packets", counters.rx_packets),
+            ("tx_packets", counters.tx_packets),
+            ("segments_sent", counters.segments_sent),
+            ("retransmits", counters.retransmits),
+        ];
+        all.extend(Dropped::NAMES.iter().map(|(why, name)| (*name, counters.dropped(*why))));
+        all
+    }
+
+    fn dispatch(&mut self, now: Nanos, packet: &[u8], out: &mut Outbox) -> Result<(), Dropped> {
+        let header = ip::parse(packet)?;
+        if !self.addresses.contains(header.destination) {
+            return Err(Dropped::NoAddress);
+        }
+        let packet = &packet[..header.payload.end];
+        match header.protocol {
+            IpProtocol::Tcp => self.receive_segment(now, &header, packet, out),
+            IpProtocol::Udp => {
+                let received = self.ports.receive(&header, packet);
+                if received == Err(Dropped::NoPort) && self.may_answer(now) {
+                    icmp::emit_port_unreachable(out, &header, packet);
+                }
+                received
+            }
+            IpProtocol::Icmp if header.source.is_ipv4() => self.receive_icmp(now, &header, packet, out),
+            IpProtocol::Icmpv6 if header.source.is_ipv6() => self.receive_icmp(now, &header, packet, out),
+            _ => Err(Dropped::NoProtocol),
+        }
+    }
+
+    fn receive_segment(
+        &mut self,
+        now: Nanos,
+        header: &Header,
+        packet: &[u8],
+        out: &mut Outbox,
+    ) -> Result<(), Dropped> {
+        let segment = segment::parse(header, packet)?;
+        if let Some(id) = self.flows.find(&segment.tuple)
+            && let Some(flow) = self.flows.get_mut(id)
+        {
+            let before = flow.transport.phase();
+            flow.heard = now;
+            flow.transport.input(now, packet, &segment, out);
+            flow.was_reset |= segment.rst && before != Phase::Gone && flow.transport.phase() == Phase::Gone;
+            self.flows.touch(id);
+            return Ok(());
+        }
+        match self.time_wait.receive(now, &segment.tuple, &segment) {
+            Some(Verdict::Acknowledge(remains)) => {
+                if self.may_answer(now) {
+                    segment::emit_acknowledgement(out, &segment.tuple, &remains);
+                }
+                return Ok(());
+            }
+            Some(Verdict::Ignore) => return Ok(()),
+            Some(Verdict::Reopened) | None => {}
+        }
+        let local = segment.tuple.local;
+        let listening = |host| self.listening.get(&(host, local.port())).copied();
+        match listening(Some(local.ip())).or_else(|| listening(None)) {
+            Some(listener) if segment.syn && !segment.ack && !segment.rst => {
+                self.accept(now, listener, packet, &segment, out)
+            }
+            _ => {
+                if !segment.rst && self.may_answer(now) {
+                    segment::emit_reset(out, &segment);
+                }
+                Err(Dropped::NoFlow)
+            }
+        }
+    }
+
+    fn accept(
+        &mut self,
+        now: Nanos,
+        id: u64,
+        packet: &[u8],
+        segment: &Segment,
+        out: &mut Outbox,
+    ) -> Result<(), Dropped> {
+        if let Some(oldest) = self.flows.crowded_out() {
+            self.forget(oldest);
+            self.counters.drop(Dropped::HalfOpen);
+        }
+        let listener = self.listeners.get_mut(id).ok_or(Dropped::NoFlow)?;
+        if listener.pending >= listener.backlog {
+            return Err(Dropped::Backlog);
+        }
+        let share = self.budget.reserve(self.flows.count()).ok_or(Dropped::Budget)?;
+        listener.pending += 1;
+        let parameters = Parameters { tuple: segment.tuple, share, mtu: self.mtu, seed: (self.random)() };
+        let mut transport = Connection::accept(&parameters, now);
+        transport.input(now, packet, segment, out);
+        self.flows.insert(Flow::new(segment.tuple, transport, share, Stage::Accepting(id), now));
+        Ok(())
+    }
+
+    fn receive_icmp(
+        &mut self,
+        now: Nanos,
+        header: &Header,
+        packet: &[u8],
+        out: &mut Outbox,
+    ) -> Result<(), Dropped> {
+        match icmp::parse(header, packet)? {
+            Message::EchoRequest { identifier, sequence, payload } => {
+                if !self.echoes.take(now) {
+                    return Err(Dropped::RateLimited);
+                }
+                let ends = (header.destination, header.source);
+                icmp::emit_echo(out, ends, Echo::Reply, (identifier, sequence), payload);
+            }
+            Message::EchoReply { identifier, sequence, payload } => {
+                let host = header.source;
+                if !self.pings.received(host, identifier, sequence) {
+                    return Err(Dropped::NoProtocol);
+                }
+                self.events.push(Event::Pong { host, identifier, sequence, payload: payload.to_vec() });
+            }
+            Message::Report { tuple, sequence, problem } => self.report(now, tuple, sequence, problem),
+        }
+        Ok(())
+    }
+
+    /// A report can be forged by whoever guesses the ports: an established connection only ever
+    /// takes a lower MTU from it, and one being opened must be quoted with its sequence number.
+    fn report(&mut self, now: Nanos, tuple: Tuple, sequence: u32, problem: Problem) {
+        let Some(id) = self.flows.find(&tuple) else { return };
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        match problem {
+            Problem::TooBig { mtu } => flow.transport.lower_mtu(now, mtu),
+            Problem::Unreachable(failure) => {
+                let ours = flow.transport.initial_sequence() == Some(sequence);
+                if flow.stage == Stage::Connecting && ours {
+                    self.end(id, Some(failure));
+                }
+            }
+        }
+    }
+
+    /// Why a flow has to end before it sends anything more. `None` for one that is gone already.
+    fn verdict(&mut self, now: Nanos, id: FlowId, out: &mut Outbox) -> Option<Option<Failure>> {
+        let flow = self.flows.get_mut(id)?;
+        if flow.was_reset {
+            let connecting = flow.stage == Stage::Connecting;
+            return Some(Some(if connecting { Failure::Refused } else { Failure::Reset }));
+        }
+        if !self.addresses.contains(flow.tuple.local.ip()) {
+            return Some(Some(Failure::AddressGone));
+        }
+        let orphan = match flow.stage {
+            Stage::Accepting(listener) | Stage::Accepted(listener) => self.listeners.get(listener).is_none(),
+            Stage::Connecting | Stage::Established => false,
+        };
+        let silent = flow.patience(now).is_some_and(|at| at <= now);
+        if orphan || silent {
+            flow.transport.reset(now, out);
+            return Some(Some(if silent { Failure::TimedOut } else { Failure::Reset }));
+        }
+        Some(None)
+    }
+
+    /// Tells the owner of a flow that has opened.
+    fn announce(&mut self, id: FlowId, phase: Phase) {
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        let opened = matches!(phase, Phase::Open | Phase::Lingering);
+        match flow.stage {
+            Stage::Connecting if opened => {
+                flow.stage = Stage::Established;
+                self.events.push(Event::Connected { flow: id, local: flow.tuple.local });
+            }
+            Stage::Accepting(listener) if opened => {
+                flow.stage = Stage::Accepted(listener);
+                let Tuple { local, remote } = flow.tuple;
+                self.events.push(Event::Accepted { listener, flow: id, remote, local });
+                self.flows.opened(id);
+            }
+            _ => {}
+        }
+    }
+
+    fn end(&mut self, id: FlowId, failure: Option<Failure>) -> Settled<A> {
+        match self.flows.get_mut(id).map(|flow| flow.stage) {
+            Some(Stage::Connecting) => {
+                let failure = failure.unwrap_or(Failure::Refused);
+                self.events.push(Event::Failed { flow: id, failure });
+            }
+            Some(Stage::Accepted(_) | Stage::Established) => {
+                self.events.push(Event::Closed { flow: id, failure });
+            }
+            Some(Stage::Accepting(_)) | None => {}
+        }
+        Settled::Over { failure, attachment: self.forget(id) }
+    }
+
+    fn forget(&mut self, id: FlowId) -> Option<A> {
+        let flow = self.flows.remove(id)?;
+        self.budget.release(flow.share);
+        self.leave_listener(flow.stage);
+        flow.attachment
+    }
+
+    fn leave_listener(&mut self, stage: Stage) {
+        if let Stage::Accepting(listener) | Stage::Accepted(listener) = stage
+            && let Some(listener) = self.listeners.get_mut(listener)
+        {
+            listener.pending -= 1;
+        }
+    }
+
+    /// The own address to speak to `remote` from. Our own addresses are not on the network.
+    fn source_for(&self, remote: IpAddr) -> Result<IpAddr, Failure> {
+        let source = self.addresses.source_for(remote).ok_or(Failure::NetworkUnreachable)?;
+        let unreachable = !address::is_host(remote)
+            || self.addresses.contains(remote)
+            || self.addresses.is_broadcast(remote);
+        if unreachable { Err(Failure::HostUnreachable) } else { Ok(source) }
+    }
+
+    fn free_tuple(&mut self, now: Nanos, local: IpAddr, remote: SocketAddr) -> Option<Tuple> {
+        (0..PORT_ATTEMPTS).find_map(|_| {
+            let port = random_port(&mut self.random);
+            let tuple = Tuple { local: SocketAddr::new(local, port), remote };
+            let listening = self.listening.contains_key(&(None, port))
+                || self.listening.contains_key(&(Some(local), port));
+            let used = self.flows.find(&tuple).is_some() || self.time_wait.contains(now, &tuple);
+            (!listening && !used).then_some(tuple)
+        })
+    }
+
+    fn may_answer(&mut self, now: Nanos) -> bool {
+        let may = self.answers.take(now);
+        if !may {
+            self.counters.drop(Dropped::RateLimited);
+        }
+        may
+    }
+}
+
+fn random_port(random: &mut dyn FnMut() -> u64) -> u16 {
+    FIRST_PORT + (random() % u64::from(LAST_PORT - FIRST_PORT + 1)) as u16
+}
+
+/// Packets that one flow sends before another has its turn.
+const BURST: usize = 64;
+/// How soon a timer may fire: one that is due without anything to do must not turn the loop.
+const LEAST_WAIT: Nanos = 1_000_000;
+const FIRST_PORT: u16 = 32768;
+const LAST_PORT: u16 = 60999;
+const PORT_ATTEMPTS: usize = 1000;
+const LONGEST_BACKLOG: usize = 1024;
+const ANSWERS_A_SECOND: u64 = 1000;
+const ECHOES_A_SECOND: u64 = 1000;
+
+#[cfg(test)]
+mod tests;

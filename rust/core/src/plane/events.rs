@@ -1,0 +1,216 @@
+//! What a plane reports, in bounded queues.
+//!
+//! Control packets of peers, of paths that we have written to, and of strangers wait apart, so that
+//! a flood from one sort cannot crowd out another's; strangers pass a limiter too.
+
+use std::collections::{HashSet, VecDeque};
+
+use crate::plane::Path;
+use crate::{Nanos, SECOND};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    Control { data: Box<[u8]>, path: Path },
+    DataMessage { peer: u32, data: Box<[u8]> },
+    Float { peer: u32, path: Path },
+    Expired { peer: u32 },
+    KeyLimit { peer: u32, handle: u64 },
+    Closed { path: Path, errno: i32 },
+}
+
+/// Whose path a control packet came on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Peer,
+    Contacted,
+    Stranger,
+}
+
+#[derive(Default)]
+pub struct Events {
+    reports: VecDeque<Event>,
+    messages: usize,
+    control: [ControlQueue; 3],
+    strangers: Limiter,
+    contacted: RecentPaths,
+    signalled: bool,
+}
+
+impl Events {
+    /// Queues a control packet; false if it must be dropped.
+    pub fn control(&mut self, origin: Origin, data: &[u8], path: Path, now: Nanos) -> bool {
+        let queue = &mut self.control[origin as usize];
+        if !queue.takes(data) || origin == Origin::Stranger && !self.strangers.admits(now) {
+            return false;
+        }
+        queue.push(data, path);
+        true
+    }
+
+    /// Queues a data message; false if it must be dropped.
+    pub fn message(&mut self, peer: u32, data: &[u8]) -> bool {
+        if self.messages == MAX_MESSAGES {
+            return false;
+        }
+        self.messages += 1;
+        self.reports.push_back(Event::DataMessage { peer, data: data.into() });
+        true
+    }
+
+    /// Queues a report of which each command allows only so many: these are never dropped.
+    pub fn report(&mut self, event: Event) {
+        self.reports.push_back(event);
+    }
+
+    /// Whether a report that a peer can cause at will may be queued.
+    pub fn has_room(&self) -> bool {
+        self.reports.len() < MAX_REPORTS
+    }
+
+    pub fn contacted(&mut self, path: Path) {
+        self.contacted.insert(path);
+    }
+
+    pub fn is_contacted(&self, path: &Path) -> bool {
+        self.contacted.contains(path)
+    }
+
+    pub fn take(&mut self) -> Vec<Event> {
+        self.signalled = false;
+        self.messages = 0;
+        let control = self.control.iter_mut().flat_map(|queue| {
+            queue.bytes = 0;
+            queue.events.drain(..)
+        });
+        self.reports.drain(..).chain(control).collect()
+    }
+
+    pub fn signal(&mut self) -> bool {
+        let waiting = !self.reports.is_empty() || self.control.iter().any(|queue| !queue.events.is_empty());
+        let signal = waiting && !self.signalled;
+        self.signalled |= waiting;
+        signal
+    }
+}
+
+#[derive(Default)]
+struct ControlQueue {
+    events: VecDeque<Event>,
+    bytes: usize,
+}
+
+impl ControlQueue {
+    fn takes(&self, data: &[u8]) -> bool {
+        self.events.len() < MAX_CONTROL && self.bytes + data.len() <= MAX_CONTROL_BYTES
+    }
+
+    fn push(&mut self, data: &[u8], path: Path) {
+        self.bytes += data.len();
+        self.events.push_back(Event::Control { data: data.into(), path });
+    }
+}
+
+/// A token bucket: stock's `--connect-freq-initial 100 10`.
+struct Limiter {
+    tokens: u64,
+    refilled: Nanos,
+}
+
+impl Limiter {
+    fn admits(&mut self, now: Nanos) -> bool {
+        let earned = now.saturating_sub(self.refilled) / TOKEN_INTERVAL;
+        self.refilled += earned * TOKEN_INTERVAL;
+        self.tokens = self.tokens.saturating_add(earned).min(BURST);
+        let admitted = self.tokens > 0;
+        self.tokens -= u64::from(admitted);
+        admitted
+    }
+}
+
+impl Default for Limiter {
+    fn default() -> Limiter {
+        Limiter { tokens: BURST, refilled: 0 }
+    }
+}
+
+/// The paths last written to, between one and two generations of them.
+#[derive(Default)]
+struct RecentPaths {
+    young: HashSet<Path>,
+    old: HashSet<Path>,
+}
+
+impl RecentPaths {
+    fn insert(&mut self, path: Path) {
+        if self.young.len() == GENERATION && !self.young.contains(&path) {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(path);
+    }
+
+    fn contains(&self, path: &Path) -> bool {
+        self.young.contains(path) || self.old.contains(path)
+    }
+}
+
+const MAX_MESSAGES: usize = 256;
+const MAX_REPORTS: usize = 4096;
+/// Several handshakes' flights: a peer has at most 12 control packets on their way.
+const MAX_CONTROL: usize = 1024;
+const MAX_CONTROL_BYTES: usize = 2 << 20;
+const BURST: u64 = 100;
+const TOKEN_INTERVAL: Nanos = SECOND / 10;
+const GENERATION: usize = 2048;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(port: u16) -> Path {
+        Path { socket: 0, address: ([192, 0, 2, 1], port).into() }
+    }
+
+    #[test]
+    fn strangers_are_limited_and_crowd_nobody_out() {
+        let mut events = Events::default();
+        let taken = |events: &mut Events, origin, count, now| {
+            (0..count).filter(|_| events.control(origin, b"x", path(1), now)).count()
+        };
+        assert_eq!(taken(&mut events, Origin::Stranger, 5000, 50 * SECOND), 100);
+        assert_eq!(taken(&mut events, Origin::Stranger, 50, 51 * SECOND), 10);
+        assert_eq!(taken(&mut events, Origin::Contacted, 5000, 51 * SECOND), MAX_CONTROL);
+        assert_eq!(taken(&mut events, Origin::Peer, 5000, 51 * SECOND), MAX_CONTROL);
+        assert_eq!(events.take().len(), 110 + 2 * MAX_CONTROL);
+        assert_eq!(taken(&mut events, Origin::Peer, 1, 51 * SECOND), 1);
+    }
+
+    #[test]
+    fn bytes_are_bounded_too() {
+        let mut events = Events::default();
+        let taken = (0..1000).filter(|_| events.control(Origin::Peer, &[0; 60_000], path(1), 0)).count();
+        assert_eq!(taken, MAX_CONTROL_BYTES / 60_000);
+    }
+
+    #[test]
+    fn one_signal_until_they_are_taken() {
+        let mut events = Events::default();
+        assert!(!events.signal());
+        events.report(Event::Expired { peer: 1 });
+        assert!(events.signal() && !events.signal());
+        events.report(Event::Expired { peer: 2 });
+        assert!(!events.signal());
+        assert_eq!(events.take(), [Event::Expired { peer: 1 }, Event::Expired { peer: 2 }]);
+        assert!(!events.signal());
+    }
+
+    #[test]
+    fn contacted_paths_are_kept_for_a_generation() {
+        let mut events = Events::default();
+        events.contacted(path(1));
+        (2..GENERATION as u16 + 2).for_each(|port| events.contacted(path(port)));
+        assert!(events.is_contacted(&path(1)));
+        (1..=GENERATION as u16).for_each(|port| events.contacted(path(port + 10_000)));
+        assert!(!events.is_contacted(&path(1)));
+        assert!(events.contacted.young.len() + events.contacted.old.len() <= 2 * GENERATION);
+    }
+}

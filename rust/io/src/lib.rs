@@ -1,0 +1,7 @@
+//! ginnel's loops and system calls. All of ginnel's unsafe code stands here, each with its reason.
+
+pub mod pump;
+pub mod splice;
+pub mod stack;
+pub mod udp;
+pub mod wake;

@@ -1,0 +1,472 @@
+//! The loop of a network stack: one thread, one epoll, packets on one side and sockets on the other.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use ginnel_core::device::{End, Kind};
+use ginnel_core::netstack::address::{Addresses, unmapped};
+use ginnel_core::netstack::counters::Dropped;
+use ginnel_core::netstack::flows::FlowId;
+use ginnel_core::netstack::outbox::Outbox;
+use ginnel_core::netstack::{Event, Failure, Settled, Stack};
+use ginnel_core::packet::{Packet, Pool};
+use ginnel_core::queue::Wake;
+use ginnel_core::{Nanos, SECOND};
+use rustix::buffer::spare_capacity;
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+
+use crate::splice::{HEADER, Messages, Moved, Splice};
+use crate::wake::Waker;
+
+/// A stack on a thread of its own.
+pub struct NetStack {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    /// What others ask of the loop. `None` once it has ended.
+    calls: Mutex<Option<Vec<Call>>>,
+    wake: Arc<Waker>,
+    events: Mutex<Vec<Event>>,
+    ready: Waker,
+}
+
+type Call = Box<dyn FnOnce(&mut Loop) + Send>;
+
+impl NetStack {
+    /// Starts a stack on one end of a device that carries IP packets.
+    pub fn start(end: End, budget: usize) -> io::Result<NetStack> {
+        if end.device().kind() != Kind::Tun {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let shared = Arc::new(Shared {
+            calls: Mutex::new(Some(Vec::new())),
+            wake: Arc::new(Waker::new()?),
+            events: Mutex::new(Vec::new()),
+            ready: Waker::new()?,
+        });
+        let mut inner = Loop::new(end, budget, shared.clone())?;
+        let thread = std::thread::Builder::new().name("ginnel-stack".into()).spawn(move || inner.run())?;
+        Ok(NetStack { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    pub fn set_addresses(&self, addresses: Addresses) -> Result<(), Failure> {
+        self.call(|inner| inner.stack.set_addresses(addresses))
+    }
+
+    pub fn connect(&self, remote: SocketAddr) -> Result<FlowId, Failure> {
+        self.call(move |inner| {
+            let now = inner.now();
+            inner.stack.connect(now, remote)
+        })?
+    }
+
+    /// Joins a flow with a stream socket.
+    pub fn attach(&self, flow: FlowId, socket: OwnedFd) -> Result<(), Failure> {
+        self.call(move |inner| inner.attach(flow, socket))?
+    }
+
+    pub fn abort(&self, flow: FlowId) {
+        let _ = self.call(move |inner| {
+            let now = inner.now();
+            if let Some(splice) = inner.stack.abort(now, flow, &mut inner.out) {
+                splice.close(Some(Failure::Reset));
+            }
+        });
+    }
+
+    pub fn listen(&self, host: Option<IpAddr>, port: u16, backlog: usize) -> Result<(u64, u16), Failure> {
+        self.call(move |inner| inner.stack.listen(host, port, backlog))?
+    }
+
+    pub fn close_listener(&self, listener: u64) {
+        let _ = self.call(move |inner| inner.stack.close_listener(listener));
+    }
+
+    /// Binds a UDP port, joined with a SOCK_SEQPACKET socket.
+    pub fn open_datagram(
+        &self,
+        host: Option<IpAddr>,
+        port: u16,
+        socket: OwnedFd,
+    ) -> Result<(u64, u16), Failure> {
+        self.call(move |inner| inner.open_datagram(host, port, socket))?
+    }
+
+    pub fn close_datagram(&self, datagram: u64) {
+        let _ = self.call(move |inner| inner.stack.close_datagram(datagram));
+    }
+
+    pub fn ping(
+        &self,
+        host: IpAddr,
+        identifier: u16,
+        sequence: u16,
+        payload: Vec<u8>,
+    ) -> Result<(), Failure> {
+        self.call(move |inner| inner.stack.ping(host, identifier, sequence, &payload, &mut inner.out))?
+    }
+
+    /// Takes the events that wait.
+    pub fn events(&self) -> Vec<Event> {
+        let mut events = lock(&self.shared.events);
+        self.shared.ready.clear();
+        std::mem::take(&mut *events)
+    }
+
+    /// Readable while events wait.
+    pub fn readiness(&self) -> BorrowedFd<'_> {
+        self.shared.ready.as_fd()
+    }
+
+    pub fn statistics(&self) -> Result<Vec<(&'static str, u64)>, Failure> {
+        self.call(|inner| inner.stack.statistics())
+    }
+
+    /// Resets the flows and ends the thread. Idempotent.
+    pub fn close(&self) {
+        let Some(thread) = lock(&self.thread).take() else { return };
+        let _ = self.call(|inner| inner.running = false);
+        // A loop that has panicked is closed all the same.
+        let _ = thread.join();
+    }
+
+    /// Has the loop do something and waits for what comes of it.
+    fn call<R: Send + 'static>(
+        &self,
+        what: impl FnOnce(&mut Loop) -> R + Send + 'static,
+    ) -> Result<R, Failure> {
+        let (answer, answered): (SyncSender<R>, _) = sync_channel(1);
+        let call: Call = Box::new(move |inner| {
+            let _ = answer.send(what(inner));
+        });
+        match &mut *lock(&self.shared.calls) {
+            Some(calls) => calls.push(call),
+            None => return Err(Failure::NoDevice),
+        }
+        self.shared.wake.wake();
+        answered.recv().map_err(|_| Failure::NoDevice)
+    }
+}
+
+impl Drop for NetStack {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// What the thread owns.
+struct Loop {
+    stack: Stack<Splice, Messages>,
+    /// `None` once the device is gone.
+    end: Option<End>,
+    out: Outbox,
+    incoming: Vec<Packet>,
+    /// The queue may hold more than was taken from it.
+    more_incoming: bool,
+    /// UDP ports whose program has more to send.
+    sending: Vec<u64>,
+    message: Box<[u8]>,
+    epoll: OwnedFd,
+    origin: Instant,
+    running: bool,
+    shared: Arc<Shared>,
+}
+
+impl Loop {
+    fn new(end: End, budget: usize, shared: Arc<Shared>) -> io::Result<Loop> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &*shared.wake, EventData::new_u64(WAKE), EventFlags::IN)?;
+        let wake: Arc<dyn Wake> = shared.wake.clone();
+        end.incoming().set_reader(Some(wake.clone()));
+        end.outgoing().set_writer(Some(wake));
+        Ok(Loop {
+            stack: Stack::new(budget, end.device().mtu() as usize, Box::new(random)),
+            end: Some(end),
+            out: Outbox::new(Pool::new(POOLED).local()),
+            incoming: Vec::with_capacity(BATCH),
+            more_incoming: true,
+            sending: Vec::new(),
+            message: vec![0; HEADER + LONGEST_DATAGRAM].into_boxed_slice(),
+            epoll,
+            origin: Instant::now(),
+            running: true,
+            shared,
+        })
+    }
+
+    fn run(&mut self) {
+        let mut ready = Vec::with_capacity(BATCH);
+        while self.running {
+            self.wait(&mut ready);
+            self.answer_calls();
+            let now = self.now();
+            self.learn_room();
+            self.receive(now);
+            self.stack.expire(now);
+            self.send_datagrams();
+            // Those that are touched again meanwhile have their turn in the next round.
+            for _ in 0..self.stack.touched_len() {
+                match self.stack.next_touched() {
+                    Some(flow) => self.serve(now, flow),
+                    None => break,
+                }
+            }
+            self.finish_round();
+        }
+    }
+
+    fn now(&self) -> Nanos {
+        // From one second on: a limit's first fill lies at 0.
+        SECOND + self.origin.elapsed().as_nanos() as Nanos
+    }
+
+    /// Waits until something happens, and notes what did.
+    fn wait(&mut self, ready: &mut Vec<epoll::Event>) {
+        let timeout = self.patience();
+        ready.clear();
+        if epoll::wait(&self.epoll, spare_capacity(ready), timeout.as_ref()).is_err() {
+            return;
+        }
+        for event in ready {
+            let (flags, token) = (event.flags, event.data.u64());
+            if token == WAKE {
+                self.shared.wake.clear();
+            } else if token & DATAGRAM != 0 {
+                self.note_sending(token & !DATAGRAM);
+            } else {
+                if let Some(flow) = self.stack.flow_mut(token)
+                    && let Some(splice) = &mut flow.attachment
+                {
+                    splice.note(flags);
+                }
+                self.stack.touch(token);
+            }
+        }
+    }
+
+    fn patience(&self) -> Option<Timespec> {
+        let stalled = !self.out.has_room();
+        let sending = !self.sending.is_empty() && !stalled;
+        let busy = self.more_incoming || sending || self.stack.touched_len() > 0;
+        let wait = if busy { 0 } else { self.stack.next_timer()?.saturating_sub(self.now()) };
+        // Rounded up, so that the timer is due when the wait is over.
+        let millis = wait.div_ceil(MILLISECOND);
+        Some(Timespec { tv_sec: (millis / 1000) as i64, tv_nsec: (millis % 1000 * MILLISECOND) as i64 })
+    }
+
+    fn answer_calls(&mut self) {
+        let calls = lock(&self.shared.calls).as_mut().map(std::mem::take).unwrap_or_default();
+        for call in calls {
+            call(self);
+        }
+    }
+
+    /// Looks again whether the device has room, if somebody waits for that.
+    fn learn_room(&mut self) {
+        let Some(end) = &self.end else { return };
+        self.stack.set_mtu(end.device().mtu() as usize);
+        if self.stack.is_waiting_for_room() || !self.sending.is_empty() {
+            self.out.flush(end, self.stack.counters_mut());
+            if self.out.has_room() {
+                self.stack.resume();
+            }
+        }
+    }
+
+    fn receive(&mut self, now: Nanos) {
+        let Some(end) = &self.end else { return };
+        match end.receive(&mut self.incoming, BATCH) {
+            Ok(count) => self.more_incoming = count == BATCH,
+            Err(_) => {
+                self.more_incoming = false;
+                self.end = None;
+                for splice in self.stack.end_all(now, Failure::NoDevice, &mut self.out) {
+                    splice.close(Some(Failure::NoDevice));
+                }
+            }
+        }
+        for packet in self.incoming.drain(..) {
+            self.stack.input(now, &packet, &mut self.out);
+            self.out.pool().recycle(packet);
+        }
+    }
+
+    /// Moves a flow's bytes, then its packets.
+    fn serve(&mut self, now: Nanos, id: FlowId) {
+        let Some(flow) = self.stack.flow_mut(id) else { return };
+        let moved = match &mut flow.attachment {
+            Some(splice) => splice.pump(&mut flow.transport),
+            None => Moved::All,
+        };
+        match moved {
+            Moved::Broken => return self.break_off(now, id),
+            Moved::Part => self.stack.touch(id),
+            Moved::All => {}
+        }
+        if let Some(Settled::Over { failure, attachment: Some(splice) }) =
+            self.stack.settle(now, id, &mut self.out)
+        {
+            // Whoever sees the socket end must find the event that says why.
+            self.publish();
+            splice.close(failure);
+        }
+    }
+
+    /// Ends a flow whose program is gone.
+    fn break_off(&mut self, now: Nanos, id: FlowId) {
+        let splice = self.stack.abandon(now, id, Failure::Reset, &mut self.out);
+        self.publish();
+        if let Some(splice) = splice {
+            splice.close(None);
+        }
+    }
+
+    fn send_datagrams(&mut self) {
+        let mut again = Vec::new();
+        for id in std::mem::take(&mut self.sending) {
+            for turn in 0.. {
+                if turn == DATAGRAM_TURN || !self.out.has_room() {
+                    again.push(id);
+                    break;
+                }
+                let Some(messages) = self.stack.datagram_mut(id) else { break };
+                let Some(count) = messages.receive(&mut self.message) else { break };
+                if count == 0 {
+                    self.stack.close_datagram(id);
+                    break;
+                }
+                let message = &self.message[..count];
+                let Some((header, payload)) = message.split_first_chunk::<HEADER>() else {
+                    self.stack.count(Dropped::Unsendable);
+                    continue;
+                };
+                let (address, port) = header.split_first_chunk().expect("16 of 18 bytes");
+                let remote = SocketAddr::new(unmapped(*address), u16::from_be_bytes([port[0], port[1]]));
+                self.stack.send_datagram(id, remote, payload, &mut self.out);
+            }
+        }
+        self.sending.append(&mut again);
+    }
+
+    fn note_sending(&mut self, id: u64) {
+        if !self.sending.contains(&id) {
+            self.sending.push(id);
+        }
+    }
+
+    fn finish_round(&mut self) {
+        if let Some(end) = &self.end {
+            self.out.flush(end, self.stack.counters_mut());
+        }
+        self.publish();
+    }
+
+    fn publish(&mut self) {
+        let mut events = lock(&self.shared.events);
+        let was_empty = events.is_empty();
+        self.stack.take_events(&mut events);
+        if was_empty && !events.is_empty() {
+            self.shared.ready.wake();
+        }
+    }
+
+    fn attach(&mut self, flow: FlowId, socket: OwnedFd) -> Result<(), Failure> {
+        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        let splice = Splice::new(socket);
+        self.stack.attach(flow, splice).map_err(|_| Failure::NoSuch)?;
+        let attached = self.stack.flow_mut(flow).and_then(|flow| flow.attachment.as_ref());
+        if let Some(splice) = attached
+            && epoll::add(&self.epoll, splice, EventData::new_u64(flow), flags).is_err()
+        {
+            let now = self.now();
+            drop(self.stack.abort(now, flow, &mut self.out));
+            return Err(Failure::NoBuffers);
+        }
+        Ok(())
+    }
+
+    fn open_datagram(
+        &mut self,
+        host: Option<IpAddr>,
+        port: u16,
+        socket: OwnedFd,
+    ) -> Result<(u64, u16), Failure> {
+        let (id, port) = self.stack.open_datagram(host, port, Messages::new(socket))?;
+        let flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
+        if let Some(messages) = self.stack.datagram_mut(id)
+            && epoll::add(&self.epoll, &*messages, EventData::new_u64(id | DATAGRAM), flags).is_err()
+        {
+            self.stack.close_datagram(id);
+            return Err(Failure::NoBuffers);
+        }
+        Ok((id, port))
+    }
+}
+
+impl Drop for Loop {
+    /// Also after a panic: nobody is left waiting, and every program sees its socket end.
+    fn drop(&mut self) {
+        // Calls that were not answered drop their senders, which tells the callers.
+        lock(&self.shared.calls).take();
+        if std::thread::panicking() {
+            return;
+        }
+        let now = self.now();
+        for splice in self.stack.end_all(now, Failure::NoDevice, &mut self.out) {
+            splice.close(Some(Failure::NoDevice));
+        }
+        self.finish_round();
+    }
+}
+
+/// The error number of a failure, as the kernel's own stack would give it.
+pub fn errno(failure: Failure) -> i32 {
+    match failure {
+        Failure::Refused => libc::ECONNREFUSED,
+        Failure::Reset => libc::ECONNRESET,
+        Failure::TimedOut => libc::ETIMEDOUT,
+        Failure::HostUnreachable => libc::EHOSTUNREACH,
+        Failure::NetworkUnreachable => libc::ENETUNREACH,
+        Failure::AddressGone => libc::ENETRESET,
+        Failure::NotOwn => libc::EADDRNOTAVAIL,
+        Failure::InUse => libc::EADDRINUSE,
+        Failure::NoBuffers => libc::ENOBUFS,
+        Failure::NoSuch => libc::ENOTCONN,
+        Failure::TooLong => libc::EMSGSIZE,
+        Failure::NoDevice => libc::ENODEV,
+    }
+}
+
+/// A random number from the system.
+fn random() -> u64 {
+    let mut bytes = [0u8; 8];
+    loop {
+        // SAFETY: the buffer is ours and as long as is said.
+        let count = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+        // So few bytes come whole, or not at all when a signal came first.
+        if count == bytes.len() as isize {
+            return u64::from_ne_bytes(bytes);
+        }
+    }
+}
+
+/// A lock whose poison is ignored: no invariant spans a panic here.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+const BATCH: usize = 256;
+const POOLED: usize = 1024;
+const DATAGRAM_TURN: usize = 64;
+const LONGEST_DATAGRAM: usize = 65_535;
+const MILLISECOND: Nanos = SECOND / 1000;
+const WAKE: u64 = u64::MAX;
+const DATAGRAM: u64 = 1 << 63;

@@ -1,0 +1,487 @@
+//! UDP in batches: recvmmsg with GRO, sendmmsg with GSO, and every loss counted.
+//!
+//! One call takes or gives many datagrams; with GRO and GSO (`udp(7)`) one message of such a call
+//! holds a whole run of datagrams of one length, of which only the last may be shorter.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ginnel_core::counters;
+use ginnel_core::plane::Datagram;
+use rustix::io::Errno;
+use rustix::net::sockopt;
+
+counters! {
+    /// What the sockets did, and every reason for a loss there.
+    pub struct UdpCounters {
+        /// System calls, messages in them, and datagrams in these.
+        rx_calls,
+        rx_messages,
+        rx_segments,
+        tx_calls,
+        tx_messages,
+        tx_segments,
+        /// What the kernel dropped because a socket's buffer was full.
+        rx_kernel_dropped,
+        /// Errors in the way of later packets (ICMP, mostly), swallowed.
+        rx_errors,
+        /// Datagrams longer than the path takes, even in fragments.
+        tx_too_long,
+        /// Datagrams for which a socket's buffer and our backlog had no room.
+        tx_socket_full,
+        /// Datagrams that the system refused to send.
+        tx_errors,
+        /// Datagrams for a socket that is gone.
+        tx_closed,
+    }
+}
+
+/// A bound, possibly connected, UDP socket.
+pub struct UdpSocket {
+    descriptor: OwnedFd,
+    is_ipv6: bool,
+    connected: Option<SocketAddr>,
+    local: SocketAddr,
+    gso: AtomicBool,
+}
+
+impl UdpSocket {
+    /// Takes a UDP socket over. On an error the descriptor stays the caller's.
+    pub fn adopt(descriptor: RawFd) -> io::Result<UdpSocket> {
+        if descriptor < 0 {
+            return Err(Errno::BADF.into());
+        }
+        // SAFETY: fcntl judges any number; an open descriptor stays open during this function,
+        // because the caller gives it to us and to nobody else.
+        let borrowed = unsafe {
+            if libc::fcntl(descriptor, libc::F_GETFD) == -1 {
+                return Err(io::Error::last_os_error());
+            }
+            BorrowedFd::borrow_raw(descriptor)
+        };
+        if sockopt::socket_type(borrowed)? != rustix::net::SocketType::DGRAM {
+            return Err(Errno::PROTOTYPE.into());
+        }
+        let local = address(rustix::net::getsockname(borrowed)?).ok_or(Errno::AFNOSUPPORT)?;
+        let connected = rustix::net::getpeername(borrowed).ok().flatten().and_then(address).map(canonical);
+        let is_ipv6 = local.is_ipv6();
+        let gso = prepare(borrowed)?;
+        // SAFETY: the descriptor is open, a socket, and the caller's to give away.
+        let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
+        Ok(UdpSocket { descriptor, is_ipv6, connected, local: canonical(local), gso: AtomicBool::new(gso) })
+    }
+
+    /// Where the socket leads if it is connected, otherwise where it is bound.
+    pub fn address(&self) -> SocketAddr {
+        self.connected.unwrap_or(self.local)
+    }
+}
+
+impl AsFd for UdpSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+/// One thread's buffers for receiving.
+pub struct Receiver {
+    buffers: Box<[u8]>,
+    names: [Name; RECEIVED],
+    controls: [Control; RECEIVED],
+    lengths: [(usize, usize, usize); RECEIVED],
+}
+
+/// A message that was received: datagrams of `segment` bytes each, the last perhaps shorter.
+pub struct Message<'a> {
+    pub bytes: &'a [u8],
+    pub segment: usize,
+    pub source: SocketAddr,
+    /// How many datagrams the kernel has dropped on this socket since it was made, modulo 2^32.
+    pub kernel_dropped: Option<u32>,
+}
+
+impl Message<'_> {
+    /// The datagrams. An empty one is one too.
+    pub fn datagrams(&self) -> impl Iterator<Item = &[u8]> {
+        let empty = self.bytes.is_empty().then_some(self.bytes);
+        empty.into_iter().chain(self.bytes.chunks(self.segment.max(1)))
+    }
+}
+
+impl Receiver {
+    pub fn new() -> Receiver {
+        Receiver {
+            buffers: vec![0; RECEIVED * BUFFER_LEN].into_boxed_slice(),
+            names: [Name::default(); RECEIVED],
+            controls: [Control::default(); RECEIVED],
+            lengths: [(0, 0, 0); RECEIVED],
+        }
+    }
+
+    /// Receives what waits, without blocking. Returns how many [`Receiver::message`]s there are.
+    pub fn receive(&mut self, socket: &UdpSocket) -> Result<usize, Errno> {
+        let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: BUFFER_LEN }; RECEIVED];
+        let mut headers = [EMPTY_HEADER; RECEIVED];
+        let slots = self.buffers.chunks_mut(BUFFER_LEN).zip(&mut self.names).zip(&mut self.controls);
+        for (((buffer, name), control), (header, vector)) in slots.zip(headers.iter_mut().zip(&mut vectors)) {
+            vector.iov_base = buffer.as_mut_ptr().cast();
+            header.msg_hdr.msg_iov = vector;
+            header.msg_hdr.msg_iovlen = 1;
+            header.msg_hdr.msg_name = name.bytes.as_mut_ptr().cast();
+            header.msg_hdr.msg_namelen = name.bytes.len() as _;
+            header.msg_hdr.msg_control = control.bytes.as_mut_ptr().cast();
+            header.msg_hdr.msg_controllen = control.bytes.len() as _;
+        }
+        // SAFETY: every header points to a buffer, a name and a control block of the length it
+        // states, which live in `self` and in `vectors` until the call has returned.
+        let received = unsafe {
+            libc::recvmmsg(
+                socket.descriptor.as_raw_fd(),
+                headers.as_mut_ptr(),
+                RECEIVED as _,
+                libc::MSG_DONTWAIT as _,
+                std::ptr::null_mut(),
+            )
+        };
+        let received = usize::try_from(received).map_err(|_| last_error())?;
+        for (lengths, header) in self.lengths.iter_mut().zip(&headers[..received]) {
+            let hdr = &header.msg_hdr;
+            *lengths = (header.msg_len as usize, hdr.msg_namelen as usize, hdr.msg_controllen);
+        }
+        Ok(received)
+    }
+
+    /// One of the messages received last; `None` if its source is no IP address.
+    pub fn message(&self, index: usize) -> Option<Message<'_>> {
+        let (len, name_len, control_len) = self.lengths[index];
+        let source = canonical(self.names[index].decode(name_len)?);
+        let bytes = &self.buffers[index * BUFFER_LEN..][..len.min(BUFFER_LEN)];
+        let mut message = Message { bytes, segment: len, source, kernel_dropped: None };
+        for (level, kind, value) in self.controls[index].numbers(control_len) {
+            match (level, kind) {
+                (libc::SOL_UDP, libc::UDP_GRO) => message.segment = value as usize,
+                (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => message.kernel_dropped = Some(value),
+                _ => {}
+            }
+        }
+        Some(message)
+    }
+}
+
+impl Default for Receiver {
+    fn default() -> Receiver {
+        Receiver::new()
+    }
+}
+
+/// One thread's scratch space for sending.
+#[derive(Default)]
+pub struct Sender {
+    runs: Vec<Run>,
+    vectors: Vec<libc::iovec>,
+    names: Vec<(Name, usize)>,
+    controls: Vec<Control>,
+    headers: Vec<libc::mmsghdr>,
+}
+
+/// Datagrams that go out as one message.
+#[derive(Clone, Copy)]
+struct Run {
+    count: usize,
+    segment: usize,
+}
+
+impl Sender {
+    pub fn new() -> Sender {
+        Sender::default()
+    }
+
+    /// Sends datagrams, whose paths all name this socket, without blocking. Returns how many were
+    /// dealt with, that is sent or counted as lost; the rest waits for room. An error is for good, and
+    /// nothing was dealt with.
+    pub fn send(
+        &mut self,
+        socket: &UdpSocket,
+        datagrams: &mut [Datagram],
+        counters: &mut UdpCounters,
+    ) -> Result<usize, Errno> {
+        let mut done = 0;
+        // Up to here datagrams go singly, because their run was refused.
+        let mut singly = 0;
+        // An error may be an earlier datagram's (ICMP): the first at each place is not held
+        // against the datagram that met it.
+        let mut excused = usize::MAX;
+        while done < datagrams.len() {
+            let gso = done >= singly && socket.gso.load(Ordering::Relaxed);
+            let end = if done < singly { singly } else { datagrams.len() };
+            self.plan(&datagrams[done..end], gso);
+            counters.tx_calls += 1;
+            let errno = match self.call(socket, &mut datagrams[done..end]) {
+                Ok(messages) => {
+                    let segments: usize = self.runs[..messages].iter().map(|run| run.count).sum();
+                    counters.tx_messages += messages as u64;
+                    counters.tx_segments += segments as u64;
+                    done += segments;
+                    continue;
+                }
+                Err(errno) => errno,
+            };
+            let run = self.runs[0];
+            match errno {
+                Errno::INTR => {}
+                Errno::AGAIN => return Ok(done),
+                Errno::IO | Errno::OPNOTSUPP if run.count > 1 => socket.gso.store(false, Ordering::Relaxed),
+                Errno::INVAL | Errno::MSGSIZE if run.count > 1 => singly = done + run.count,
+                _ if is_fatal(errno) => return if done == 0 { Err(errno) } else { Ok(done) },
+                _ if excused != done => excused = done,
+                _ => {
+                    match errno {
+                        Errno::MSGSIZE => counters.tx_too_long += run.count as u64,
+                        Errno::NOBUFS => counters.tx_socket_full += run.count as u64,
+                        _ => counters.tx_errors += run.count as u64,
+                    }
+                    done += run.count;
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    /// Cuts datagrams into runs.
+    fn plan(&mut self, datagrams: &[Datagram], gso: bool) {
+        self.runs.clear();
+        let mut rest = datagrams;
+        while let (Some(first), true) = (rest.first(), self.runs.len() < MESSAGES) {
+            let segment = first.packet.len();
+            let mut count = 1;
+            let mut bytes = segment;
+            while let Some(next) = rest.get(count).filter(|_| gso && count < SEGMENTS) {
+                let len = next.packet.len();
+                if next.path != first.path || len > segment || bytes + len > RUN_BYTES || len == 0 {
+                    break;
+                }
+                count += 1;
+                bytes += len;
+                if len < segment {
+                    break;
+                }
+            }
+            self.runs.push(Run { count, segment });
+            rest = &rest[count..];
+        }
+    }
+
+    /// One system call for the planned runs. Returns how many of them it took: at least one.
+    fn call(&mut self, socket: &UdpSocket, datagrams: &mut [Datagram]) -> Result<usize, Errno> {
+        let planned = self.runs.len();
+        self.vectors.clear();
+        self.names.clear();
+        self.controls.clear();
+        self.headers.clear();
+        let covered = self.runs.iter().map(|run| run.count).sum();
+        self.vectors.extend(datagrams[..covered].iter_mut().map(|datagram| libc::iovec {
+            iov_base: datagram.packet.as_mut_ptr().cast(),
+            iov_len: datagram.packet.len(),
+        }));
+        let mut first = 0;
+        for run in &self.runs {
+            self.names.push(Name::encode(datagrams[first].path.address, socket.is_ipv6));
+            self.controls.push(Control::segment(run.segment as u16));
+            first += run.count;
+        }
+        self.headers.resize(planned, EMPTY_HEADER);
+        let mut vectors = self.vectors.as_mut_slice();
+        let blocks = self.names.iter_mut().zip(&mut self.controls);
+        let mut first = 0;
+        for ((header, run), ((name, name_len), control)) in
+            self.headers.iter_mut().zip(&self.runs).zip(blocks)
+        {
+            let (own, rest) = vectors.split_at_mut(run.count);
+            vectors = rest;
+            let header = &mut header.msg_hdr;
+            header.msg_iov = own.as_mut_ptr();
+            header.msg_iovlen = run.count as _;
+            if socket.connected != Some(datagrams[first].path.address) {
+                header.msg_name = name.bytes.as_mut_ptr().cast();
+                header.msg_namelen = *name_len as _;
+            }
+            if run.count > 1 {
+                header.msg_control = control.bytes.as_mut_ptr().cast();
+                header.msg_controllen = Control::SEGMENT_LEN as _;
+            }
+            first += run.count;
+        }
+        // SAFETY: every header points into the datagrams' packets, into `self.names` and into
+        // `self.controls`, none of which moves or is freed before the call has returned.
+        let sent = unsafe {
+            libc::sendmmsg(
+                socket.descriptor.as_raw_fd(),
+                self.headers.as_mut_ptr(),
+                planned as _,
+                libc::MSG_DONTWAIT as _,
+            )
+        };
+        usize::try_from(sent).map_err(|_| last_error())
+    }
+}
+
+/// Whether a socket that gives this error will never work again. Everything else passes: routes,
+/// interfaces and peers come back.
+pub fn is_fatal(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::BADF | Errno::NOTSOCK | Errno::NOTCONN | Errno::PIPE | Errno::SHUTDOWN | Errno::FAULT
+    )
+}
+
+/// Sets the options; returns whether the system knows GSO. Without it a run would go out as one
+/// long datagram, so it must be known beforehand.
+fn prepare(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    rustix::io::ioctl_fionbio(socket, true)?;
+    sockopt::set_socket_recv_buffer_size(socket, SOCKET_BUFFER)?;
+    sockopt::set_socket_send_buffer_size(socket, SOCKET_BUFFER)?;
+    set_option(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)?;
+    // Without GRO each datagram comes as a message of its own.
+    let _ = set_option(socket, libc::SOL_UDP, libc::UDP_GRO, 1);
+    Ok(set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok())
+}
+
+fn set_option(socket: BorrowedFd<'_>, level: i32, option: i32, value: i32) -> Result<(), Errno> {
+    // SAFETY: the option's value is an int that lives during the call, and its size is given.
+    let result = unsafe {
+        let pointer: *const i32 = &value;
+        libc::setsockopt(socket.as_raw_fd(), level, option, pointer.cast(), size_of::<i32>() as _)
+    };
+    if result == -1 { Err(last_error()) } else { Ok(()) }
+}
+
+fn address(any: rustix::net::SocketAddrAny) -> Option<SocketAddr> {
+    any.try_into().ok()
+}
+
+/// The address as paths write it: IPv4 as IPv4, on a socket of both families too, and no flow label.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match (address.ip().to_canonical(), address) {
+        (IpAddr::V6(ip), SocketAddr::V6(v6)) => SocketAddrV6::new(ip, v6.port(), 0, v6.scope_id()).into(),
+        (ip, _) => SocketAddr::new(ip, address.port()),
+    }
+}
+
+fn last_error() -> Errno {
+    Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+/// A `sockaddr_in` or `sockaddr_in6`, by its bytes.
+#[derive(Clone, Copy, Default)]
+struct Name {
+    bytes: [u8; Name::MAX_LEN],
+}
+
+impl Name {
+    const MAX_LEN: usize = 28;
+    const IPV4_LEN: usize = 16;
+
+    /// The address as a socket of this family takes it, and its length.
+    fn encode(address: SocketAddr, is_ipv6: bool) -> (Name, usize) {
+        let mut name = Name::default();
+        let bytes = &mut name.bytes;
+        bytes[2..4].copy_from_slice(&address.port().to_be_bytes());
+        let (ip, scope) = match address {
+            SocketAddr::V4(v4) if !is_ipv6 => {
+                bytes[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
+                bytes[4..8].copy_from_slice(&v4.ip().octets());
+                return (name, Name::IPV4_LEN);
+            }
+            SocketAddr::V4(v4) => (v4.ip().to_ipv6_mapped(), 0),
+            SocketAddr::V6(v6) => (*v6.ip(), v6.scope_id()),
+        };
+        bytes[..2].copy_from_slice(&(libc::AF_INET6 as u16).to_ne_bytes());
+        bytes[8..24].copy_from_slice(&ip.octets());
+        bytes[24..28].copy_from_slice(&scope.to_ne_bytes());
+        (name, Name::MAX_LEN)
+    }
+
+    fn decode(&self, len: usize) -> Option<SocketAddr> {
+        let bytes = &self.bytes;
+        let port = u16::from_be_bytes([bytes[2], bytes[3]]);
+        match i32::from(u16::from_ne_bytes([bytes[0], bytes[1]])) {
+            libc::AF_INET if len >= Name::IPV4_LEN => {
+                let ip: [u8; 4] = bytes[4..8].try_into().ok()?;
+                Some((Ipv4Addr::from(ip), port).into())
+            }
+            libc::AF_INET6 if len >= Name::MAX_LEN => {
+                let ip: [u8; 16] = bytes[8..24].try_into().ok()?;
+                let scope = u32::from_ne_bytes(bytes[24..28].try_into().ok()?);
+                Some(SocketAddrV6::new(Ipv6Addr::from(ip), port, 0, scope).into())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Ancillary data: `cmsghdr`s, by their bytes.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+struct Control {
+    bytes: [u8; Control::MAX_LEN],
+}
+
+impl Control {
+    const MAX_LEN: usize = 128;
+    const WORD: usize = size_of::<usize>();
+    const HEADER: usize = Control::WORD + 2 * size_of::<i32>();
+    /// The length of what [`Control::segment`] makes.
+    const SEGMENT_LEN: usize = (Control::HEADER + size_of::<u16>()).next_multiple_of(Control::WORD);
+
+    /// UDP_SEGMENT with the length of a run's datagrams.
+    fn segment(len: u16) -> Control {
+        let mut control = Control::default();
+        let (header, data) = control.bytes.split_at_mut(Control::HEADER);
+        let (size, sort) = header.split_at_mut(Control::WORD);
+        size.copy_from_slice(&(Control::HEADER + size_of::<u16>()).to_ne_bytes());
+        sort[..4].copy_from_slice(&libc::SOL_UDP.to_ne_bytes());
+        sort[4..].copy_from_slice(&libc::UDP_SEGMENT.to_ne_bytes());
+        data[..2].copy_from_slice(&len.to_ne_bytes());
+        control
+    }
+
+    /// Level, type and value of each element that holds a 32-bit number.
+    fn numbers(&self, len: usize) -> impl Iterator<Item = (i32, i32, u32)> {
+        let mut rest = &self.bytes[..len.min(Control::MAX_LEN)];
+        std::iter::from_fn(move || {
+            let (size, header) = rest.split_first_chunk()?;
+            let (level, header) = header.split_first_chunk()?;
+            let (kind, data) = header.split_first_chunk()?;
+            let value = data.first_chunk()?;
+            rest =
+                rest.get(usize::from_ne_bytes(*size).max(1).next_multiple_of(Control::WORD)..).unwrap_or(&[]);
+            Some((i32::from_ne_bytes(*level), i32::from_ne_bytes(*kind), u32::from_ne_bytes(*value)))
+        })
+    }
+}
+
+impl Default for Control {
+    fn default() -> Control {
+        Control { bytes: [0; Control::MAX_LEN] }
+    }
+}
+
+const EMPTY_HEADER: libc::mmsghdr = {
+    // SAFETY: a header of nothing but null pointers and zero lengths is a valid, empty one.
+    unsafe { std::mem::zeroed() }
+};
+
+/// Messages a call, and the room for each: a run that GRO put together fills 64 KiB.
+const RECEIVED: usize = 8;
+const BUFFER_LEN: usize = 65_536;
+
+/// The kernel's limit for a run (UDP_MAX_SEGMENTS), what fits an IP packet with its headers, and
+/// the messages of one call.
+const SEGMENTS: usize = 64;
+const RUN_BYTES: usize = 65_000;
+const MESSAGES: usize = 64;
+
+/// Bytes asked for each socket's buffers; the kernel clamps it to what it allows.
+const SOCKET_BUFFER: usize = 4 << 20;

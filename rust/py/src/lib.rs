@@ -1,0 +1,17 @@
+//! The Python binding of ginnel's Rust half: one file a class. `src/ginnel/_core/*.pyi` mirrors it.
+
+mod device;
+mod plane;
+mod stack;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+mod _core {
+    #[pymodule_export]
+    use crate::device::{Device, End};
+    #[pymodule_export]
+    use crate::plane::{DataChannel, DataPlane};
+    #[pymodule_export]
+    use crate::stack::NetStack;
+}

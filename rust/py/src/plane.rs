@@ -1,0 +1,389 @@
+//! `DataPlane` and `DataChannel`: the OpenVPN data plane with and without sockets.
+
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::os::fd::AsRawFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use ginnel_core::aead::{Cipher, MATERIAL_LEN};
+use ginnel_core::device::Kind;
+use ginnel_core::packet::{LocalPool, MAX_LEN};
+use ginnel_core::plane::{self, CommandError, Datagram, Event, Plane, Prefix};
+use ginnel_core::{Nanos, SECOND};
+use ginnel_io::pump::{Pump, UnknownSocket};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyTuple};
+
+use crate::device::{End, POOL, device_error};
+
+#[pyclass(module = "ginnel._core", frozen)]
+pub struct DataPlane {
+    pump: Pump,
+}
+
+#[pymethods]
+impl DataPlane {
+    #[new]
+    fn new(end: &End) -> PyResult<DataPlane> {
+        let Some(end) = end.take() else {
+            return Err(device_error(libc::EBADFD, "this end of the device is closed"));
+        };
+        Ok(DataPlane { pump: Pump::start(end, POOL.clone())? })
+    }
+
+    fn add_udp(&self, py: Python<'_>, fd: i32) -> PyResult<u32> {
+        Ok(py.detach(|| self.pump.add_udp(fd))?)
+    }
+
+    fn remove_socket(&self, py: Python<'_>, socket: u32) -> PyResult<()> {
+        py.detach(|| self.pump.remove_socket(socket)).map_err(|error| unknown_socket(error, socket))
+    }
+
+    #[pyo3(signature = (peer, path, peer_id))]
+    fn new_peer(&self, py: Python<'_>, peer: u32, path: Path, peer_id: Option<u32>) -> PyResult<()> {
+        self.command(py, move |plane, now| plane.new_peer(peer, path.0, peer_id, now))
+    }
+
+    fn set_peer(&self, py: Python<'_>, peer: u32, ping: f64, ping_restart: f64, mss: u16) -> PyResult<()> {
+        let (ping, ping_restart) = (nanos(ping)?, nanos(ping_restart)?);
+        self.command(py, move |plane, now| plane.set_peer(peer, ping, ping_restart, mss, now))
+    }
+
+    fn del_peer(&self, py: Python<'_>, peer: u32) -> PyResult<()> {
+        self.command(py, move |plane, _| plane.del_peer(peer))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn new_key(
+        &self,
+        py: Python<'_>,
+        peer: u32,
+        handle: u64,
+        key_id: u8,
+        cipher: &str,
+        encrypt: &[u8],
+        decrypt: &[u8],
+    ) -> PyResult<()> {
+        let (cipher, encrypt, decrypt) = key(cipher, encrypt, decrypt)?;
+        self.command(py, move |plane, _| plane.new_key(peer, handle, key_id, cipher, encrypt, decrypt))
+    }
+
+    fn del_key(&self, py: Python<'_>, peer: u32, handle: u64) -> PyResult<()> {
+        self.command(py, move |plane, _| plane.del_key(peer, handle))
+    }
+
+    fn swap(&self, py: Python<'_>, peer: u32, handle: u64) -> PyResult<()> {
+        self.command(py, move |plane, _| plane.swap(peer, handle))
+    }
+
+    #[pyo3(signature = (peer, routes, sources))]
+    fn set_routes(
+        &self,
+        py: Python<'_>,
+        peer: u32,
+        routes: Vec<String>,
+        sources: Option<Vec<String>>,
+    ) -> PyResult<()> {
+        let (routes, sources) = (prefixes(routes)?, sources.map(prefixes).transpose()?);
+        self.command(py, move |plane, _| plane.set_routes(peer, &routes, sources.as_deref()))
+    }
+
+    fn send_control(&self, py: Python<'_>, data: &[u8], path: Path) -> PyResult<()> {
+        check_len(data)?;
+        let sent = py.detach(|| self.pump.send_control(data, path.0));
+        sent.map_err(|error| unknown_socket(error, path.0.socket))
+    }
+
+    fn send_data_message(&self, py: Python<'_>, peer: u32, data: &[u8]) -> PyResult<()> {
+        check_len(data)?;
+        py.detach(|| self.pump.send_data_message(peer, data)).map_err(command_error)
+    }
+
+    fn events<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
+        let events = py.detach(|| self.pump.events());
+        events.into_iter().map(|event| event_tuple(py, event)).collect()
+    }
+
+    fn fileno(&self) -> i32 {
+        self.pump.events_descriptor().as_raw_fd()
+    }
+
+    fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        dict(py, py.detach(|| self.pump.statistics()))
+    }
+
+    fn peer_statistics<'py>(&self, py: Python<'py>, peer: u32) -> PyResult<Bound<'py, PyDict>> {
+        let counters = py.detach(|| self.pump.peer_statistics(peer)).map_err(command_error)?;
+        dict(py, counters.entries())
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.pump.close());
+    }
+}
+
+impl DataPlane {
+    fn command(
+        &self,
+        py: Python<'_>,
+        command: impl FnOnce(&mut Plane, Nanos) -> Result<(), CommandError> + Send,
+    ) -> PyResult<()> {
+        py.detach(|| self.pump.command(command)).map_err(command_error)
+    }
+}
+
+#[pyclass(module = "ginnel._core", frozen)]
+pub struct DataChannel {
+    state: Mutex<State>,
+}
+
+struct State {
+    plane: Plane,
+    pool: LocalPool,
+}
+
+#[pymethods]
+impl DataChannel {
+    #[new]
+    fn new() -> DataChannel {
+        DataChannel { state: Mutex::new(State { plane: Plane::new(Kind::Tun), pool: POOL.local() }) }
+    }
+
+    #[pyo3(signature = (peer, path, peer_id, now))]
+    fn new_peer(&self, peer: u32, path: Path, peer_id: Option<u32>, now: f64) -> PyResult<()> {
+        let now = nanos(now)?;
+        self.lock().plane.new_peer(peer, path.0, peer_id, now).map_err(command_error)
+    }
+
+    fn set_peer(&self, peer: u32, ping: f64, ping_restart: f64, mss: u16, now: f64) -> PyResult<()> {
+        let (ping, ping_restart, now) = (nanos(ping)?, nanos(ping_restart)?, nanos(now)?);
+        self.lock().plane.set_peer(peer, ping, ping_restart, mss, now).map_err(command_error)
+    }
+
+    fn del_peer(&self, peer: u32) -> PyResult<()> {
+        self.lock().plane.del_peer(peer).map_err(command_error)
+    }
+
+    fn new_key(
+        &self,
+        peer: u32,
+        handle: u64,
+        key_id: u8,
+        cipher: &str,
+        encrypt: &[u8],
+        decrypt: &[u8],
+    ) -> PyResult<()> {
+        let (cipher, encrypt, decrypt) = key(cipher, encrypt, decrypt)?;
+        self.lock().plane.new_key(peer, handle, key_id, cipher, encrypt, decrypt).map_err(command_error)
+    }
+
+    fn del_key(&self, peer: u32, handle: u64) -> PyResult<()> {
+        self.lock().plane.del_key(peer, handle).map_err(command_error)
+    }
+
+    fn swap(&self, peer: u32, handle: u64) -> PyResult<()> {
+        self.lock().plane.swap(peer, handle).map_err(command_error)
+    }
+
+    #[pyo3(signature = (peer, routes, sources))]
+    fn set_routes(&self, peer: u32, routes: Vec<String>, sources: Option<Vec<String>>) -> PyResult<()> {
+        let (routes, sources) = (prefixes(routes)?, sources.map(prefixes).transpose()?);
+        self.lock().plane.set_routes(peer, &routes, sources.as_deref()).map_err(command_error)
+    }
+
+    fn send_data_message<'py>(
+        &self,
+        py: Python<'py>,
+        peer: u32,
+        data: &[u8],
+        now: f64,
+    ) -> PyResult<Vec<Sealed<'py>>> {
+        check_len(data)?;
+        let now = nanos(now)?;
+        let State { plane, pool } = &mut *self.lock();
+        let datagram = plane.data_message(peer, data, now, pool).map_err(command_error)?;
+        Ok(sealed(py, datagram, pool))
+    }
+
+    fn send_packet<'py>(&self, py: Python<'py>, packet: &[u8], now: f64) -> PyResult<Vec<Sealed<'py>>> {
+        check_len(packet)?;
+        let now = nanos(now)?;
+        let State { plane, pool } = &mut *self.lock();
+        let packet = pool.packet_from(packet);
+        Ok(sealed(py, plane.seal(packet, now, pool), pool))
+    }
+
+    fn receive_datagram<'py>(
+        &self,
+        py: Python<'py>,
+        data: &[u8],
+        path: Path,
+        now: f64,
+    ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+        let now = nanos(now)?;
+        let State { plane, pool } = &mut *self.lock();
+        let packet = plane.open(data, path.0, now, pool);
+        let packets = packet.iter().map(|packet| PyBytes::new(py, packet)).collect();
+        pool.recycle_all(packet);
+        Ok(packets)
+    }
+
+    fn get_timer(&self) -> Option<f64> {
+        self.lock().plane.next_timer().map(|timer| timer as f64 / SECOND as f64)
+    }
+
+    fn handle_timer<'py>(&self, py: Python<'py>, now: f64) -> PyResult<Vec<Sealed<'py>>> {
+        let now = nanos(now)?;
+        let State { plane, pool } = &mut *self.lock();
+        let mut datagrams = Vec::new();
+        plane.handle_timer(now, &mut datagrams, pool);
+        Ok(sealed(py, datagrams, pool))
+    }
+
+    fn events<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
+        let events = self.lock().plane.take_events();
+        events.into_iter().map(|event| event_tuple(py, event)).collect()
+    }
+
+    fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let entries = self.lock().plane.counters().entries();
+        dict(py, entries)
+    }
+
+    fn peer_statistics<'py>(&self, py: Python<'py>, peer: u32) -> PyResult<Bound<'py, PyDict>> {
+        let counters = *self.lock().plane.peer_counters(peer).map_err(command_error)?;
+        dict(py, counters.entries())
+    }
+}
+
+impl DataChannel {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+type Sealed<'py> = (Bound<'py, PyBytes>, Path);
+
+/// A path as Python writes it: socket number, IP address as text, port.
+#[derive(Clone, Copy)]
+struct Path(plane::Path);
+
+impl<'py> FromPyObject<'_, 'py> for Path {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Path> {
+        let (socket, ip, port): (u32, String, u16) = object.extract()?;
+        let (ip, scope) = match ip.split_once('%') {
+            Some((address, scope)) => (address.parse(), scope.parse().ok()),
+            None => (ip.parse(), Some(0)),
+        };
+        let address = match (ip.map(|ip: IpAddr| ip.to_canonical()), scope) {
+            (Ok(IpAddr::V6(ip)), Some(scope)) => SocketAddrV6::new(ip, port, 0, scope).into(),
+            (Ok(ip @ IpAddr::V4(_)), Some(0)) => SocketAddr::new(ip, port),
+            _ => {
+                return Err(PyValueError::new_err(
+                    "a path's address is an IP address, with % and a number for its scope",
+                ));
+            }
+        };
+        Ok(Path(plane::Path { socket, address }))
+    }
+}
+
+impl<'py> IntoPyObject<'py> for Path {
+    type Target = PyTuple;
+    type Output = Bound<'py, PyTuple>;
+    type Error = PyErr;
+
+    fn into_pyobject(self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let plane::Path { socket, address } = self.0;
+        let ip = match address {
+            SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
+            _ => address.ip().to_string(),
+        };
+        (socket, ip, address.port()).into_pyobject(py)
+    }
+}
+
+fn event_tuple(py: Python<'_>, event: Event) -> PyResult<Bound<'_, PyTuple>> {
+    match event {
+        Event::Control { data, path } => ("control", PyBytes::new(py, &data), Path(path)).into_pyobject(py),
+        Event::DataMessage { peer, data } => {
+            ("data_message", peer, PyBytes::new(py, &data)).into_pyobject(py)
+        }
+        Event::Float { peer, path } => ("float", peer, Path(path)).into_pyobject(py),
+        Event::Expired { peer } => ("expired", peer).into_pyobject(py),
+        Event::KeyLimit { peer, handle } => ("key_limit", peer, handle).into_pyobject(py),
+        Event::Closed { path, errno } => ("closed", Path(path), errno).into_pyobject(py),
+    }
+}
+
+fn sealed<'py>(
+    py: Python<'py>,
+    datagrams: impl IntoIterator<Item = Datagram>,
+    pool: &mut LocalPool,
+) -> Vec<Sealed<'py>> {
+    let datagrams = datagrams.into_iter().map(|Datagram { packet, path }| {
+        let bytes = PyBytes::new(py, &packet);
+        pool.recycle(packet);
+        (bytes, Path(path))
+    });
+    datagrams.collect()
+}
+
+fn dict<'py>(py: Python<'py>, entries: Vec<(&'static str, u64)>) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    entries.into_iter().try_for_each(|(name, value)| dict.set_item(name, value))?;
+    Ok(dict)
+}
+
+type KeyHalf<'a> = &'a [u8; MATERIAL_LEN];
+
+fn key<'a>(
+    cipher: &str,
+    encrypt: &'a [u8],
+    decrypt: &'a [u8],
+) -> PyResult<(Cipher, KeyHalf<'a>, KeyHalf<'a>)> {
+    let Some(cipher) = Cipher::from_name(cipher) else {
+        return Err(PyValueError::new_err(format!("data channel cipher {cipher:?} is not supported")));
+    };
+    let (Ok(encrypt), Ok(decrypt)) = (encrypt.try_into(), decrypt.try_into()) else {
+        return Err(PyValueError::new_err(format!("each half of a data key has {MATERIAL_LEN} bytes")));
+    };
+    Ok((cipher, encrypt, decrypt))
+}
+
+fn prefixes(texts: Vec<String>) -> PyResult<Vec<Prefix>> {
+    let wrong = |text: &String| PyValueError::new_err(format!("{text:?} is not an IP prefix"));
+    texts.iter().map(|text| text.parse().map_err(|()| wrong(text))).collect()
+}
+
+/// Seconds as nanoseconds; what is longer than the clock runs is for ever.
+fn nanos(seconds: f64) -> PyResult<Nanos> {
+    if seconds.is_nan() || seconds < 0.0 {
+        return Err(PyValueError::new_err(format!("{seconds} is no number of seconds")));
+    }
+    Ok((seconds * SECOND as f64).round() as Nanos)
+}
+
+fn check_len(data: &[u8]) -> PyResult<()> {
+    if data.len() > MAX_LEN {
+        return Err(PyValueError::new_err(format!("{} bytes are more than a packet holds", data.len())));
+    }
+    Ok(())
+}
+
+fn command_error(error: CommandError) -> PyErr {
+    PyValueError::new_err(match error {
+        CommandError::UnknownPeer => "the data plane has no peer of this number",
+        CommandError::PeerExists => "the data plane has a peer of this number already",
+        CommandError::PeerId => "a peer id has 24 bits",
+        CommandError::UnknownKey => "the peer has no keys of this handle",
+        CommandError::KeyExists => "the peer has keys of this handle already",
+        CommandError::KeyId => "a key id is 0 to 7",
+    })
+}
+
+fn unknown_socket(_: UnknownSocket, number: u32) -> PyErr {
+    PyValueError::new_err(format!("the data plane never had a socket {number}"))
+}

@@ -1,0 +1,46 @@
+"""ginnel: a VPN from end to end in Python, in user space, without root.
+
+>>> async with ginnel.connect("office.ovpn") as vpn:
+...     reader, writer = await vpn.open_connection("wiki.office", 80)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ginnel.errors import (
+    AuthError,
+    ConfigError,
+    DeviceError,
+    GinnelError,
+    LocalProtocolError,
+    RemoteProtocolError,
+    UnreachableError,
+)
+
+if TYPE_CHECKING:
+    from ginnel.vpn import Change, Down, Info, Reconnecting, State, Up, Vpn, connect
+
+__all__ = [
+    "AuthError",
+    "Change",
+    "ConfigError",
+    "DeviceError",
+    "Down",
+    "GinnelError",
+    "Info",
+    "LocalProtocolError",
+    "Reconnecting",
+    "RemoteProtocolError",
+    "State",
+    "UnreachableError",
+    "Up",
+    "Vpn",
+    "connect",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # TLS, X.509 and DNS take a third of a second to import; `ginnel --help` needs none of them.
+    if name in __all__:
+        return getattr(importlib.import_module("ginnel.vpn"), name)
+    raise AttributeError(f"module 'ginnel' has no attribute {name!r}")

@@ -1,0 +1,5 @@
+"""``python -m ginnel``."""
+
+from ginnel.cli import main
+
+main()

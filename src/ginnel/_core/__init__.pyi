@@ -1,0 +1,7 @@
+"""The Rust half of ginnel, as Python sees it."""
+
+from ginnel._core.device import Device as Device
+from ginnel._core.device import End as End
+from ginnel._core.plane import DataChannel as DataChannel
+from ginnel._core.plane import DataPlane as DataPlane
+from ginnel._core.stack import NetStack as NetStack

@@ -1,0 +1,302 @@
+"""``ginnel connect``: a connection in user space, with gateways into it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import getpass
+import json
+import logging
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ginnel.cli.live import live_line
+from ginnel.errors import ConfigError, GinnelError
+from ginnel.gateways.forward import Forward, Target
+from ginnel.gateways.relay import Address, Listener
+from ginnel.gateways.socks5 import Login, Socks5Gateway
+from ginnel.openvpn.config import ClientConfig
+from ginnel.openvpn.ovpn_file import read_ovpn
+from ginnel.vpn import Change, Down, Info, Reconnecting, Up, Vpn
+
+log = logging.getLogger("ginnel")
+
+
+@click.command(name="connect")
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE.ovpn")
+@click.option("--socks", metavar="[ADDR:]PORT|unix:PATH", help="Serve SOCKS5 here; loopback without ADDR.")
+@click.option(
+    "--socks-auth",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The user and password that SOCKS clients must give, a line each.",
+)
+@click.option(
+    "-L",
+    "forwards",
+    metavar="[ADDR:]PORT:HOST:PORT",
+    multiple=True,
+    help="Lead a local port to a host and port inside the tunnel. May be given again.",
+)
+@click.option(
+    "--auth-user-pass",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The user and password for the server, a line each.",
+)
+@click.option(
+    "--timeout",
+    metavar="S",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="How long the first connection may take, in seconds.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line on stdout for each event.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    file: Path,
+    socks: str | None,
+    socks_auth: Path | None,
+    forwards: tuple[str, ...],
+    auth_user_pass: Path | None,
+    timeout: float,
+    as_json: bool,
+) -> int:
+    """Connect to the OpenVPN server that FILE.ovpn names, without root.
+
+    Nothing of this machine's network changes. Programs reach the other side through --socks, and
+    through the ports given with -L; names are resolved there. Runs until SIGINT or SIGTERM.
+    """
+    reporter = Reporter(as_json)
+    try:
+        config = read_ovpn(file)
+        _set_up_logging(ctx.obj or 0, config.verb)
+        for warning in config.warnings:
+            log.warning("%s:%d: %s", file, warning.line, warning.text)
+        plan = Plan(
+            config=config,
+            login=_read_login(auth_user_pass) or _ask(config),
+            timeout=timeout,
+            socks=Address.parse(socks) if socks else None,
+            socks_login=_socks_login(socks, socks_auth),
+            forwards=tuple(Target.parse(text) for text in forwards),
+        )
+        asyncio.run(_connect(plan, reporter))
+    except GinnelError as error:
+        reporter.error(error)
+        raise
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the command line asks for, parsed."""
+
+    config: ClientConfig
+    login: tuple[str, str] | None
+    timeout: float
+    socks: Address | None
+    socks_login: Login | None
+    forwards: tuple[Target, ...]
+
+
+class Reporter:
+    """Says what happens: as JSON lines on stdout for programs, or in the log for people."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._as_json = as_json
+
+    def change(self, change: Change, gateways: dict[str, Any]) -> None:
+        match change:
+            case Up(info):
+                self._event("up", **_described(info), **gateways)
+                self._say(_sentence(info))
+            case Reconnecting(error, delay):
+                self._event("reconnecting", message=str(error), delay=round(delay, 3))
+                self._say(f"{error}; trying again in {delay:.1f} s")
+            case Down(None):
+                self._event("down")
+            case Down():
+                pass
+
+    def error(self, error: GinnelError) -> None:
+        self._event("error", code=error.exit_status, message=str(error))
+
+    def listening(self, what: str) -> None:
+        self._say(what)
+
+    def _event(self, event: str, **fields: Any) -> None:
+        if self._as_json:
+            print(json.dumps({"event": event, **fields}), flush=True)
+
+    def _say(self, text: str) -> None:
+        if not self._as_json:
+            print(text, file=sys.stderr, flush=True)
+
+
+async def _connect(plan: Plan, reporter: Reporter) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with contextlib.AsyncExitStack() as stack:
+        socks = stack.enter_context(contextlib.closing(Listener(plan.socks))) if plan.socks else None
+        forwards = [
+            (stack.enter_context(contextlib.closing(Listener(target.address))), target) for target in plan.forwards
+        ]
+        vpn = Vpn(plan.config, auth_user_pass=plan.login, timeout=plan.timeout)
+        session = loop.create_task(_hold(vpn, plan, reporter, socks, forwards))
+        stopped = loop.create_task(stop.wait())
+        try:
+            await asyncio.wait({session, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+            session.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await session
+    reporter.change(Down(None), {})
+
+
+async def _hold(
+    vpn: Vpn,
+    plan: Plan,
+    reporter: Reporter,
+    socks: Listener | None,
+    forwards: list[tuple[Listener, Target]],
+) -> None:
+    gateways = _gateway_fields(socks, forwards)
+    changes = vpn.changes()
+    reports = asyncio.get_running_loop().create_task(_report(changes, reporter, gateways))
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(reports.cancel)
+        for line in _openness(plan, socks, forwards):
+            reporter.listening(line)
+        await stack.enter_async_context(vpn)
+        if socks is not None:
+            stack.push_async_callback(Socks5Gateway(vpn.stack, socks, plan.socks_login).aclose)
+        for listener, target in forwards:
+            stack.push_async_callback(Forward(vpn.stack, listener, target).aclose)
+        if sys.stderr.isatty():
+            shown = asyncio.get_running_loop().create_task(live_line(vpn))
+            stack.callback(shown.cancel)
+        await vpn.wait_closed()
+
+
+async def _report(changes: Any, reporter: Reporter, gateways: dict[str, Any]) -> None:
+    async for change in changes:
+        if not isinstance(change, Down):
+            reporter.change(change, gateways)
+
+
+def _described(info: Info) -> dict[str, Any]:
+    return {
+        "address": info.address,
+        "address6": info.address6,
+        "server": info.server,
+        "transport": info.transport,
+        "cipher": info.cipher,
+        "tls": info.tls,
+        "handshake": round(info.handshake, 4),
+    }
+
+
+def _sentence(info: Info) -> str:
+    addresses = " and ".join(address for address in (info.address, info.address6) if address)
+    return (
+        f"up: {addresses or 'no address'} through {info.server} ({info.transport}), "
+        f"{info.cipher}, {info.tls}, in {info.handshake * 1000:.0f} ms"
+    )
+
+
+def _gateway_fields(socks: Listener | None, forwards: list[tuple[Listener, Target]]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if socks is not None:
+        fields["socks"] = str(socks.address)
+    if forwards:
+        fields["forwards"] = [
+            {"listen": str(listener.address), "host": target.host, "port": target.port} for listener, target in forwards
+        ]
+    return fields
+
+
+def _openness(plan: Plan, socks: Listener | None, forwards: list[tuple[Listener, Target]]) -> list[str]:
+    lines = []
+    if socks is not None:
+        if socks.address.path is not None:
+            who = "for you alone"
+        elif plan.socks_login is not None:
+            who = "with a password"
+        else:
+            who = "open to every user of this machine; unix:PATH or --socks-auth closes it"
+        lines.append(f"SOCKS5 on {socks.address} ({who})")
+    for listener, target in forwards:
+        where = f"{listener.address} leads to {target.host} port {target.port}"
+        who = "every user of this machine" if listener.address.is_private else "everyone who reaches it"
+        lines.append(where if listener.address.path else f"{where} (open to {who})")
+    if not lines:
+        lines.append("nothing leads into the tunnel: --socks PORT or -L PORT:HOST:PORT would")
+    return lines
+
+
+def _socks_login(socks: str | None, path: Path | None) -> Login | None:
+    if path is not None:
+        if socks is None:
+            raise ConfigError("--socks-auth without --socks", instead="add --socks [ADDR:]PORT")
+        login = _read_login(path)
+        assert login is not None
+        return Login(*login)
+    if socks is not None and not Address.parse(socks).is_private:
+        raise ConfigError(
+            f"SOCKS on {socks} would be open to everyone who reaches this machine",
+            instead="add --socks-auth FILE, or listen on loopback",
+        )
+    return None
+
+
+def _read_login(path: Path | None) -> tuple[str, str] | None:
+    if path is None:
+        return None
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"cannot read {path}: {reason}") from error
+    if len(lines) < 2 or not lines[0]:
+        raise ConfigError(
+            f"{path} has no user and password", instead="write the user in line 1, the password in line 2"
+        )
+    return lines[0], lines[1]
+
+
+def _ask(config: ClientConfig) -> tuple[str, str] | None:
+    wanted = config.auth_user_pass
+    if wanted is None or not wanted.incomplete:
+        return None
+    if not sys.stdin.isatty():
+        raise ConfigError(
+            "the server wants a user and a password, and there is no terminal to ask on",
+            option="auth-user-pass",
+            instead="give --auth-user-pass FILE",
+        )
+    username = wanted.username or click.prompt("User", err=True)
+    return username, getpass.getpass(f"Password for {username}: ")
+
+
+def _set_up_logging(verbose: int, verb: int) -> None:
+    level = logging.WARNING
+    if verbose == 1 or verb > _TALKATIVE:
+        level = logging.INFO
+    if verbose > 1:
+        level = logging.DEBUG
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
+
+
+# OpenVPN's own default is 1, and nearly every file says 3; both mean an ordinary user's log.
+_TALKATIVE = 3

@@ -1,0 +1,158 @@
+"""A SOCKS5 gateway: CONNECT (RFC 1928), with a user and a password where asked (RFC 1929).
+
+Names that a client sends are resolved inside the tunnel. UDP ASSOCIATE and BIND are answered with
+"command not supported".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hmac
+import ipaddress
+import logging
+import socket
+import struct
+from dataclasses import dataclass, field
+
+from ginnel.errors import GinnelError
+from ginnel.gateways.relay import Acceptor, Listener, read_exactly
+from ginnel.stack import Stack
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """What a client must present."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+class Socks5Gateway:
+    """Takes SOCKS5 connections and joins each with a stream of the tunnel."""
+
+    def __init__(self, stack: Stack, listener: Listener, login: Login | None = None) -> None:
+        self._stack = stack
+        self._login = login
+        self._acceptor = Acceptor(listener, self._serve)
+
+    async def aclose(self) -> None:
+        """Stops listening. Streams that are joined already go on."""
+        await self._acceptor.aclose()
+
+    async def _serve(self, client: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(HANDSHAKE_SECONDS):
+                await self._greet(client)
+                host, port = await self._request(client)
+        except _RefusedError as refused:
+            log.debug("SOCKS client refused: %s", refused)
+            await loop.sock_sendall(client, refused.answer)
+            return
+        try:
+            flow = await self._stack.connect_flow(host, port)
+        except (OSError, TimeoutError, GinnelError) as error:
+            log.info("SOCKS: cannot reach %s port %d: %s", host, port, error)
+            await loop.sock_sendall(client, _reply(_reply_code(error)))
+            return
+        try:
+            await loop.sock_sendall(client, _reply(_SUCCEEDED, *flow.local))
+        except BaseException:
+            self._stack.abort(flow)
+            raise
+        self._stack.attach(flow, client)
+
+    async def _greet(self, client: socket.socket) -> None:
+        version, count = await read_exactly(client, 2)
+        if version != _VERSION:
+            raise _RefusedError("not SOCKS5", b"")
+        offered = await read_exactly(client, count)
+        wanted = _NO_LOGIN if self._login is None else _USERNAME_PASSWORD
+        if wanted not in offered:
+            raise _RefusedError("no acceptable way to log in", bytes([_VERSION, _NOTHING_ACCEPTABLE]))
+        await asyncio.get_running_loop().sock_sendall(client, bytes([_VERSION, wanted]))
+        if self._login is not None:
+            await self._log_in(client, self._login)
+
+    async def _log_in(self, client: socket.socket, login: Login) -> None:
+        version, length = await read_exactly(client, 2)
+        if version != _LOGIN_VERSION:
+            raise _RefusedError("malformed login", bytes([_LOGIN_VERSION, 1]))
+        username = await read_exactly(client, length)
+        (length,) = await read_exactly(client, 1)
+        password = await read_exactly(client, length)
+        known = hmac.compare_digest(username, login.username.encode())
+        if not (hmac.compare_digest(password, login.password.encode()) and known):
+            raise _RefusedError("wrong user or password", bytes([_LOGIN_VERSION, 1]))
+        await asyncio.get_running_loop().sock_sendall(client, bytes([_LOGIN_VERSION, 0]))
+
+    async def _request(self, client: socket.socket) -> tuple[str, int]:
+        version, command, _, kind = await read_exactly(client, 4)
+        if version != _VERSION:
+            raise _RefusedError("malformed request", _reply(_GENERAL_FAILURE))
+        if kind == _IPV4:
+            host = str(ipaddress.IPv4Address(await read_exactly(client, 4)))
+        elif kind == _IPV6:
+            host = str(ipaddress.IPv6Address(await read_exactly(client, 16)))
+        elif kind == _NAME:
+            (length,) = await read_exactly(client, 1)
+            host = _name(await read_exactly(client, length))
+        else:
+            raise _RefusedError("unknown address type", _reply(_ADDRESS_NOT_SUPPORTED))
+        (port,) = struct.unpack("!H", await read_exactly(client, 2))
+        if command != _CONNECT:
+            raise _RefusedError(f"command {command}", _reply(_COMMAND_NOT_SUPPORTED))
+        return host, port
+
+
+class _RefusedError(Exception):
+    """The client is told ``answer`` and dropped."""
+
+    def __init__(self, why: str, answer: bytes) -> None:
+        super().__init__(why)
+        self.answer = answer
+
+
+def _name(raw: bytes) -> str:
+    try:
+        name = raw.decode("ascii")
+    except UnicodeDecodeError:
+        raise _RefusedError("a name that is not ASCII", _reply(_HOST_UNREACHABLE)) from None
+    if not name or not name.isprintable() or " " in name:
+        raise _RefusedError("a name that cannot be one", _reply(_HOST_UNREACHABLE))
+    return name
+
+
+def _reply(code: int, host: str = "0.0.0.0", port: int = 0) -> bytes:
+    address = ipaddress.ip_address(host)
+    kind = _IPV4 if address.version == 4 else _IPV6
+    return bytes([_VERSION, code, 0, kind]) + address.packed + struct.pack("!H", port)
+
+
+def _reply_code(error: BaseException) -> int:
+    if isinstance(error, socket.gaierror):
+        return _HOST_UNREACHABLE
+    if isinstance(error, OSError) and error.errno in _CODES:
+        return _CODES[error.errno]
+    return _TTL_EXPIRED if isinstance(error, TimeoutError) else _GENERAL_FAILURE
+
+
+HANDSHAKE_SECONDS = 30.0
+"""How long a client may take to say what it wants."""
+
+_VERSION = 5
+_LOGIN_VERSION = 1
+_NO_LOGIN, _USERNAME_PASSWORD, _NOTHING_ACCEPTABLE = 0x00, 0x02, 0xFF
+_CONNECT = 1
+_IPV4, _NAME, _IPV6 = 1, 3, 4
+_SUCCEEDED, _GENERAL_FAILURE, _NETWORK_UNREACHABLE, _HOST_UNREACHABLE = 0, 1, 3, 4
+_REFUSED, _TTL_EXPIRED, _COMMAND_NOT_SUPPORTED, _ADDRESS_NOT_SUPPORTED = 5, 6, 7, 8
+_CODES = {
+    errno.ENETUNREACH: _NETWORK_UNREACHABLE,
+    errno.EHOSTUNREACH: _HOST_UNREACHABLE,
+    errno.ECONNREFUSED: _REFUSED,
+    errno.ETIMEDOUT: _TTL_EXPIRED,
+}

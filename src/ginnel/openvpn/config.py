@@ -1,0 +1,161 @@
+"""A client's configuration with every value parsed: what an ``.ovpn`` file comes to.
+
+`ovpn_file` makes it from a file; a program may as well make one itself. Times are in seconds,
+sizes in bytes. The rules between the options are checked here, so that a `ClientConfig` that exists
+makes sense as a whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ginnel.errors import ConfigError
+from ginnel.openvpn.client import MssFix
+from ginnel.openvpn.push import PullFilter, PushReply
+from ginnel.openvpn.tls import VerifyName
+from ginnel.openvpn.wrap import NoWrap, TlsAuth, TlsCrypt
+
+Proto = Literal["udp", "udp4", "udp6"]
+TlsVersion = Literal["1.0", "1.1", "1.2", "1.3"]
+DEFAULT_DATA_CIPHERS = ("AES-256-GCM", "AES-128-GCM", "CHACHA20-POLY1305")
+
+
+@dataclass(frozen=True)
+class Remote:
+    """One server to try. ``host`` is a name or an address without brackets."""
+
+    host: str
+    port: int = 1194
+    proto: Proto = "udp"
+
+
+@dataclass(frozen=True)
+class AuthUserPass:
+    """``auth-user-pass``: the login as far as the file has it. What is None is to be asked for."""
+
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+    @property
+    def incomplete(self) -> bool:
+        return self.username is None or self.password is None
+
+
+@dataclass(frozen=True)
+class Warning:
+    """A line of the file that has less effect than its author may think."""
+
+    line: int
+    option: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientConfig:
+    """Each value is the option of the same name, with stock's default (2.6).
+
+    - ``ca``, ``cert``, ``key``, ``extra_certs``: PEM text without anything around it.
+    - ``peer_fingerprints``: SHA-256, 64 hexadecimal digits with colons.
+    - ``cipher``: ``data-ciphers-fallback``, for a server that negotiates none.
+    - ``ping``, ``ping_restart``, ``ping_exit``: 0 is off; ``keepalive`` comes to the first two.
+    - ``connect_retry``: the shortest and the longest wait between two attempts.
+    - ``connect_retry_max``, ``resolv_retry``: None for no limit.
+    - ``compression``: the framing that the file asks for; nothing is ever sent compressed.
+    - ``export_keys``: offer the server to take data keys from TLS's exporter. No option of a file; without
+      it they come from the older PRF, as with a server that knows no other way.
+    - ``setenv``: names and values, each name once.
+    - ``local``: routes, name servers and the like from the file itself, as if they were pushed.
+
+    Raises ConfigError for options that contradict each other or lack each other.
+    """
+
+    remotes: tuple[Remote, ...]
+    remote_random: bool = False
+    dev_type: Literal["tun", "tap"] = "tun"
+    ca: str | None = field(default=None, repr=False)
+    cert: str | None = field(default=None, repr=False)
+    key: str | None = field(default=None, repr=False)
+    extra_certs: str | None = field(default=None, repr=False)
+    peer_fingerprints: tuple[str, ...] = ()
+    remote_cert_tls: Literal["server", "client"] | None = None
+    verify_x509_name: VerifyName | None = None
+    wrap: NoWrap | TlsAuth | TlsCrypt = field(default_factory=NoWrap)
+    tls_version_min: TlsVersion = "1.2"
+    tls_version_max: TlsVersion | None = None
+    data_ciphers: tuple[str, ...] = DEFAULT_DATA_CIPHERS
+    cipher: str | None = None
+    auth: str = "SHA1"
+    auth_user_pass: AuthUserPass | None = None
+    auth_retry: Literal["none", "nointeract", "interact"] = "none"
+    auth_nocache: bool = False
+    reneg_sec: int = 3600
+    ping: int = 0
+    ping_restart: int = 120
+    ping_exit: int = 0
+    hand_window: int = 60
+    tran_window: int = 3600
+    tls_timeout: int = 2
+    tun_mtu: int = 1500
+    tun_mtu_max: int = 1600
+    max_packet_size: int = 1250
+    mssfix: MssFix | None = None
+    compression: Literal["comp-lzo no", "stub", "stub-v2"] | None = None
+    explicit_exit_notify: int = 0
+    pull_filters: tuple[PullFilter, ...] = ()
+    route_nopull: bool = False
+    local: PushReply = field(default_factory=PushReply)
+    setenv: tuple[tuple[str, str], ...] = ()
+    push_peer_info: bool = False
+    connect_retry: tuple[int, int] = (1, 300)
+    connect_retry_max: int | None = None
+    connect_timeout: int = 120
+    resolv_retry: int | None = None
+    export_keys: bool = True
+    verb: int = 1
+    mute: int = 0
+    warnings: tuple[Warning, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.remotes:
+            raise _wrong("remote", "no remote: there is no server to connect to", "write: remote HOST PORT")
+        if self.ca is None and not self.peer_fingerprints:
+            raise _wrong(
+                "ca",
+                "neither ca nor peer-fingerprint: the server could be anyone",
+                "add the server's <ca> block",
+            )
+        if self.cert is not None and self.key is None:
+            raise _wrong("cert", "cert without key", "add the private key that belongs to it: <key>…</key>")
+        if self.key is not None and self.cert is None:
+            raise _wrong("key", "key without cert", "add the certificate that belongs to it: <cert>…</cert>")
+        if self.cert is None and self.auth_user_pass is None:
+            raise _wrong(
+                "auth-user-pass",
+                "nothing says to the server who we are",
+                "add cert and key, or auth-user-pass",
+            )
+        if self.tls_version_max is not None and self.tls_version_max < self.tls_version_min:
+            raise _wrong(
+                "tls-version-max",
+                f"tls-version-max {self.tls_version_max} is less than tls-version-min {self.tls_version_min}",
+                "make tls-version-max the greater one, or remove it",
+            )
+        if self.ping_restart and self.ping_exit:
+            raise _wrong("ping-exit", "ping-exit and ping-restart exclude each other", "keep one of them")
+        if not self.data_ciphers:
+            raise _wrong("data-ciphers", "data-ciphers is empty", "write: data-ciphers AES-256-GCM")
+
+    @property
+    def peer_info(self) -> tuple[tuple[str, str], ...]:
+        """What ``setenv`` adds to the peer info (OpenVPN ``ssl.c``, push_peer_info): IV_SSO, and with
+        ``push-peer-info`` all names that begin with UV\\_."""
+        return tuple(
+            (name, value)
+            for name, value in self.setenv
+            if name == "IV_SSO" or (self.push_peer_info and name.startswith("UV_"))
+        )
+
+
+def _wrong(option: str, message: str, instead: str) -> ConfigError:
+    return ConfigError(message, option=option, instead=instead)

@@ -1,0 +1,203 @@
+"""What crosses the edges of a session, as values.
+
+A session speaks to two neighbours. To the data plane it gives *commands* (create a peer, install a
+key, ...) and from it takes *reports*. To its user it gives *news*. Commands and news come out of
+``Session.next_event()`` in the order in which they must be carried out; reports go into
+``Session.data_event()``.
+
+Times are seconds on the caller's monotonic clock. A *path* names a way to a peer: the number of one
+of the data plane's sockets with the peer's address and port on it. A *peer* is a small number that
+the session's owner chose; a *handle* names one pair of data keys, unique within the peer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ginnel.errors import GinnelError
+    from ginnel.openvpn.push import PushReply
+
+Path = tuple[int, str, int]
+"""Socket number, IP address as text, UDP or TCP port."""
+
+
+# Commands to the data plane.
+
+
+@dataclass(frozen=True, slots=True)
+class NewPeer:
+    """Create a peer. With ``peer_id`` data packets are sent as P_DATA_V2, without as P_DATA_V1."""
+
+    peer: int
+    path: Path
+    peer_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SetPeer:
+    """Set a peer's timers and sizes.
+
+    ``ping``: seconds without sending after which a ping goes out; 0 for never.
+    ``ping_restart``: seconds without an authenticated packet after which `PeerExpired` is reported,
+    once; 0 for never. ``mss``: the largest TCP MSS that an inner IPv4 SYN may announce, either
+    way (IPv6: 20 less); 0 to leave it alone.
+    """
+
+    peer: int
+    ping: float
+    ping_restart: float
+    mss: int
+
+
+@dataclass(frozen=True, slots=True)
+class DelPeer:
+    """Forget a peer and its keys."""
+
+    peer: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """Install a pair of data keys for receiving; sending with it starts with `Swap`.
+
+    ``encrypt`` and ``decrypt`` are 128 bytes each, as in OpenVPN's ``struct key``: 64 for the
+    cipher, then 64 for the HMAC (AEAD: the first 8 of these are the implicit IV).
+    A key with the same ``key_id`` is replaced; a fourth key displaces the oldest that doesn't send.
+    """
+
+    peer: int
+    handle: int
+    key_id: int
+    cipher: str
+    encrypt: bytes
+    decrypt: bytes
+
+    def __repr__(self) -> str:
+        return f"NewKey(peer={self.peer}, handle={self.handle}, key_id={self.key_id}, cipher={self.cipher!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class DelKey:
+    """Forget a pair of data keys."""
+
+    peer: int
+    handle: int
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Send with this pair of data keys from now on."""
+
+    peer: int
+    handle: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendDataMessage:
+    """Send these bytes as a data packet of their own (an exit notice, say)."""
+
+    peer: int
+    data: bytes
+
+
+# Reports of the data plane.
+
+
+@dataclass(frozen=True, slots=True)
+class ControlDatagram:
+    """A datagram that is not a data packet. (For `Session.receive_datagram`, not `data_event`.)"""
+
+    data: bytes
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class DataMessage:
+    """An authenticated data packet that is neither an IP packet nor a ping: an exit notice, say."""
+
+    peer: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PeerExpired:
+    """Nothing authentic came from the peer for its ``ping_restart`` seconds."""
+
+    peer: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerFloat:
+    """An authenticated data packet came from another path; the peer's packets go there now."""
+
+    peer: int
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLimit:
+    """A sending key nears the end of its packet ids or of what its cipher allows: renegotiate."""
+
+    peer: int
+    handle: int
+
+
+@dataclass(frozen=True, slots=True)
+class PathClosed:
+    """A path's socket failed for good. ``errno`` says why."""
+
+    path: Path
+    errno: int
+
+
+# News for the session's user.
+
+
+@dataclass(frozen=True, slots=True)
+class Established:
+    """The tunnel is up: keys are installed and the configuration is known.
+
+    ``tls`` as OpenSSL names it (``TLSv1.3``), ``control_cipher`` the TLS suite, ``cipher`` that of
+    the data channel, ``server`` the common name in the peer's certificate, "" without one.
+    """
+
+    push: PushReply
+    tls: str
+    control_cipher: str
+    cipher: str
+    server: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rekeyed:
+    """A renegotiation ended; data goes out with a key of this key id."""
+
+    key_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something worth a line in the log; control characters are escaped already."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The session is over; nothing follows. ``error`` is None when our side ended it.
+
+    ``retry`` says whether connecting again may help: after a lost peer yes, after a refused
+    password no. ``delay`` is the least number of seconds to wait first, as the peer asked, or 0.
+    """
+
+    error: GinnelError | None
+    retry: bool
+    delay: float = 0.0
+
+
+Command = NewPeer | SetPeer | DelPeer | NewKey | DelKey | Swap | SendDataMessage
+Report = DataMessage | PeerExpired | PeerFloat | KeyLimit | PathClosed
+News = Established | Rekeyed | Notice | Closed
+Event = Command | News

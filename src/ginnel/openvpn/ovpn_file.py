@@ -1,0 +1,365 @@
+"""Reads ``.ovpn`` files, those of OpenVPN 2.x clients, as stock reads them.
+
+`directives` says what becomes of each option, `ovpn_options` takes those that are supported. What is
+unsupported and matters is refused with its line; what doesn't matter is warned about.
+
+Where stock is told twice, the later value holds. So it is here, with a warning, except for what
+decides whom to trust and how to encrypt: two different values of those are refused, since one of
+them would be dropped without anyone's decision.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ginnel.errors import ConfigError
+from ginnel.openvpn import ovpn_pem
+from ginnel.openvpn.config import ClientConfig, Remote, Warning
+from ginnel.openvpn.directives import DIRECTIVES, IN_CONNECTION, Directive, Verdict, names, suggest
+from ginnel.openvpn.ovpn_lexer import Statement, decode, statements
+from ginnel.openvpn.ovpn_options import TAKERS, Draft, Target, parse_number, parse_proto, parse_remote
+from ginnel.openvpn.ovpn_pem import Source
+from ginnel.openvpn.push import PushReply, escape
+from ginnel.openvpn.wrap import NoWrap, TlsAuth, TlsCrypt
+
+
+def read_ovpn(path: str | os.PathLike[str]) -> ClientConfig:
+    """Reads a file. Other files that it names (``ca ca.crt``) are looked for beside it, which is what
+    people mean, while stock takes its working directory. Raises ConfigError."""
+    where = Path(path)
+    return parse_ovpn(_read(where), name=str(where), directory=where.parent)
+
+
+def parse_ovpn(
+    text: str | bytes, *, name: str = "<string>", directory: str | os.PathLike[str] | None = None
+) -> ClientConfig:
+    """Parses a file's text; ``name`` is for messages. Files that it names are looked for in
+    ``directory``, without one in the working directory. Raises ConfigError."""
+    reader = _Reader(name, Path(directory or ""))
+    for statement in reader.statements(text):
+        reader.take(statement)
+    return reader.finish()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What becomes of a line. ``text`` says more where there is more to say."""
+
+    line: int
+    option: str
+    verdict: Verdict
+    text: str = ""
+
+
+def report_ovpn(path: str | os.PathLike[str]) -> tuple[Finding, ...]:
+    """What becomes of each option, in the order of the file, going on after what `read_ovpn` would
+    refuse. What only the whole file shows comes last, line 0 if it belongs to none.
+    Raises ConfigError for what is no configuration file at all."""
+    where = Path(path)
+    reader = _Reader(str(where), where.parent)
+    findings: list[Finding] = []
+
+    def look(line: int, option: str, act: Callable[[], Any]) -> None:
+        before = len(reader.warnings)
+        verdict, text = Verdict.SUPPORTED, ""
+        try:
+            verdict = act()
+            text = "; ".join(warning.text for warning in reader.warnings[before:])
+        except ConfigError as error:
+            verdict = Verdict.REFUSED
+            text = "; ".join(filter(None, (error.message, error.instead)))
+            line, option = error.line or line, error.option or option
+        findings.append(Finding(line, option, verdict, text))
+
+    def finish() -> Verdict:
+        reader.finish()
+        return Verdict.SUPPORTED
+
+    for statement in reader.statements(_read(where)):
+        look(statement.line, statement.name, lambda statement=statement: reader.take(statement))  # type: ignore[misc]
+    if all(finding.verdict is not Verdict.REFUSED for finding in findings):
+        look(0, "", finish)
+    return tuple(findings)
+
+
+class _Reader:
+    """Takes statements one after the other. Each ConfigError leaves it with file, line and option."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        self._name = name
+        self._directory = directory
+        self._current = Statement(0, "")
+        self._given: dict[str, Statement] = {}
+        self._announced: dict[str, Statement] = {}
+        self._draft = Draft(source=self._source, warn=self._warn)
+        self.warnings: list[Warning] = []
+
+    def statements(self, text: str | bytes) -> list[Statement]:
+        try:
+            if len(text) > MAX_FILE:
+                raise ConfigError(TOO_LARGE)
+            return list(statements(decode(text)))
+        except ConfigError as error:
+            raise self._located(error) from None
+
+    def take(self, statement: Statement) -> Verdict:
+        self._current = statement
+        try:
+            return self._take(statement)
+        except ConfigError as error:
+            raise self._located(error) from None
+
+    def finish(self) -> ClientConfig:
+        self._current = Statement(0, "")
+        try:
+            return self._finish()
+        except ConfigError as error:
+            if error.option in self._given:
+                self._current = self._given[error.option]
+            raise self._located(error) from None
+
+    def _take(self, statement: Statement) -> Verdict:
+        if statement.name == "setenv" and statement.words[:1] == ("opt",):
+            if len(statement.words) < 2:
+                raise ConfigError("setenv opt needs an option after it")
+            statement = Statement(statement.line, statement.words[1], statement.words[2:])
+            self._current = statement
+            directive = self._find(statement, forgiven=True)
+        else:
+            directive = self._find(statement)
+        if directive is None:
+            return Verdict.IGNORED
+        if directive.verdict is Verdict.SUPPORTED:
+            self._take_supported(statement)
+        return directive.verdict
+
+    def _find(self, statement: Statement, *, forgiven: bool = False) -> Directive | None:
+        """The directive, if it isn't refused. None for what the file itself calls optional."""
+        name = statement.name
+        directive = DIRECTIVES.get(name)
+        forgiven = forgiven or self._draft.forgive_all or name in self._draft.forgiven
+        complaint = instead = None
+        if directive is None:
+            close = suggest(name)
+            complaint = f"unknown option '{escape(name[:40])}'"
+            instead = f"did you mean '{close}'?" if close else UNKNOWN
+        elif directive.verdict is Verdict.REFUSED:
+            raise ConfigError(f"{name} is not supported: {directive.text}", instead=directive.instead)
+        elif statement.block is not None:
+            if not directive.block:
+                raise ConfigError(f"{name} can't be a block", instead=f"write it in one line: {name} …")
+        elif directive.verdict is Verdict.SUPPORTED and not directive.takes(len(statement.words)):
+            complaint = f"{name} needs {directive.text}" if directive.text else f"{name} takes no value"
+        if complaint is None:
+            assert directive is not None
+            if directive.verdict is Verdict.IGNORED and directive.text:
+                self._warn_of(statement, f"{name} has no effect: {directive.text}")
+            return directive
+        if not forgiven:
+            raise ConfigError(complaint, option=escape(name[:40]), instead=instead)
+        self._warn_of(statement, f"{complaint}, left out as the file allows")
+        return None
+
+    def _take_supported(self, statement: Statement) -> None:
+        name = statement.name
+        if name == "connection":
+            self._take_connection(statement)
+            return
+        if statement.words[:1] == ("[inline]",) and name in ("ca", "cert", "key", "tls-auth", "tls-crypt"):
+            # A notice of older files that a block comes; tls-auth's direction may stand here.
+            self._announced[name] = statement
+            if name == "tls-auth" and len(statement.words) > 1:
+                TAKERS["key-direction"](self._draft, Statement(statement.line, name, statement.words[1:]))
+            return
+        before = self._given.get(name)
+        if before is not None and name not in REPEATED and replace(before, line=statement.line) != statement:
+            if name in DECISIVE:
+                raise ConfigError(
+                    f"{name} is given twice, with another value in line {before.line}",
+                    instead="keep the right one",
+                )
+            self._warn(f"replaces line {before.line}")
+        TAKERS[name](self._draft, statement)
+        self._given[name] = statement
+
+    def _take_connection(self, statement: Statement) -> None:
+        target: Target | None = None
+        port, proto = self._draft.port, self._draft.proto
+        for inner in statements(statement.block or "", statement.line + 1):
+            self._current = inner
+            directive = self._find(inner)
+            if directive is None or directive.verdict is Verdict.IGNORED:
+                continue
+            match inner.name:
+                case "remote":
+                    if target is not None:
+                        raise ConfigError("a second remote in one <connection>", instead="write a block for each")
+                    target = parse_remote(inner)
+                    port, proto = target.port or port, target.proto or proto
+                case "port" | "rport":
+                    port = parse_number(inner.words[0], 1, 65535, "a port")
+                case "proto":
+                    proto = parse_proto(inner.words[0])
+                case "nobind":
+                    pass
+                case name if name in IN_CONNECTION:
+                    raise ConfigError(
+                        f"{name} within <connection> is not supported yet",
+                        instead="write it outside, for all",
+                    )
+                case name:
+                    raise ConfigError(f"{name} can't be within <connection>", instead="write it outside")
+        self._current = statement
+        if target is None:
+            raise ConfigError("this <connection> has no remote", instead="write: remote HOST PORT")
+        self._draft.connections.append(Target(target.line, target.host, port, proto))
+
+    def _finish(self) -> ClientConfig:
+        draft = self._draft
+        if not (draft.pull and draft.tls_client):
+            raise ConfigError("the file does not say that it is a client's", option="client", instead="write: client")
+        for name, statement in self._announced.items():
+            if name not in self._given:
+                raise ConfigError(
+                    f"{name} [inline] without a <{name}> block",
+                    line=statement.line,
+                    option=name,
+                    instead="add it",
+                )
+        if "keepalive" in self._given and self._given.keys() & {"ping", "ping-restart", "ping-exit"}:
+            raise ConfigError(
+                "keepalive has ping and ping-restart in it", option="keepalive", instead="keep one or the other"
+            )
+        values = draft.values
+        remotes = self._remotes()
+        if "ca" in values and not values.keys() & SERVER_CHECKS:
+            self._warn_of(self._given["ca"], NO_CHECK)
+        if "cert" in values and "key" in values:
+            ovpn_pem.check_pair(values["cert"], values["key"])
+        if "tls_version_min" not in values and values.get("tls_version_max", "1.2") < "1.2":
+            values["tls_version_min"] = values["tls_version_max"]
+        return ClientConfig(
+            remotes=remotes,
+            dev_type=self._dev_type(),
+            wrap=self._wrap(),
+            local=PushReply.parse(draft.local),
+            setenv=tuple(draft.setenv.items()),
+            warnings=tuple(self.warnings),
+            **values,
+        )
+
+    def _remotes(self) -> tuple[Remote, ...]:
+        """As in stock, <connection> blocks replace the remotes outside of them."""
+        draft = self._draft
+        targets = draft.connections or draft.targets
+        if draft.connections and draft.targets:
+            self._warn_of(draft.targets[0], "remote has no effect: the <connection> blocks replace it")
+        resolved = [(target, target.resolve(draft.port, draft.proto)) for target in targets]
+        remotes = tuple(remote for _, remote in resolved if remote is not None)
+        tcp = [target for target, remote in resolved if remote is None]
+        if tcp and not remotes:
+            where = self._given["proto"] if tcp[0].proto is None else Statement(tcp[0].line, "remote")
+            raise ConfigError(
+                "TCP is not supported yet",
+                line=where.line,
+                option=where.name,
+                instead="ask for a file with UDP, or write: proto udp",
+            )
+        for target in tcp:
+            self._warn_of(target, f"remote {target.host} is left out: TCP is not supported yet")
+        return remotes
+
+    def _dev_type(self) -> Literal["tun", "tap"]:
+        draft = self._draft
+        if draft.dev is None:
+            raise ConfigError("no dev: the file does not say what kind of tunnel it is for", instead="write: dev tun")
+        match draft.dev_type or draft.dev[:3]:
+            case "tun" | "tap" as kind:
+                return kind
+            case _:
+                raise ConfigError(
+                    f"'{escape(draft.dev)}' does not begin with tun or tap",
+                    option="dev",
+                    instead="add: dev-type tun",
+                )
+
+    def _wrap(self) -> NoWrap | TlsAuth | TlsCrypt:
+        draft = self._draft
+        match draft.static_keys:
+            case {"tls-auth": _, "tls-crypt": _}:
+                raise ConfigError(
+                    "tls-auth and tls-crypt exclude each other",
+                    option="tls-crypt",
+                    instead="keep what the server has",
+                )
+            case {"tls-crypt": key}:
+                return TlsCrypt(key)
+            case {"tls-auth": key}:
+                return TlsAuth(key, draft.values.get("auth", "SHA1"), draft.direction)
+            case _:
+                return NoWrap()
+
+    def _source(self, statement: Statement) -> Source:
+        if statement.block is not None:
+            source = Source(statement.block, f"the <{statement.name}> block", None, statement.line + 1)
+        else:
+            path = self._directory / statement.words[0]
+            try:
+                text = decode(_read(path))
+            except ConfigError as error:
+                file = None if error.line is None else str(path)
+                raise ConfigError(error.message, file=file, line=error.line, instead=error.instead) from None
+            source = Source(text, f"the file {escape(str(path))}", str(path), 1)
+        if not source.text.strip():
+            raise source.error(f"{source.name} is empty")
+        return source
+
+    def _warn(self, text: str) -> None:
+        self._warn_of(self._current, f"{self._current.name}: {text}")
+
+    def _warn_of(self, statement: Statement | Target, text: str) -> None:
+        option = statement.name if isinstance(statement, Statement) else "remote"
+        if not any((known.option, known.text) == (option, text) for known in self.warnings):
+            self.warnings.append(Warning(statement.line, option, text))
+
+    def _located(self, error: ConfigError) -> ConfigError:
+        option = error.option or self._current.name or None
+        message = error.message
+        if option is not None and not re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", message):
+            message = f"{option}: {message}"
+        file, line = error.file, error.line
+        if file is None:
+            file, line = self._name, line or self._current.line or None
+        return ConfigError(message, file=file, line=line, option=option, instead=error.instead)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_FILE + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"cannot read {escape(str(path))}: {reason}") from None
+    if len(data) > MAX_FILE:
+        raise ConfigError(f"{escape(str(path))}: {TOO_LARGE}")
+    return data
+
+
+MAX_FILE = 1 << 20
+TOO_LARGE = "more than 1 MiB, which no configuration needs"
+SERVER_CHECKS = {"remote_cert_tls", "verify_x509_name", "peer_fingerprints"}
+NO_CHECK = "whoever has any certificate of this ca can pose as the server; add: remote-cert-tls server"
+UNKNOWN = "if the server does not depend on it, remove it"
+REPEATED = names(
+    "client pull tls-client remote pull-filter setenv ignore-unknown-option peer-fingerprint route "
+    "route-ipv6 dhcp-option dns redirect-gateway redirect-private"
+)
+DECISIVE = names(
+    "ca cert key extra-certs tls-auth tls-crypt remote-cert-tls verify-x509-name tls-version-min "
+    "tls-version-max auth data-ciphers ncp-ciphers data-ciphers-fallback"
+)

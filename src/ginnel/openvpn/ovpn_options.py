@@ -1,0 +1,505 @@
+"""What each supported option of an ``.ovpn`` file comes to.
+
+A function of ``TAKERS`` takes a statement whose number of values is right and puts values into the
+`Draft`. It raises ConfigError, which need not say the file, line and option: the reader knows them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ginnel.errors import ConfigError
+from ginnel.openvpn import ovpn_pem
+from ginnel.openvpn.client import MssFix
+from ginnel.openvpn.config import DEFAULT_DATA_CIPHERS, AuthUserPass, Remote
+from ginnel.openvpn.directives import DIRECTIVES, names
+from ginnel.openvpn.ovpn_lexer import Statement, quote
+from ginnel.openvpn.ovpn_pem import Source
+from ginnel.openvpn.push import PullFilter, PushReply, escape
+from ginnel.openvpn.tls import VerifyName
+from ginnel.openvpn.wrap import DIGESTS, StaticKey
+
+
+@dataclass(frozen=True)
+class Target:
+    """A remote as the file has it: port and protocol may be left to the file's own, and the protocol
+    may be one of TCP's."""
+
+    line: int
+    host: str
+    port: int | None = None
+    proto: str | None = None
+
+    def resolve(self, port: int, proto: str) -> Remote | None:
+        """None for TCP."""
+        match self.proto or proto:
+            case "udp" | "udp4" | "udp6" as known:
+                return Remote(self.host, self.port or port, known)
+            case _:
+                return None
+
+
+@dataclass
+class Draft:
+    """What the statements so far come to. ``values`` are arguments of `ClientConfig`.
+
+    ``source`` reads the block or file of a statement, ``warn`` remembers a warning for the current one.
+    """
+
+    source: Callable[[Statement], Source]
+    warn: Callable[[str], None]
+    values: dict[str, Any] = field(default_factory=dict)
+    targets: list[Target] = field(default_factory=list)
+    connections: list[Target] = field(default_factory=list)
+    port: int = 1194
+    proto: str = "udp"
+    pull: bool = False
+    tls_client: bool = False
+    dev: str | None = None
+    dev_type: str | None = None
+    static_keys: dict[str, StaticKey] = field(default_factory=dict)
+    direction: int | None = None
+    local: list[str] = field(default_factory=list)
+    setenv: dict[str, str] = field(default_factory=dict)
+    forgiven: set[str] = field(default_factory=set)
+    forgive_all: bool = False
+
+    def append(self, name: str, *items: object) -> None:
+        self.values[name] = (*self.values.get(name, ()), *items)
+
+
+Taker = Callable[[Draft, Statement], None]
+
+
+def parse_remote(statement: Statement) -> Target:
+    host, port, proto = (*statement.words, None, None)[:3]
+    assert host is not None
+    if host.startswith("["):
+        raise ConfigError("an address in brackets", instead="write an IPv6 address without brackets")
+    if not re.fullmatch(r"[^\s/\\\"'<>@]{1,255}", host):
+        raise ConfigError(f"{escape(host)!r} is no host name or address")
+    return Target(
+        statement.line,
+        host,
+        None if port is None else parse_number(port, 1, 65535, "a port"),
+        None if proto is None else parse_proto(proto),
+    )
+
+
+def parse_number(text: str, least: int, most: int, what: str = "a number") -> int:
+    if not re.fullmatch(r"\+?[0-9]{1,10}", text) or not least <= int(text) <= most:
+        limits = f"of at least {least}" if most == MAX_INT else f"from {least} to {most}"
+        raise ConfigError(f"{escape(text)!r} is not {what} {limits}")
+    return int(text)
+
+
+def parse_proto(text: str) -> str:
+    if text in PROTOS:
+        return text
+    if text.endswith("-server"):
+        raise ConfigError(f"{text} is for a server", instead="write udp")
+    raise ConfigError(f"{escape(text)!r} is no protocol", instead="write udp, udp4 or udp6")
+
+
+def _number(name: str, least: int, most: int) -> Taker:
+    """Extra values are warned about: stock has a use for them on servers only."""
+
+    def take(draft: Draft, statement: Statement) -> None:
+        draft.values[name] = parse_number(statement.words[0], least, most)
+        if len(statement.words) > 1:
+            draft.warn(f"the second value of {statement.name} has no effect in a client")
+
+    return take
+
+
+def _flag(name: str, value: object = True) -> Taker:
+    def take(draft: Draft, statement: Statement) -> None:
+        draft.values[name] = value
+
+    return take
+
+
+def _choice(name: str) -> Taker:
+    """The choices are the directive's form."""
+
+    def take(draft: Draft, statement: Statement) -> None:
+        choices = DIRECTIVES[statement.name].text.split("|")
+        draft.values[name] = _one_of(statement.words[0], *choices)
+
+    return take
+
+
+def _one_of(word: str, *choices: str) -> str:
+    if word not in choices:
+        raise ConfigError(f"{escape(word)!r} is not one of: {', '.join(choices)}")
+    return word
+
+
+def _client(draft: Draft, statement: Statement) -> None:
+    draft.pull = draft.pull or statement.name in ("client", "pull")
+    draft.tls_client = draft.tls_client or statement.name in ("client", "tls-client")
+
+
+def _mode(draft: Draft, statement: Statement) -> None:
+    if statement.words[0] == "server":
+        raise ConfigError("mode server is a server's", instead="take the file that was made for the client")
+    _one_of(statement.words[0], "p2p")
+
+
+def _remote(draft: Draft, statement: Statement) -> None:
+    draft.targets.append(parse_remote(statement))
+
+
+def _port(draft: Draft, statement: Statement) -> None:
+    draft.port = parse_number(statement.words[0], 1, 65535, "a port")
+
+
+def _proto(draft: Draft, statement: Statement) -> None:
+    draft.proto = parse_proto(statement.words[0])
+
+
+def _connect_retry(draft: Draft, statement: Statement) -> None:
+    shortest = parse_number(statement.words[0], 0, 0xFFFF)
+    longest = parse_number(statement.words[1], 0, MAX_INT) if len(statement.words) > 1 else 300
+    draft.values["connect_retry"] = (shortest, max(shortest, longest))
+
+
+def _connect_retry_max(draft: Draft, statement: Statement) -> None:
+    draft.values["connect_retry_max"] = parse_number(statement.words[0], 0, MAX_INT) or None
+
+
+def _resolv_retry(draft: Draft, statement: Statement) -> None:
+    word = statement.words[0]
+    draft.values["resolv_retry"] = None if word == "infinite" else parse_number(word, 0, MAX_INT)
+
+
+def _exit_notify(draft: Draft, statement: Statement) -> None:
+    draft.values["explicit_exit_notify"] = parse_number((*statement.words, "1")[0], 0, MAX_INT)
+
+
+def _certificates(name: str) -> Taker:
+    def take(draft: Draft, statement: Statement) -> None:
+        draft.values[name] = ovpn_pem.certificates(draft.source(statement))
+
+    return take
+
+
+def _key(draft: Draft, statement: Statement) -> None:
+    draft.values["key"] = ovpn_pem.private_key(draft.source(statement))
+
+
+def _static_key(draft: Draft, statement: Statement) -> None:
+    draft.static_keys[statement.name] = ovpn_pem.static_key(draft.source(statement))
+    if len(statement.words) > 1:
+        draft.direction = int(_one_of(statement.words[1], "0", "1"))
+
+
+def _key_direction(draft: Draft, statement: Statement) -> None:
+    draft.direction = int(_one_of(statement.words[0], "0", "1"))
+
+
+def _fingerprint(draft: Draft, statement: Statement) -> None:
+    lines = [statement.words[0]] if statement.block is None else statement.block.split("\n")
+    for number, line in enumerate(lines, statement.line + (statement.block is not None)):
+        line = line.strip()
+        if not line or line[0] in "#;":
+            continue
+        if not re.fullmatch("[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){31}", line):
+            raise ConfigError(
+                "not a SHA-256 fingerprint, which is 32 pairs of hexadecimal digits with colons between them",
+                line=number,
+                instead="take it from: openssl x509 -noout -fingerprint -sha256 -in CERTIFICATE",
+            )
+        draft.append("peer_fingerprints", line.lower())
+
+
+def _verify_name(draft: Draft, statement: Statement) -> None:
+    name, kind = (*statement.words, "subject")[:2]
+    if not name:
+        raise ConfigError("an empty name would match anything or nothing")
+    match kind:
+        case "subject" | "name" | "name-prefix":
+            draft.values["verify_x509_name"] = VerifyName(name, kind)
+        case _:
+            _one_of(kind, "subject", "name", "name-prefix")
+
+
+def _tls_version(name: str) -> Taker:
+    def take(draft: Draft, statement: Statement) -> None:
+        draft.values[name] = _one_of(statement.words[0], "1.0", "1.1", "1.2", "1.3")
+        for word in statement.words[1:]:
+            _one_of(word, "or-highest")
+
+    return take
+
+
+def _auth_user_pass(draft: Draft, statement: Statement) -> None:
+    if statement.block is None and statement.words in ((), ("stdin",)):
+        draft.values["auth_user_pass"] = AuthUserPass()
+        return
+    if statement.words == ("username-only",):
+        raise ConfigError("a login without a password is not supported yet", instead="write: auth-user-pass")
+    source = draft.source(statement)
+    username, password = [*(line.rstrip("\r") for line in source.text.split("\n")), "", ""][:2]
+    if not username:
+        raise source.error(f"{source.name} has no user in its first line")
+    for at, word in enumerate((username, password)):
+        if not word.isprintable() or len(word) > MAX_CREDENTIAL:
+            raise source.error(f"{source.name} has something other than a user and a password", at=at)
+    draft.values["auth_user_pass"] = AuthUserPass(username, password or None)
+
+
+def _setenv(draft: Draft, statement: Statement) -> None:
+    name, value = (*statement.words, "")[:2]
+    match name:
+        case "GENERIC_CONFIG":
+            raise ConfigError("this file is a template for many users", instead="ask for the file made for you")
+        case "PUSH_PEER_INFO" if not value:
+            draft.values["push_peer_info"] = True
+        case "SERVER_POLL_TIMEOUT" if value:
+            draft.values["connect_timeout"] = parse_number(value, 0, MAX_INT)
+        case "REMOTE_RANDOM_HOSTNAME" if not value:
+            draft.warn("names are resolved as they are written")
+        case _:
+            draft.forgive_all = draft.forgive_all or (name, value) == ("FORWARD_COMPATIBLE", "1")
+            draft.setenv[name] = value
+
+
+def _data_ciphers(draft: Draft, statement: Statement) -> None:
+    chosen: list[str] = []
+    dropped: list[str] = []
+    listed = statement.words[0].replace("DEFAULT", ":".join(DEFAULT_DATA_CIPHERS)).split(":")
+    for text in filter(None, listed):
+        name = text.removeprefix("?").upper()
+        if name in DATA_CIPHERS:
+            chosen.append(name)
+        elif text.startswith("?") or re.fullmatch(OTHER_CIPHERS, name):
+            dropped.append(name)
+        else:
+            raise ConfigError(f"{escape(text)!r} is no cipher", instead="choose from " + ", ".join(DATA_CIPHERS))
+    if not chosen:
+        raise ConfigError(
+            f"none of {escape(statement.words[0])!r} is supported",
+            instead="add " + ", ".join(DATA_CIPHERS[:2]),
+        )
+    if dropped:
+        draft.warn(f"{escape(', '.join(dropped))} left out as not supported; {', '.join(chosen)} remain")
+    draft.values["data_ciphers"] = tuple(dict.fromkeys(chosen))
+
+
+def _cipher(draft: Draft, statement: Statement) -> None:
+    """Stock ignores it where ciphers are negotiated, and so since 2.6 nearly always."""
+    name = _known_cipher(statement.words[0])
+    if name not in DATA_CIPHERS:
+        draft.warn(f"{name} is not supported, and has no effect: the cipher is negotiated from data-ciphers")
+
+
+def _fallback(draft: Draft, statement: Statement) -> None:
+    name = _known_cipher(statement.words[0])
+    if name in DATA_CIPHERS:
+        draft.values["cipher"] = name
+    else:
+        draft.values.pop("cipher", None)
+        draft.warn(f"{name} is not supported: a server that negotiates no cipher can't be used")
+
+
+def _known_cipher(text: str) -> str:
+    name = text.upper()
+    if name not in DATA_CIPHERS and not re.fullmatch(OTHER_CIPHERS, name):
+        raise ConfigError(f"{escape(text)!r} is no cipher", instead="choose from " + ", ".join(DATA_CIPHERS))
+    return name
+
+
+def _auth(draft: Draft, statement: Statement) -> None:
+    name = statement.words[0].upper().removeprefix("RSA-")
+    if name not in DIGESTS:
+        raise ConfigError(
+            f"the digest {escape(statement.words[0])!r} is not supported", instead="use " + ", ".join(DIGESTS)
+        )
+    draft.values["auth"] = name
+
+
+def _compression(draft: Draft, statement: Statement) -> None:
+    kind = (*statement.words, "stub" if statement.name == "compress" else "yes")[0]
+    wanted = {"comp-lzo no": "comp-lzo no", "compress stub": "stub", "compress stub-v2": "stub-v2"}
+    framing = f"{statement.name} {kind}"
+    if framing == "compress migrate":
+        return
+    if framing not in wanted:
+        if kind not in ("lzo", "lz4", "lz4-v2", "yes", "adaptive"):
+            raise ConfigError(f"{escape(kind)!r} is no kind of compression", instead="remove the line")
+        raise ConfigError(
+            "compression inside a VPN gives away its contents (VORACLE), and is not supported",
+            instead="remove the line, and compression on the server",
+        )
+    draft.values["compression"] = wanted[framing]
+    draft.warn("nothing is compressed; a server that frames its packets for compression can't be used yet")
+
+
+def _allow_compression(draft: Draft, statement: Statement) -> None:
+    if _one_of(statement.words[0], "no", "asym", "yes") != "no":
+        draft.warn("nothing is compressed either way")
+
+
+def _keepalive(draft: Draft, statement: Statement) -> None:
+    ping, restart = (parse_number(word, 1, MAX_PING) for word in statement.words)
+    if restart < 2 * ping:
+        raise ConfigError(
+            f"the second value must be at least twice the first, {2 * ping}", instead="write: keepalive 10 60"
+        )
+    draft.values |= {"ping": ping, "ping_restart": restart, "ping_exit": 0}
+
+
+def _ping_timeout(draft: Draft, statement: Statement) -> None:
+    value = parse_number(statement.words[0], 0, MAX_PING)
+    exits = statement.name == "ping-exit"
+    draft.values |= {"ping_restart": 0 if exits else value, "ping_exit": value if exits else 0}
+
+
+def _max_packet_size(draft: Draft, statement: Statement) -> None:
+    size = parse_number(statement.words[0], MIN_CONTROL, 2048)
+    draft.values |= {"max_packet_size": size, "mssfix": MssFix(size, "mtu")}
+
+
+def _mssfix(draft: Draft, statement: Statement) -> None:
+    match statement.words:
+        case ():
+            draft.values["mssfix"] = None
+        case (size,):
+            draft.values["mssfix"] = MssFix(_mss_size(size))
+        case (size, "mtu" | "fixed" as mode):
+            draft.values["mssfix"] = MssFix(_mss_size(size), mode)
+        case (_, other):
+            _one_of(other, "mtu", "fixed")
+
+
+def _mss_size(text: str) -> int:
+    size = parse_number(text, 0, 0xFFFF)
+    if 0 < size < MIN_CONTROL:
+        raise ConfigError(f"{size} is too small", instead=f"write 0 to switch it off, or at least {MIN_CONTROL}")
+    return size
+
+
+def _dev(draft: Draft, statement: Statement) -> None:
+    draft.dev = statement.words[0]
+
+
+def _dev_type(draft: Draft, statement: Statement) -> None:
+    draft.dev_type = _one_of(statement.words[0], "tun", "tap")
+
+
+def _local(draft: Draft, statement: Statement) -> None:
+    if statement.name == "route" and statement.words[0] in ("vpn_gateway", "net_gateway", "remote_host"):
+        draft.warn(f"a route to {statement.words[0]} is for the machine's own network, which stays as it is")
+        return
+    text = " ".join([statement.name, *map(quote, statement.words)])
+    ignored = PushReply.parse([text]).ignored
+    if not ignored:
+        draft.local.append(text)
+        return
+    reason = ignored[0][1]
+    if statement.name == "dhcp-option" and "has no effect" in reason:
+        draft.warn(reason)
+        return
+    raise ConfigError(reason, instead=f"write: {statement.name} {DIRECTIVES[statement.name].text}")
+
+
+def _pull_filter(draft: Draft, statement: Statement) -> None:
+    match statement.words:
+        case ("accept" | "ignore" | "reject" as action, prefix):
+            draft.append("pull_filters", PullFilter(action, prefix))
+        case (other, _):
+            _one_of(other, "accept", "ignore", "reject")
+
+
+def _forgive(draft: Draft, statement: Statement) -> None:
+    draft.forgiven.update(word.removeprefix("--") for word in statement.words)
+
+
+def _nothing(draft: Draft, statement: Statement) -> None:
+    pass
+
+
+MAX_INT = 0x7FFFFFFF
+MAX_PING = 86400
+# TLS_CHANNEL_MTU_MIN
+MIN_CONTROL = 154
+MAX_CREDENTIAL = 4095
+PROTOS = names("udp udp4 udp6 tcp tcp4 tcp6 tcp-client tcp4-client tcp6-client")
+DATA_CIPHERS = ("AES-256-GCM", "AES-128-GCM", "CHACHA20-POLY1305", "AES-192-GCM")
+OTHER_CIPHERS = (
+    "NONE|(AES|ARIA|CAMELLIA)-(128|192|256)-(CBC|CFB|CFB1|CFB8|OFB|GCM|CCM)"
+    "|(BF|CAST5|DES|DES-EDE|DES-EDE3|DESX|IDEA|RC2|RC2-40|RC2-64|RC5|SEED|SM4)-(CBC|CFB|CFB1|CFB8|OFB)"
+)
+TAKERS: dict[str, Taker] = {
+    "client": _client,
+    "pull": _client,
+    "tls-client": _client,
+    "mode": _mode,
+    "remote": _remote,
+    "port": _port,
+    "rport": _port,
+    "proto": _proto,
+    "remote-random": _flag("remote_random"),
+    "nobind": _nothing,
+    "connect-retry": _connect_retry,
+    "connect-retry-max": _connect_retry_max,
+    "connect-timeout": _number("connect_timeout", 0, MAX_INT),
+    "server-poll-timeout": _number("connect_timeout", 0, MAX_INT),
+    "resolv-retry": _resolv_retry,
+    "explicit-exit-notify": _exit_notify,
+    "ca": _certificates("ca"),
+    "cert": _certificates("cert"),
+    "extra-certs": _certificates("extra_certs"),
+    "key": _key,
+    "peer-fingerprint": _fingerprint,
+    "remote-cert-tls": _choice("remote_cert_tls"),
+    "verify-x509-name": _verify_name,
+    "tls-auth": _static_key,
+    "tls-crypt": _static_key,
+    "key-direction": _key_direction,
+    "tls-version-min": _tls_version("tls_version_min"),
+    "tls-version-max": _tls_version("tls_version_max"),
+    "auth-user-pass": _auth_user_pass,
+    "auth-retry": _choice("auth_retry"),
+    "auth-nocache": _flag("auth_nocache"),
+    "push-peer-info": _flag("push_peer_info"),
+    "setenv": _setenv,
+    "cipher": _cipher,
+    "data-ciphers": _data_ciphers,
+    "ncp-ciphers": _data_ciphers,
+    "data-ciphers-fallback": _fallback,
+    "auth": _auth,
+    "compress": _compression,
+    "comp-lzo": _compression,
+    "allow-compression": _allow_compression,
+    "reneg-sec": _number("reneg_sec", 0, MAX_INT),
+    "hand-window": _number("hand_window", 1, MAX_INT),
+    "tran-window": _number("tran_window", 1, MAX_INT),
+    "tls-timeout": _number("tls_timeout", 1, MAX_INT),
+    "keepalive": _keepalive,
+    "ping": _number("ping", 0, MAX_PING),
+    "ping-restart": _ping_timeout,
+    "ping-exit": _ping_timeout,
+    "tun-mtu": _number("tun_mtu", 100, 0xFFFF),
+    "tun-mtu-max": _number("tun_mtu_max", 1600, 0xFFFF),
+    "max-packet-size": _max_packet_size,
+    "mssfix": _mssfix,
+    "dev": _dev,
+    "dev-type": _dev_type,
+    **dict.fromkeys(
+        names(
+            "topology ifconfig ifconfig-ipv6 route route-ipv6 route-gateway route-metric "
+            "redirect-gateway redirect-private block-ipv6 dhcp-option dns"
+        ),
+        _local,
+    ),
+    "pull-filter": _pull_filter,
+    "route-nopull": _flag("route_nopull"),
+    "ignore-unknown-option": _forgive,
+    "verb": _number("verb", 0, 15),
+    "mute": _number("mute", 0, MAX_INT),
+}

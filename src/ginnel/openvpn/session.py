@@ -1,0 +1,592 @@
+"""One session with one peer, either role: control packets in and out, key slots, timers, events.
+
+The owner moves datagrams, passes commands on to the data plane and reports back to the session, and
+calls `handle_timer` at the time that `get_timer` names. After each call of `receive_datagram`,
+`data_event`, `handle_timer`, `renegotiate` or `close` it takes what `datagrams_to_send` and
+`next_event` have, until both are empty; after `Closed` once more, as a TLS alert may wait there.
+
+Key slots. A finished negotiation's keys go into the *primary* slot and are installed for receiving
+at once; the keys before them become the *lame duck*. A side is done as soon as its own packets are
+acknowledged, and can't know whether its last ACKs arrived; a server may also still be waiting for a
+password check. So, as in stock OpenVPN (``ssl.c``, tls_select_encryption_key), data goes on with the
+lame duck for a while: for ``hand_window``, or half the time between two keys where that is shorter,
+counted from the end of the negotiation, which may have been a long one on a bad line.
+It moves earlier when the peer is heard in the next negotiation, which it can't begin without having
+the primary keys. Either way the peer has the key by then, so that no packet is lost.
+
+Both sides may begin a renegotiation at once: each reset then answers the other, as both carry the
+same next key id. A renegotiation that isn't done within ``hand_window`` ends the session.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from ginnel.errors import GinnelError, UnreachableError
+from ginnel.openvpn import events
+from ginnel.openvpn.events import Event, Path, Report
+from ginnel.openvpn.handshake import Exchange, Handshake, State
+from ginnel.openvpn.packets import (
+    HARD_RESETS,
+    MAX_ACKS,
+    NO_SESSION,
+    SESSION_ID_SIZE,
+    ControlPacket,
+    Header,
+    Opcode,
+    PacketError,
+)
+from ginnel.openvpn.push import PushReply
+from ginnel.openvpn.tls import TlsContext, TlsError
+from ginnel.openvpn.wrap import NoWrap, ReplayError, UnauthenticatedError, Wrap
+
+
+class Timer(Enum):
+    """What a session waits for. Sending again is not in the table: its times are the packets' own."""
+
+    HAND_WINDOW = "the negotiation must be done"
+    PUSH_REQUEST = "the next push request is due"
+    PUSH_WINDOW = "the push reply must be there"
+    RENEGOTIATE = "the keys are old enough"
+    SWAP = "the peer has the new keys for sure"
+    LAME_DUCK = "the old keys must go"
+    EXIT_NOTICE = "the next exit notice is due"
+    LINGER = "the last message was given enough time"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionSettings:
+    """What both roles need to know. Times are in seconds, ``reneg_sec`` 0 means never.
+
+    ``max_packet_size`` bounds a control packet with its IP and UDP headers.
+    """
+
+    tls: TlsContext
+    wrap: Wrap = field(default_factory=NoWrap)
+    tcp: bool = False
+    tls_timeout: float = 2.0
+    hand_window: float = 60.0
+    tran_window: float = 3600.0
+    reneg_sec: float = 3600.0
+    max_packet_size: int = 1250
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tunnel:
+    """What the data plane needs to know, once the roles agreed on it.
+
+    ``exported``: data keys come from TLS's exporter. ``exit_notify``: how many times (or, with
+    ``cc_exit``, for how many seconds) the end is announced to the peer; 0 for not at all.
+    """
+
+    cipher: str
+    exported: bool
+    peer_id: int | None
+    ping: float
+    ping_restart: float
+    ping_exit: bool
+    mss: int
+    cc_exit: bool
+    exit_notify: int
+
+
+class Policy(Exchange, Protocol):
+    """What a role does of its own. A policy serves one session."""
+
+    server: bool
+    peer: int
+    unix_time: float
+    """The wall clock's time at the session's start."""
+
+    @property
+    def settings(self) -> SessionSettings: ...
+    def attach(self, session: Session, random: Callable[[int], bytes]) -> None: ...
+    def reneg_sec(self) -> float:
+        """How long the next keys live; 0 for ever."""
+
+    def negotiated(self, now: float) -> None:
+        """The first negotiation is done. Opens the tunnel, now or later."""
+
+    def handle_message(self, text: str, now: float) -> None: ...
+    def handle_timer(self, timer: Timer, now: float) -> None:
+        """PUSH_REQUEST or PUSH_WINDOW."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataKey:
+    handle: int
+    key_id: int
+    started: float
+
+
+class Session:
+    """See the module. Errors of the peer become a `Closed` event; nothing is raised for them."""
+
+    def __init__(self, policy: Policy, *, path: Path, random: Callable[[int], bytes], now: float) -> None:
+        """``path`` leads to the peer; ``random`` gives so many bytes."""
+        self._policy = policy
+        self._settings = policy.settings
+        self._path = path
+        self._session_id = _random_session_id(random)
+        self._peer_session_id: bytes | None = None
+        self._wrap = self._settings.wrap.start(server=policy.server, unix_time=policy.unix_time, now=now)
+        self._timers: dict[Timer, float] = {}
+        self._events: deque[Event] = deque()
+        self._statistics = dict.fromkeys(COUNTERS, 0)
+        self._tunnel: Tunnel | None = None
+        self._primary: DataKey | None = None
+        self._lame_duck: DataKey | None = None
+        self._sending: DataKey | None = None
+        self._handles = 0
+        self._closing: events.Closed | None = None
+        self._finish_on_ack = False
+        self._closed = False
+        self._drained = False
+        policy.attach(self, random)
+        self._previous: Handshake | None = None
+        self._current = self._begin(0, now)
+
+    # The owner's side.
+
+    def receive_datagram(self, data: bytes, path: Path, now: float) -> None:
+        """Takes a control packet. What isn't our peer's is dropped and counted."""
+        self._count("received")
+        if self._closed:
+            self._count("after_close")
+            return
+        try:
+            packet = self._open(data, path)
+        except ReplayError:
+            self._count("replayed")
+        except UnauthenticatedError:
+            self._count("unauthenticated")
+        except PacketError:
+            self._count("malformed")
+        else:
+            if packet is not None:
+                self._guard(self._receive, packet, now)
+
+    def data_event(self, report: Report, now: float) -> None:
+        """Takes a report of the data plane."""
+        if self._closed:
+            return
+        match report:
+            case events.DataMessage(data=data):
+                if data == EXIT_NOTICE:
+                    self.peer_left()
+                else:
+                    self._count("data_messages_ignored")
+            case events.PeerExpired():
+                self._expire()
+            case events.PeerFloat(path=path):
+                self._path = path
+            case events.KeyLimit(handle=handle):
+                if self._primary is not None and handle == self._primary.handle:
+                    self.renegotiate(now)
+                else:
+                    self._swap()
+            case events.PathClosed(path=path, errno=errno):
+                if path == self._path:
+                    error = UnreachableError(f"the socket to {_show(path)} failed (errno {errno})")
+                    self.finish(error, retry=True)
+
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, Path]]:
+        """Takes everything that is due now: first packets, packets again, ACKs."""
+        datagrams: list[tuple[bytes, Path]] = []
+        for handshake in self._negotiations():
+            while (packet := self._take_packet(handshake, now)) is not None:
+                datagrams.append((self._wrap.wrap(packet.emit(), now), self._path))
+        self._statistics["sent"] += len(datagrams)
+        self._drained = self._closed
+        return datagrams
+
+    def get_timer(self) -> float | None:
+        """When to call `handle_timer`, None for not at all."""
+        if self._closed:
+            return None
+        times = list(self._timers.values())
+        times += [time for item in self._negotiations() if (time := item.get_timer()) is not None]
+        return min(times, default=None)
+
+    def handle_timer(self, now: float) -> None:
+        """Does what is due. Packets that are due again come out of `datagrams_to_send`."""
+        for timer in Timer:
+            if not self._closed and self._timers.get(timer, now + 1) <= now:
+                del self._timers[timer]
+                self._guard(self._fire, timer, now)
+
+    def next_event(self) -> Event | None:
+        return self._events.popleft() if self._events else None
+
+    def renegotiate(self, now: float) -> None:
+        """Begins to make new keys. Nothing happens before there are any, or while it is under way."""
+        if self._closing is None and not self._closed and self._is_settled_on_primary():
+            self._renegotiate(now)
+
+    def close(self, now: float, notify: bool = True) -> None:
+        """Ends the session. With ``notify`` the peer is told first, if the tunnel is set up to do that:
+        `Closed` then comes when the notice arrived, or was sent often enough."""
+        if self._closed or self._closing is not None:
+            return
+        tunnel = self._tunnel
+        if not notify or tunnel is None or tunnel.exit_notify == 0:
+            self.finish(None, retry=False)
+        elif tunnel.cc_exit:
+            self._guard(self._current.write_message, b"EXIT")
+            self.finish_settled(None, retry=False, within=tunnel.exit_notify, now=now)
+        else:
+            self._emit(events.SendDataMessage(self._policy.peer, EXIT_NOTICE))
+            self.finish_settled(None, retry=False, within=tunnel.exit_notify - 1, now=now, acknowledged=False)
+            if tunnel.exit_notify > 1:
+                self._timers[Timer.EXIT_NOTICE] = now + EXIT_NOTICE_INTERVAL
+
+    def statistics(self) -> dict[str, int]:
+        """Counts since the start; all but the first four are of what was dropped, by reason."""
+        again = sum(handshake.retransmitted for handshake in self._negotiations())
+        return self._statistics | {"retransmitted": self._statistics["retransmitted"] + again}
+
+    # The policy's side.
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    @property
+    def last_heard(self) -> float:
+        """When the last valid control packet came."""
+        return self._current.last_heard
+
+    @property
+    def tunnel(self) -> Tunnel | None:
+        return self._tunnel
+
+    def send_message(self, text: str) -> None:
+        """Sends a control message. Raises RemoteProtocolError if TLS failed."""
+        self._current.write_message(text.encode())
+
+    def set_timer(self, timer: Timer, at: float | None) -> None:
+        if at is None:
+            self._timers.pop(timer, None)
+        else:
+            self._timers[timer] = at
+
+    def notice(self, text: str) -> None:
+        """News for the log; over a hundred that nobody took they are counted instead."""
+        if sum(isinstance(event, events.Notice) for event in self._events) < MAX_NOTICES:
+            self._emit(events.Notice(text))
+        else:
+            self._count("notices")
+
+    def open_tunnel(self, tunnel: Tunnel, push: PushReply, now: float) -> None:
+        """The configuration is known: commands for the data plane, then `Established`."""
+        self._tunnel = tunnel
+        peer = self._policy.peer
+        self._emit(events.NewPeer(peer, self._path, tunnel.peer_id))
+        key = self._new_key(tunnel)
+        self._emit(events.SetPeer(peer, tunnel.ping, tunnel.ping_restart, tunnel.mss))
+        self._primary = self._sending = key
+        self._emit(events.Swap(peer, key.handle))
+        self._schedule_renegotiation(now)
+        tls = self._current.tls
+        self._emit(events.Established(push, tls.version, tls.cipher, tunnel.cipher, tls.peer_common_name))
+
+    def peer_left(self) -> None:
+        """The peer announced its end."""
+        who = "the client" if self._policy.server else "the server"
+        error = UnreachableError(f"{who} at {_show(self._path)} ended the session")
+        self.finish(error, retry=not self._policy.server)
+
+    def finish(self, error: GinnelError | None, *, retry: bool, delay: float = 0.0) -> None:
+        """Ends the session now."""
+        if self._closed:
+            return
+        self._closed = True
+        self._timers.clear()
+        if self._tunnel is not None:
+            self._emit(events.DelPeer(self._policy.peer))
+        self._emit(events.Closed(error, retry, delay))
+
+    def finish_settled(
+        self, error: GinnelError | None, *, retry: bool, within: float, now: float, acknowledged: bool = True
+    ) -> None:
+        """Ends the session when all that we sent is acknowledged (if ``acknowledged`` matters), or
+        after ``within`` seconds."""
+        self._timers.clear()
+        self._closing = events.Closed(error, retry)
+        self._finish_on_ack = acknowledged
+        if within > 0:
+            self._timers[Timer.LINGER] = now + within
+        else:
+            self.finish(error, retry=retry)
+
+    # Inside.
+
+    def _guard(self, action: Callable[..., None], *arguments: object) -> None:
+        """Turns what the peer did wrong, or a configuration that can't be sent, into the session's end."""
+        try:
+            action(*arguments)
+        except TlsError as error:
+            self.finish(error, retry=error.retry)
+        except GinnelError as error:
+            self.finish(error, retry=False)
+
+    def _open(self, data: bytes, path: Path) -> ControlPacket | None:
+        """The packet if it is one of our peer's, else None and a count. Raises `PacketError`."""
+        header = Header.parse(data)
+        if path != self._path:
+            self._count("wrong_path")
+            return None
+        if self._peer_session_id is None:
+            if header.opcode is not self._peers_reset() or header.key_id != 0:
+                self._count("wrong_session")
+                return None
+        elif header.session_id != self._peer_session_id:
+            # A reset among them is someone else's or an older answer. Stock would negotiate anew beside
+            # the running session; a server that lost its state answers a new client only, never us.
+            self._count("stray_resets" if header.opcode in HARD_RESETS else "wrong_session")
+            return None
+        elif header.opcode in HARD_RESETS and header.opcode is not self._peers_reset():
+            self._count("wrong_session")
+            return None
+        packet = ControlPacket.parse(self._wrap.unwrap(data))
+        if packet.peer_session_id not in (None, self._session_id):
+            self._count("wrong_session")
+            return None
+        return packet
+
+    def _receive(self, packet: ControlPacket, now: float) -> None:
+        self._peer_session_id = packet.header.session_id
+        handshake = self._find_handshake(packet, now)
+        if handshake is None:
+            self._count("wrong_key")
+            return
+        if handshake is self._current and self._previous is not None:
+            self._forget_previous()
+        if not handshake.receive(packet, now):
+            self._count("out_of_window")
+        self._follow(handshake, now)
+
+    def _find_handshake(self, packet: ControlPacket, now: float) -> Handshake | None:
+        """The negotiation that a packet belongs to; begins one when the peer did."""
+        key_id = packet.header.key_id
+        if packet.header.opcode is Opcode.SOFT_RESET_V1 and key_id == _next_key_id(self._current.key_id):
+            self._current.peer_is_done()
+            self._follow(self._current, now)
+            if self._is_settled_on_primary():
+                self._renegotiate(now)
+        if key_id == self._current.key_id:
+            return self._current
+        if self._previous is not None and key_id == self._previous.key_id:
+            return self._previous
+        return None
+
+    def _follow(self, handshake: Handshake, now: float) -> None:
+        """Does what a negotiation's progress asks for."""
+        negotiating = handshake is self._current and Timer.HAND_WINDOW in self._timers
+        if negotiating and handshake.state is State.ACTIVE:
+            del self._timers[Timer.HAND_WINDOW]
+            if handshake.key_id == 0:
+                self._policy.negotiated(now)
+            else:
+                self._rotate(now)
+        for message in handshake.read_messages():
+            if self._closed or self._closing is not None:
+                return
+            self._handle_message(message, now)
+        if self._closing is not None and self._finish_on_ack and self._current.settled:
+            self.finish(self._closing.error, retry=self._closing.retry)
+
+    def _handle_message(self, message: bytes, now: float) -> None:
+        text = message.decode(errors="replace").rstrip("\r\n")
+        if not text.isprintable():
+            self._count("bad_messages")
+        elif text == "EXIT":
+            self.peer_left()
+        else:
+            self._policy.handle_message(text, now)
+
+    def _fire(self, timer: Timer, now: float) -> None:
+        match timer:
+            case Timer.HAND_WINDOW:
+                self._time_out()
+            case Timer.PUSH_REQUEST | Timer.PUSH_WINDOW:
+                self._policy.handle_timer(timer, now)
+            case Timer.RENEGOTIATE:
+                self.renegotiate(now)
+            case Timer.SWAP:
+                self._swap()
+            case Timer.LAME_DUCK:
+                self._bury_lame_duck()
+            case Timer.EXIT_NOTICE:
+                self._emit(events.SendDataMessage(self._policy.peer, EXIT_NOTICE))
+                self._timers[Timer.EXIT_NOTICE] = now + EXIT_NOTICE_INTERVAL
+            case Timer.LINGER:
+                if self._closing is not None:
+                    self.finish(self._closing.error, retry=self._closing.retry)
+
+    def _time_out(self) -> None:
+        window = f"{self._settings.hand_window:g} s"
+        if self._peer_session_id is None:
+            text = f"no answer from {_show(self._path)} within {window}; are address, port and key right?"
+        elif self._current.key_id:
+            text = f"{_show(self._path)} didn't finish making new keys within {window}"
+        else:
+            text = f"{_show(self._path)} answered, but didn't finish the TLS handshake within {window}"
+        self.finish(UnreachableError(text), retry=True)
+
+    def _expire(self) -> None:
+        tunnel = self._tunnel
+        if tunnel is not None:
+            text = f"nothing heard from {_show(self._path)} for {tunnel.ping_restart:g} s"
+            self.finish(UnreachableError(text), retry=not tunnel.ping_exit and not self._policy.server)
+
+    # Negotiations and key slots.
+
+    def _negotiations(self) -> list[Handshake]:
+        """Those that may send: a server none before its client, nor an ended session more than once."""
+        if self._drained or (self._policy.server and self._peer_session_id is None):
+            return []
+        return [self._current] if self._previous is None else [self._previous, self._current]
+
+    def _begin(self, key_id: int, now: float) -> Handshake:
+        opcode = Opcode.SOFT_RESET_V1
+        if key_id == 0:
+            opcode = Opcode.HARD_RESET_SERVER_V2 if self._policy.server else Opcode.HARD_RESET_CLIENT_V2
+        self._timers[Timer.HAND_WINDOW] = now + self._settings.hand_window
+        return Handshake(
+            Header(opcode, key_id, self._session_id),
+            self._settings.tls.connect(),
+            self._policy,
+            server=self._policy.server,
+            timeout=self._settings.tls_timeout,
+            now=now,
+        )
+
+    def _renegotiate(self, now: float) -> None:
+        self._timers.pop(Timer.RENEGOTIATE, None)
+        self._previous = self._current
+        self._current = self._begin(_next_key_id(self._previous.key_id), now)
+
+    def _is_settled_on_primary(self) -> bool:
+        return self._primary is not None and self._primary.key_id == self._current.key_id
+
+    def _forget_previous(self) -> None:
+        """The peer is heard in the new negotiation: it has the primary keys, and left the old one."""
+        if self._previous is not None:
+            self._statistics["retransmitted"] += self._previous.retransmitted
+            self._previous = None
+        self._swap()
+
+    def _rotate(self, now: float) -> None:
+        """A renegotiation is done: its keys become the primary ones."""
+        tunnel, old = self._tunnel, self._primary
+        if tunnel is None or old is None:
+            return
+        self._bury_lame_duck()
+        self._lame_duck = old
+        self._primary = self._new_key(tunnel)
+        started = self._current.started
+        windows = [self._settings.hand_window, max(SETTLING, (started - old.started) / 2)]
+        if self._settings.reneg_sec:
+            windows.append(self._settings.reneg_sec / 2)
+        self._timers[Timer.SWAP] = now + min(windows)
+        self._timers[Timer.LAME_DUCK] = max(now, started + self._settings.tran_window)
+        self._schedule_renegotiation(now)
+
+    def _new_key(self, tunnel: Tunnel) -> DataKey:
+        handshake = self._current
+        encrypt, decrypt = handshake.data_keys(self._peer_session_id or NO_SESSION, exported=tunnel.exported)
+        self._handles += 1
+        key = DataKey(self._handles, handshake.key_id, handshake.started)
+        self._emit(
+            events.NewKey(self._policy.peer, key.handle, key.key_id, tunnel.cipher, encrypt, decrypt),
+        )
+        return key
+
+    def _swap(self) -> None:
+        """Sends with the primary keys from now on."""
+        self._timers.pop(Timer.SWAP, None)
+        if self._primary is not None and self._sending != self._primary:
+            self._sending = self._primary
+            self._emit(events.Swap(self._policy.peer, self._primary.handle))
+            self._emit(events.Rekeyed(self._primary.key_id))
+
+    def _bury_lame_duck(self) -> None:
+        self._swap()
+        self._timers.pop(Timer.LAME_DUCK, None)
+        if self._lame_duck is not None:
+            self._emit(events.DelKey(self._policy.peer, self._lame_duck.handle))
+            self._lame_duck = None
+
+    def _schedule_renegotiation(self, now: float) -> None:
+        reneg_sec = self._policy.reneg_sec()
+        if reneg_sec:
+            self._timers[Timer.RENEGOTIATE] = now + reneg_sec
+
+    # Small things.
+
+    def _take_packet(self, handshake: Handshake, now: float) -> ControlPacket | None:
+        headers = IPV6_UDP if ":" in self._path[1] else IPV4_UDP
+        chunk = self._settings.max_packet_size - headers - MAX_OVERHEAD - self._wrap.overhead
+        # SoftEther drops a packet with more than four ACKs (ssl_pkt.c, write_control_auth).
+        softether = self._wrap.overhead == 0 and not self._policy.server
+        if softether and not (self._tunnel is not None and self._tunnel.exported):
+            return handshake.take_packet(self._peer_session_id, chunk, MAX_ACKS // 2, now)
+        return handshake.take_packet(self._peer_session_id, chunk, MAX_ACKS, now)
+
+    def _peers_reset(self) -> Opcode:
+        return Opcode.HARD_RESET_CLIENT_V2 if self._policy.server else Opcode.HARD_RESET_SERVER_V2
+
+    def _count(self, what: str) -> None:
+        self._statistics[what] += 1
+
+    def _emit(self, event: Event) -> None:
+        self._events.append(event)
+
+
+def _next_key_id(key_id: int) -> int:
+    """0 is the first key's alone."""
+    return key_id % 7 + 1
+
+
+def _random_session_id(random: Callable[[int], bytes]) -> bytes:
+    while (session_id := random(SESSION_ID_SIZE)) == NO_SESSION:
+        pass
+    return session_id
+
+
+def _show(path: Path) -> str:
+    _, address, port = path
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+EXIT_NOTICE = bytes.fromhex("287f346bd4ef7a812d56b8d3afc5459c") + b"\x06"
+EXIT_NOTICE_INTERVAL = 1.0
+# Enough for a last ACK that got lost to be asked for twice again.
+SETTLING = 10.0
+MAX_NOTICES = 100
+IPV4_UDP = 20 + 8
+IPV6_UDP = 40 + 8
+# Opcode, session id, four ACKs with their count and session id, packet id.
+MAX_OVERHEAD = 9 + (1 + 4 * 4 + 8) + 4
+COUNTERS = (
+    "received",
+    "sent",
+    "retransmitted",
+    "data_messages_ignored",
+    "malformed",
+    "unauthenticated",
+    "replayed",
+    "wrong_path",
+    "wrong_session",
+    "wrong_key",
+    "stray_resets",
+    "out_of_window",
+    "after_close",
+    "bad_messages",
+    "notices",
+)

@@ -1,0 +1,266 @@
+"""The outer protection of control packets: none, ``tls-auth`` or ``tls-crypt``.
+
+`NoWrap`, `TlsAuth` and `TlsCrypt` are settings with keys. ``start()`` makes the state of one session
+from them: its sending counter and its replay window. On the wire (OpenVPN ``ssl_pkt.c``,
+``tls_crypt.c``), after the nine bytes of the header:
+
+- tls-auth: HMAC, packet id (4), time (4), body. The HMAC covers packet id, time, header, body.
+- tls-crypt: packet id (4), time (4), tag (32), body in AES-256-CTR. The tag is an HMAC-SHA256 of
+  header, packet id, time and the plain body; its first 16 bytes are the counter's start.
+"""
+
+from __future__ import annotations
+
+import hmac
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from ginnel.errors import ConfigError, LocalProtocolError
+from ginnel.openvpn.packets import HEADER_SIZE, PacketError
+
+
+class UnauthenticatedError(PacketError):
+    """The packet wasn't made with our key."""
+
+
+class ReplayError(PacketError):
+    """The packet was seen before, or is older than the replay window."""
+
+
+class Wrapper(Protocol):
+    """The wrap of one session."""
+
+    overhead: int
+    """How many bytes longer a packet becomes."""
+
+    def wrap(self, packet: bytes, now: float) -> bytes: ...
+    def unwrap(self, datagram: bytes) -> bytes:
+        """Raises `PacketError`, `UnauthenticatedError` or `ReplayError`."""
+
+
+class Wrap(Protocol):
+    """Settings of a wrap."""
+
+    def start(self, *, server: bool, unix_time: float, now: float) -> Wrapper:
+        """``unix_time`` is the wall clock's time at ``now``."""
+
+
+@dataclass(frozen=True)
+class StaticKey:
+    """256 bytes of a file "OpenVPN Static key V1": two keys of 64 bytes cipher and 64 bytes HMAC."""
+
+    data: bytes = field(repr=False)
+
+    @classmethod
+    def parse(cls, text: str) -> StaticKey:
+        """Raises ConfigError that says what is wrong with the text."""
+        lines = [line.strip() for line in text.splitlines()]
+        if KEY_HEAD not in lines:
+            raise ConfigError(f'no "{KEY_HEAD}" line in the static key', instead=GENKEY)
+        start = lines.index(KEY_HEAD) + 1
+        if KEY_FOOT not in lines[start:]:
+            raise ConfigError(f'no "{KEY_FOOT}" line in the static key', instead=GENKEY)
+        digits = "".join(lines[start : lines.index(KEY_FOOT, start)]).replace(" ", "")
+        try:
+            data = bytes.fromhex(digits)
+        except ValueError:
+            raise ConfigError("the static key has something other than hexadecimal digits in it") from None
+        if len(data) != KEY_FILE_SIZE:
+            raise ConfigError(f"the static key has {len(data)} bytes, not {KEY_FILE_SIZE}", instead=GENKEY)
+        return cls(data)
+
+    def emit(self) -> str:
+        lines = [self.data[at : at + 16].hex() for at in range(0, KEY_FILE_SIZE, 16)]
+        return "\n".join([KEY_HEAD, *lines, KEY_FOOT, ""])
+
+    def cipher(self, index: int) -> bytes:
+        return self.data[index * 128 : index * 128 + 64]
+
+    def hmac(self, index: int) -> bytes:
+        return self.data[index * 128 + 64 : index * 128 + 128]
+
+
+@dataclass(frozen=True)
+class NoWrap:
+    """Control packets as they are."""
+
+    def start(self, *, server: bool, unix_time: float, now: float) -> Wrapper:
+        return _NoWrapper()
+
+
+@dataclass(frozen=True)
+class TlsAuth:
+    """``tls-auth KEY [DIRECTION]`` with ``auth DIGEST``; no direction means one key for both ways."""
+
+    key: StaticKey
+    digest: str = "SHA1"
+    direction: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.digest.upper() not in DIGESTS:
+            raise ConfigError(f"digest {self.digest!r} is not supported", instead="use " + ", ".join(DIGESTS))
+        if self.direction not in (None, 0, 1):
+            raise ConfigError(f"key-direction is 0 or 1, not {self.direction!r}")
+
+    def start(self, *, server: bool, unix_time: float, now: float) -> Wrapper:
+        send, receive = (0, 0) if self.direction is None else (self.direction, 1 - self.direction)
+        size = DIGESTS[self.digest.upper()]
+        return _TlsAuthWrapper(
+            self.digest.lower(),
+            size,
+            self.key.hmac(send)[:size],
+            self.key.hmac(receive)[:size],
+            _net_clock(unix_time, now),
+        )
+
+
+@dataclass(frozen=True)
+class TlsCrypt:
+    """``tls-crypt KEY``."""
+
+    key: StaticKey
+
+    def start(self, *, server: bool, unix_time: float, now: float) -> Wrapper:
+        send, receive = (0, 1) if server else (1, 0)
+        return _TlsCryptWrapper(
+            (self.key.cipher(send)[:32], self.key.hmac(send)[:32]),
+            (self.key.cipher(receive)[:32], self.key.hmac(receive)[:32]),
+            _net_clock(unix_time, now),
+        )
+
+
+class _NoWrapper:
+    overhead = 0
+
+    def wrap(self, packet: bytes, now: float) -> bytes:
+        return packet
+
+    def unwrap(self, datagram: bytes) -> bytes:
+        return datagram
+
+
+class _TlsAuthWrapper:
+    def __init__(self, digest: str, size: int, send: bytes, receive: bytes, clock: NetClock) -> None:
+        self._digest = digest
+        self._size = size
+        self._send = send
+        self._receive = receive
+        self._sender = PacketIdSender(clock)
+        self._window = ReplayWindow()
+        self.overhead = size + PACKET_ID_SIZE
+
+    def wrap(self, packet: bytes, now: float) -> bytes:
+        packet_id = self._sender.take(now)
+        tag = hmac.digest(self._send, packet_id + packet, self._digest)
+        return b"".join((packet[:HEADER_SIZE], tag, packet_id, packet[HEADER_SIZE:]))
+
+    def unwrap(self, datagram: bytes) -> bytes:
+        body_at = HEADER_SIZE + self.overhead
+        if len(datagram) < body_at:
+            raise PacketError("too short for tls-auth")
+        tag = datagram[HEADER_SIZE : HEADER_SIZE + self._size]
+        packet_id = datagram[HEADER_SIZE + self._size : body_at]
+        packet = datagram[:HEADER_SIZE] + datagram[body_at:]
+        if not hmac.compare_digest(tag, hmac.digest(self._receive, packet_id + packet, self._digest)):
+            raise UnauthenticatedError("the HMAC is wrong")
+        self._window.accept(packet_id)
+        return packet
+
+
+class _TlsCryptWrapper:
+    overhead = 8 + 32
+
+    def __init__(self, send: tuple[bytes, bytes], receive: tuple[bytes, bytes], clock: NetClock) -> None:
+        self._send = send
+        self._receive = receive
+        self._sender = PacketIdSender(clock)
+        self._window = ReplayWindow()
+
+    def wrap(self, packet: bytes, now: float) -> bytes:
+        cipher, mac = self._send
+        head = packet[:HEADER_SIZE] + self._sender.take(now)
+        body = packet[HEADER_SIZE:]
+        tag = hmac.digest(mac, head + body, "sha256")
+        return head + tag + _aes_ctr(cipher, tag[:16], body)
+
+    def unwrap(self, datagram: bytes) -> bytes:
+        cipher, mac = self._receive
+        tag_at = HEADER_SIZE + PACKET_ID_SIZE
+        body_at = HEADER_SIZE + self.overhead
+        if len(datagram) < body_at:
+            raise PacketError("too short for tls-crypt")
+        head, tag = datagram[:tag_at], datagram[tag_at:body_at]
+        body = _aes_ctr(cipher, tag[:16], datagram[body_at:])
+        if not hmac.compare_digest(tag, hmac.digest(mac, head + body, "sha256")):
+            raise UnauthenticatedError("the tag is wrong")
+        self._window.accept(head[HEADER_SIZE:])
+        return datagram[:HEADER_SIZE] + body
+
+
+NetClock = Callable[[float], int]
+"""From the caller's ``now`` to the wall clock's whole seconds."""
+
+
+class PacketIdSender:
+    """Packet ids with a time that stays that of the first packet (OpenVPN ``packet_id.c``)."""
+
+    def __init__(self, clock: NetClock) -> None:
+        self._clock = clock
+        self._time: int | None = None
+        self._id = 0
+
+    def take(self, now: float) -> bytes:
+        if self._time is None:
+            self._time = self._clock(now)
+        if self._id == 0xFFFFFFFF:
+            raise LocalProtocolError("four thousand million control packets in one session")
+        self._id += 1
+        return struct.pack(">II", self._id, self._time)
+
+
+class ReplayWindow:
+    """Accepts each packet id once: ids start anew when the time moves on, and may come
+    `REPLAY_WINDOW` late within one time."""
+
+    def __init__(self) -> None:
+        self._time = 0
+        self._top = 0
+        self._seen = 0
+
+    def accept(self, packet_id: bytes) -> None:
+        """Raises `ReplayError`. Call it for authentic packets only: it remembers the id."""
+        number, time = struct.unpack(">II", packet_id)
+        if number == 0 or time < self._time:
+            raise ReplayError("the packet id is from the past")
+        if time > self._time:
+            self._time, self._top, self._seen = time, 0, 0
+        behind = self._top - number
+        if behind >= REPLAY_WINDOW or (behind >= 0 and self._seen >> behind & 1):
+            raise ReplayError("the packet id was there before")
+        if behind < 0:
+            # Past the window's width nothing of it remains, so the shift needs no more than that.
+            self._seen = self._seen << min(-behind, REPLAY_WINDOW) & REPLAY_MASK
+            self._top, behind = number, 0
+        self._seen |= 1 << behind
+
+
+def _net_clock(unix_time: float, start: float) -> NetClock:
+    return lambda now: int(unix_time + (now - start)) & 0xFFFFFFFF
+
+
+def _aes_ctr(key: bytes, counter: bytes, data: bytes) -> bytes:
+    return Cipher(algorithms.AES(key), modes.CTR(counter)).encryptor().update(data)
+
+
+KEY_HEAD = "-----BEGIN OpenVPN Static key V1-----"
+KEY_FOOT = "-----END OpenVPN Static key V1-----"
+KEY_FILE_SIZE = 256
+GENKEY = "make one with: openvpn --genkey secret FILE"
+PACKET_ID_SIZE = 8
+DIGESTS = {"SHA1": 20, "SHA224": 28, "SHA256": 32, "SHA384": 48, "SHA512": 64}
+REPLAY_WINDOW = 64
+REPLAY_MASK = (1 << REPLAY_WINDOW) - 1

@@ -1,0 +1,171 @@
+"""Names, resolved through the tunnel and never by the host's own resolver."""
+
+# dnspython hands its timeouts down as arguments.
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING, Any, cast
+
+import dns.asyncbackend
+import dns.asyncresolver
+import dns.exception
+import dns.name
+import dns.rdatatype
+import dns.resolver
+
+from ginnel.stack.sockets import Address, DatagramSocket
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ginnel.stack.stack import Stack
+
+
+class Resolver:
+    """Asks the tunnel's DNS servers, with a cache and search domains."""
+
+    def __init__(self, stack: Stack, *, timeout: float = 10.0) -> None:
+        """``timeout``: seconds for one name, all servers and retries together."""
+        self._backend = _Backend(stack)
+        self._resolver = dns.asyncresolver.Resolver(configure=False)
+        self._resolver.cache = dns.resolver.LRUCache(CACHE_SIZE)
+        self._resolver.use_search_by_default = True
+        self._resolver.timeout = min(ATTEMPT_TIMEOUT, timeout)
+        self._resolver.lifetime = timeout
+        self._servers: list[str] = []
+
+    def configure(self, servers: Sequence[str], search_domains: Sequence[str] = ()) -> None:
+        """Replaces servers (IP addresses) and search domains. ValueError for a domain that is no name."""
+        try:
+            search = [dns.name.from_text(domain) for domain in search_domains]
+        except dns.exception.DNSException as error:
+            raise ValueError(f"not a search domain: {error}") from None
+        self._resolver.nameservers = list(servers)
+        self._resolver.search = search
+        cache = self._resolver.cache
+        if cache is not None:
+            cache.flush()
+        self._servers = list(servers)
+
+    async def resolve(self, name: str, families: Sequence[int]) -> list[str]:
+        """The addresses of ``name``: those of ``families`` (socket.AF_INET, AF_INET6), in their order.
+
+        Raises socket.gaierror where there is none, the server does not answer, or there is no server.
+        """
+        if name.rstrip(".").lower() == "localhost":
+            raise _error(name, "that is this machine, not the tunnel's other side")
+        if not self._servers:
+            raise _error(name, "the tunnel gave no DNS server (and the host's own is not asked)")
+        if not families:
+            raise _error(name, "the stack has no address")
+        kinds = ["A" if family == socket.AF_INET else "AAAA" for family in families]
+        answers = await asyncio.gather(*(self._ask(name, kind) for kind in kinds), return_exceptions=True)
+        found = [address for answer in answers if isinstance(answer, list) for address in answer]
+        if found:
+            return found
+        failures = [answer for answer in answers if isinstance(answer, BaseException)]
+        raise failures[0] if failures else _error(name, f"it has no address{self._where()}")
+
+    async def _ask(self, name: str, kind: str) -> list[str]:
+        try:
+            answer = await self._resolver.resolve(
+                name, kind, raise_on_no_answer=False, backend=self._backend, search=True
+            )
+        except dns.resolver.NXDOMAIN:
+            raise _error(name, f"name not found{self._where()}") from None
+        except dns.exception.Timeout:
+            raise _error(name, f"no answer{self._where()}", socket.EAI_AGAIN) from None
+        except dns.resolver.NoNameservers:
+            raise _error(name, f"refused or failed{self._where()}", socket.EAI_AGAIN) from None
+        except (dns.exception.DNSException, UnicodeError) as error:
+            raise _error(name, f"not a name that can be asked for ({error})") from None
+        return [record.address for record in answer] if answer.rrset is not None else []
+
+    def _where(self) -> str:
+        servers = ", ".join(self._servers)
+        return f" through the tunnel's DNS server{'s' if len(self._servers) > 1 else ''} {servers}"
+
+
+def _error(name: str, why: str, code: int = socket.EAI_NONAME) -> socket.gaierror:
+    return socket.gaierror(code, f"{name}: {why}")
+
+
+# dns.asyncbackend re-exports its base classes in a way that mypy does not take for public.
+class _Backend(dns.asyncbackend.Backend):  # type: ignore[name-defined,misc]
+    """dnspython's sockets, opened in the stack."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+
+    def name(self) -> str:
+        return "ginnel"
+
+    async def make_socket(
+        self,
+        af: int,
+        socktype: int,
+        proto: int = 0,
+        source: Address | None = None,
+        destination: Address | None = None,
+        timeout: float | None = None,
+        ssl_context: Any = None,
+        server_hostname: str | None = None,
+    ) -> _Datagrams | _Stream:
+        if socktype == socket.SOCK_DGRAM:
+            return _Datagrams(af, await self._stack.open_datagram())
+        host, port = cast(Address, destination)[:2]
+        reader, writer = await _within(self._stack.open_connection(host, port), timeout)
+        return _Stream(af, reader, writer)
+
+    async def sleep(self, interval: float) -> None:
+        await asyncio.sleep(interval)
+
+    async def wait_for(self, awaitable: Any, timeout: float | None) -> Any:
+        return await _within(awaitable, timeout)
+
+
+class _Datagrams(dns.asyncbackend.DatagramSocket):  # type: ignore[name-defined,misc]
+    def __init__(self, family: int, sock: DatagramSocket) -> None:
+        super().__init__(family, socket.SOCK_DGRAM)
+        self._sock = sock
+
+    async def sendto(self, what: bytes, destination: Address, timeout: float | None) -> int:
+        await _within(self._sock.sendto(what, destination[:2]), timeout)
+        return len(what)
+
+    async def recvfrom(self, size: int, timeout: float | None) -> tuple[bytes, Address]:
+        data, address = await _within(self._sock.recvfrom(), timeout)
+        return data[:size], address
+
+    async def close(self) -> None:
+        self._sock.close()
+
+
+class _Stream(dns.asyncbackend.StreamSocket):  # type: ignore[name-defined,misc]
+    def __init__(self, family: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        super().__init__(family, socket.SOCK_STREAM)
+        self._reader = reader
+        self._writer = writer
+
+    async def sendall(self, what: bytes, timeout: float | None) -> None:
+        self._writer.write(what)
+        await _within(self._writer.drain(), timeout)
+
+    async def recv(self, size: int, timeout: float | None) -> bytes:
+        return cast(bytes, await _within(self._reader.read(size), timeout))
+
+    async def close(self) -> None:
+        self._writer.close()
+
+
+async def _within(awaitable: Any, timeout: float | None) -> Any:
+    try:
+        return await asyncio.wait_for(awaitable, timeout)
+    except TimeoutError:
+        raise dns.exception.Timeout(timeout=timeout or 0.0) from None  # type: ignore[no-untyped-call]
+
+
+CACHE_SIZE = 1000
+ATTEMPT_TIMEOUT = 3.0

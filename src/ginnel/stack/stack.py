@@ -1,0 +1,294 @@
+"""The network stack's asyncio face. The stack itself runs in Rust, on a thread of its own."""
+
+# Timeouts are arguments, as in asyncio's own open_connection and its kin of other libraries.
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import inspect
+import ipaddress
+import secrets
+import socket
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from ginnel._core import End, NetStack
+from ginnel.stack.dns import Resolver
+from ginnel.stack.sockets import (
+    Address,
+    ConnectedCallback,
+    DatagramSocket,
+    Flow,
+    Server,
+    open_streams,
+    os_error,
+)
+
+#: Bytes of buffers that a stack's connections share.
+DEFAULT_BUDGET = 64 * 1024 * 1024
+
+
+class Stack:
+    """A TCP/IP stack on one end of a device, used from one event loop.
+
+    An asynchronous context manager that closes it. Hosts are IP addresses, or names that the tunnel's DNS
+    servers resolve. Made inside a running event loop; it takes the end over.
+    """
+
+    def __init__(self, end: End, *, budget: int = DEFAULT_BUDGET, dns_timeout: float = 10.0) -> None:
+        """``budget``: bytes of buffers that all connections share."""
+        self._loop = asyncio.get_running_loop()
+        self._core = NetStack(end, budget)
+        self._resolver = Resolver(self, timeout=dns_timeout)
+        self._families: list[int] = []
+        self._connecting: dict[int, asyncio.Future[Address]] = {}
+        self._flows: dict[int, Flow] = {}
+        self._servers: dict[int, Server] = {}
+        self._pongs: dict[tuple[str, int, int], asyncio.Future[None]] = {}
+        self._identifier = secrets.randbits(16)
+        self._sequence = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+        self._loop.add_reader(self._core.fileno(), self.handle_events)
+
+    def set_addresses(self, addresses: Sequence[str]) -> None:
+        """The own addresses, in CIDR notation. Connections from one that is gone end with ENETRESET."""
+        interfaces = [ipaddress.ip_interface(address) for address in addresses]
+        self._core.set_addresses([str(interface) for interface in interfaces])
+        versions = dict.fromkeys(interface.version for interface in interfaces)
+        self._families = [socket.AF_INET if version == 4 else socket.AF_INET6 for version in versions]
+
+    def set_dns(self, servers: Sequence[str], search_domains: Sequence[str] = ()) -> None:
+        """The DNS servers (IP addresses) that are asked for names, and the domains tried after a name."""
+        self._resolver.configure([str(ipaddress.ip_address(server)) for server in servers], search_domains)
+
+    async def resolve(self, name: str, family: int | None = None) -> list[str]:
+        """The addresses of a name, of ``family`` or of all that the stack has; of an address, itself.
+
+        Raises socket.gaierror.
+        """
+        try:
+            return [str(ipaddress.ip_address(name))]
+        except ValueError:
+            pass
+        return await self._resolver.resolve(name, self._families if family is None else [family])
+
+    async def connect_flow(self, host: str, port: int, *, timeout: float | None = None) -> Flow:
+        """Opens a TCP connection, for :meth:`attach`. Tries the host's addresses one after the other.
+
+        Raises OSError (ConnectionRefusedError, TimeoutError, EHOSTUNREACH, ENOBUFS, ...) or socket.gaierror.
+        """
+        async with asyncio.timeout(timeout):
+            failure: OSError | None = None
+            for address in await self.resolve(host):
+                try:
+                    return await self._connect((address, port))
+                except OSError as error:
+                    failure = error
+        raise failure if failure else OSError(errno.EHOSTUNREACH, f"{host} has no address")
+
+    def attach(self, flow: Flow, sock: socket.socket) -> None:
+        """Joins a flow with a stream socket, which it takes over: bytes go between them in Rust.
+
+        Raises OSError where the flow has ended; the socket is closed then.
+        """
+        try:
+            self._core.attach(flow.number, sock.detach())
+        except OSError:
+            self.handle_events()
+            if flow.error is not None:
+                raise flow.error from None
+            raise
+
+    def abort(self, flow: Flow) -> None:
+        """Resets a flow. Harmless for one that has ended."""
+        self._core.abort(flow.number)
+        self._ended(flow.number, errno.ECONNABORTED)
+
+    async def open_connection(
+        self, host: str, port: int, *, timeout: float | None = None
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """As asyncio.open_connection, through the device. Raises what :meth:`connect_flow` does."""
+        flow = await self.connect_flow(host, port, timeout=timeout)
+        try:
+            return await open_streams(self, flow)
+        except BaseException:
+            self.abort(flow)
+            raise
+
+    async def serve_flows(
+        self, on_flow: Callable[[Flow], object], host: str | None = None, port: int = 0, *, backlog: int = 100
+    ) -> Server:
+        """Listens, and calls ``on_flow`` with every connection, which it then attaches or aborts.
+
+        Raises OSError: EADDRINUSE, EADDRNOTAVAIL.
+        """
+        number, bound = self._core.listen(host, port, backlog)
+        server = Server(self, number, bound, on_flow)
+        self._servers[number] = server
+        return server
+
+    async def start_server(
+        self,
+        client_connected_cb: ConnectedCallback,
+        host: str | None = None,
+        port: int = 0,
+        *,
+        backlog: int = 100,
+    ) -> Server:
+        """As asyncio.start_server, on an own address (None: on all) and a port (0: a free one)."""
+
+        async def serve(flow: Flow) -> None:
+            try:
+                reader, writer = await open_streams(self, flow)
+            except OSError:
+                return  # the client is gone already
+            result = client_connected_cb(reader, writer)
+            if inspect.isawaitable(result):
+                await result
+
+        def start(flow: Flow) -> None:
+            task = self._loop.create_task(serve(flow))
+            self._tasks.add(task)
+            task.add_done_callback(self._served)
+
+        return await self.serve_flows(start, host, port, backlog=backlog)
+
+    async def open_datagram(self, host: str | None = None, port: int = 0) -> DatagramSocket:
+        """Binds a UDP port (0: a free one) on an own address (None: on all).
+
+        Raises OSError: EADDRINUSE, EADDRNOTAVAIL.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        try:
+            number, bound = self._core.open_datagram(host, port, theirs.detach())
+        except BaseException:
+            ours.close()
+            raise
+        return DatagramSocket(self, number, bound, ours)
+
+    async def ping(self, host: str, *, timeout: float = 5.0, payload: bytes = b"ginnel") -> float:
+        """Sends an echo request. Returns the seconds until the reply; TimeoutError without one."""
+        address = (await self.resolve(host))[0]
+        self._sequence = (self._sequence + 1) & 0xFFFF
+        key = (address, self._identifier, self._sequence)
+        pong = self._pongs[key] = self._loop.create_future()
+        try:
+            sent = self._loop.time()
+            self._core.ping(*key, payload)
+            async with asyncio.timeout(timeout):
+                await pong
+            return self._loop.time() - sent
+        finally:
+            del self._pongs[key]
+
+    def statistics(self) -> dict[str, int]:
+        """What the stack has and has counted. OSError (ENODEV) once closed."""
+        return self._core.statistics()
+
+    async def aclose(self) -> None:
+        """Resets all connections, frees all ports and the device's end. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        await asyncio.to_thread(self._core.close)
+        self.handle_events()
+        self._loop.remove_reader(self._core.fileno())
+        for number in list(self._flows):
+            self._ended(number, errno.ENODEV)
+        for connecting in self._connecting.values():
+            if not connecting.done():
+                connecting.set_exception(OSError(errno.ENODEV, "the stack is closed"))
+        for server in list(self._servers.values()):
+            server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def close_server(self, number: int) -> None:
+        """For :class:`Server`."""
+        self._servers.pop(number, None)
+        self._core.close_listener(number)
+
+    def close_datagram(self, number: int) -> None:
+        """For :class:`DatagramSocket`."""
+        self._core.close_datagram(number)
+
+    def handle_events(self) -> None:
+        """Takes note of what the stack says. Harmless at any time."""
+        for event in self._core.events():
+            match event:
+                case ("connected", number, host, port):
+                    self._connected(number, (host, port))
+                case ("failed", number, code):
+                    self._failed(number, code)
+                case ("accepted", listener, number, host, port, own_host, own_port):
+                    self._accepted(listener, number, (host, port), (own_host, own_port))
+                case ("closed", number, code):
+                    self._ended(number, code)
+                case ("pong", host, identifier, sequence, _):
+                    pong = self._pongs.get((host, identifier, sequence))
+                    if pong is not None and not pong.done():
+                        pong.set_result(None)
+
+    async def _connect(self, remote: Address) -> Flow:
+        try:
+            number = self._core.connect(*remote)
+        except OSError as error:
+            raise os_error(error.errno or errno.EIO, remote) from None
+        connecting = self._connecting[number] = self._loop.create_future()
+        try:
+            local = await connecting
+        except OSError as error:
+            raise os_error(error.errno or errno.EIO, remote) from None
+        except BaseException:
+            self._core.abort(number)
+            self._flows.pop(number, None)
+            raise
+        finally:
+            del self._connecting[number]
+        flow = self._flows.get(number)
+        if flow is None:
+            raise os_error(errno.ECONNRESET, remote)
+        flow.local, flow.remote = local, remote
+        return flow
+
+    def _connected(self, number: int, local: Address) -> None:
+        connecting = self._connecting.get(number)
+        if connecting is not None and not connecting.done():
+            self._flows[number] = Flow(number, local, local, self._loop.create_future())
+            connecting.set_result(local)
+
+    def _failed(self, number: int, code: int) -> None:
+        connecting = self._connecting.get(number)
+        if connecting is not None and not connecting.done():
+            connecting.set_exception(OSError(code, "connection failed"))
+
+    def _accepted(self, listener: int, number: int, remote: Address, local: Address) -> None:
+        server = self._servers.get(listener)
+        if server is None:
+            return
+        flow = self._flows[number] = Flow(number, local, remote, self._loop.create_future())
+        server.accepted(flow)
+
+    def _ended(self, number: int, code: int) -> None:
+        flow = self._flows.pop(number, None)
+        if flow is not None and not flow.ended.done():
+            flow.ended.set_result(code)
+
+    def _served(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            context = {"message": "a client's callback failed", "exception": error, "task": task}
+            self._loop.call_exception_handler(context)

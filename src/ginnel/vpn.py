@@ -1,0 +1,349 @@
+"""The public face: a VPN connection with a network stack of its own, in user space.
+
+The examples in this module are run by the tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from enum import StrEnum
+from types import TracebackType
+from typing import Self
+
+from ginnel.device import MemoryDevice
+from ginnel.errors import GinnelError, LocalProtocolError, UnreachableError
+from ginnel.openvpn.aio import Client, Lost, Rose
+from ginnel.openvpn.client import Credentials
+from ginnel.openvpn.config import ClientConfig
+from ginnel.openvpn.ovpn_file import read_ovpn
+from ginnel.openvpn.push import PushReply
+from ginnel.stack import DatagramSocket, Server, Stack
+from ginnel.stack.sockets import ConnectedCallback
+
+
+class State(StrEnum):
+    """Where a `Vpn` is in its life."""
+
+    CONNECTING = "connecting"
+    UP = "up"
+    RECONNECTING = "reconnecting"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What is known of a tunnel that is up.
+
+    ``address`` and ``address6`` are our own with their prefix length (``10.8.0.2/24``), None without
+    one. ``server`` is the server's address and port, ``transport`` ``udp``, ``cipher`` that of the
+    data channel, ``tls`` the version and suite of the control channel. ``handshake`` is the time in
+    seconds from the first packet to the tunnel being up.
+    """
+
+    address: str | None
+    address6: str | None
+    server: str
+    transport: str
+    cipher: str
+    tls: str
+    handshake: float
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """The tunnel is up, at first or again."""
+
+    info: Info
+
+
+@dataclass(frozen=True, slots=True)
+class Reconnecting:
+    """The tunnel was lost, or an attempt to reach the server failed; the next follows in ``delay`` seconds."""
+
+    error: GinnelError
+    delay: float
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    """The connection is over: ``error`` says why, None when it was asked to end."""
+
+    error: GinnelError | None
+
+
+Change = Up | Reconnecting | Down
+
+
+def connect(
+    config: str | os.PathLike[str] | ClientConfig,
+    *,
+    auth_user_pass: tuple[str, str] | None = None,
+    timeout: float | None = 30.0,
+    budget: int = 64 << 20,
+) -> Vpn:
+    """A connection to the OpenVPN server that an ``.ovpn`` file (or a configuration read before) names.
+
+    ``auth_user_pass`` is the user and password, where the file leaves them out. ``timeout`` bounds
+    the first connection in seconds, None for as long as the file allows. ``budget`` is the memory in
+    bytes that all streams of the connection share for their buffers.
+
+    Use it with ``async with``: it is up inside the block, comes back by itself after the server was
+    lost, and is gone after the block.
+
+    >>> async with ginnel.connect("office.ovpn") as vpn:
+    ...     reader, writer = await vpn.open_connection("wiki.office", 80)
+    ...     writer.write(b"GET / HTTP/1.0\\r\\n\\r\\n")
+    ...     page = await reader.read()
+
+    Raises ConfigError at once. Entering the block raises UnreachableError, AuthError or
+    RemoteProtocolError, each with one line that says what happened.
+    """
+    if not isinstance(config, ClientConfig):
+        config = read_ovpn(config)
+    return Vpn(config, auth_user_pass=auth_user_pass, timeout=timeout, budget=budget)
+
+
+class Vpn:
+    """A VPN connection: see `connect`."""
+
+    def __init__(
+        self,
+        config: ClientConfig,
+        *,
+        auth_user_pass: tuple[str, str] | None = None,
+        timeout: float | None = 30.0,
+        budget: int = 64 << 20,
+    ) -> None:
+        self._config = config
+        self._credentials = Credentials(*auth_user_pass) if auth_user_pass else None
+        self._timeout = timeout
+        self._budget = budget
+        self._device: MemoryDevice | None = None
+        self._stack: Stack | None = None
+        self._client: Client | None = None
+        self._runner: asyncio.Task[None] | None = None
+        self._state = State.CONNECTING
+        self._info: Info | None = None
+        self._last_error: GinnelError | None = None
+        self._changes: set[asyncio.Queue[Change]] = set()
+        self._changed = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def info(self) -> Info:
+        """What is known of the tunnel since it was last up. LocalProtocolError before it was."""
+        if self._info is None:
+            raise LocalProtocolError("the connection was never up; enter it with 'async with' first")
+        return self._info
+
+    @property
+    def stack(self) -> Stack:
+        """The network stack inside the tunnel. LocalProtocolError before the connection was entered."""
+        if self._stack is None:
+            raise LocalProtocolError("the connection was never up; enter it with 'async with' first")
+        return self._stack
+
+    async def open_connection(
+        self, host: str, port: int, *, timeout: float | None = None
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A TCP connection through the tunnel, as `asyncio.open_connection` would give.
+
+        A name is resolved by the servers that the VPN pushed, never by this machine's.
+        Raises OSError as a socket would, socket.gaierror for a name that is not known.
+        """
+        return await self.stack.open_connection(host, port, timeout=timeout)
+
+    async def start_server(
+        self, connected: ConnectedCallback, host: str | None = None, port: int = 0, *, backlog: int = 100
+    ) -> Server:
+        """A TCP server on our own address inside the tunnel, as `asyncio.start_server`.
+
+        >>> async with ginnel.connect("office.ovpn") as vpn:
+        ...     server = await vpn.start_server(handle, port=8000)
+        """
+        return await self.stack.start_server(connected, host, port, backlog=backlog)
+
+    async def open_datagram(self, host: str | None = None, port: int = 0) -> DatagramSocket:
+        """A UDP socket on our own address inside the tunnel.
+
+        >>> async with ginnel.connect("office.ovpn") as vpn:
+        ...     async with await vpn.open_datagram() as datagram:
+        ...         await datagram.sendto(b"hello", ("echo.office", 7))
+        ...         data, address = await datagram.recvfrom()
+        """
+        return await self.stack.open_datagram(host, port)
+
+    async def ping(self, host: str, *, timeout: float = 5.0) -> float:
+        """Sends an ICMP echo request and returns the seconds until its reply. TimeoutError without one."""
+        return await self.stack.ping(host, timeout=timeout)
+
+    async def resolve(self, name: str) -> list[str]:
+        """The addresses of a name, by the DNS servers that the VPN pushed. socket.gaierror if there are none."""
+        return await self.stack.resolve(name)
+
+    def statistics(self) -> dict[str, dict[str, int]]:
+        """Counters of the parts: ``plane``, ``device``, ``stack``, ``session``."""
+        if self._client is None or self._stack is None or self._device is None:
+            return {}
+        return {
+            "plane": self._client.plane_statistics(),
+            "device": self._device.statistics(),
+            "stack": self._stack.statistics(),
+            "session": self._client.session_statistics(),
+        }
+
+    @property
+    def handshake_age(self) -> float:
+        """Seconds since the keys now in use were agreed on."""
+        return time.monotonic() - self._client.keyed_at if self._client else 0.0
+
+    def changes(self) -> AsyncIterator[Change]:
+        """What happens to the connection from this call on; ends after `Down`.
+
+        A reader that is more than 64 changes behind loses the oldest.
+        """
+        queue: asyncio.Queue[Change] = asyncio.Queue(_CHANGES)
+        if self._state is not State.CLOSED:
+            self._changes.add(queue)
+        return self._take(queue)
+
+    async def wait_closed(self) -> None:
+        """Waits until the connection is over. Raises what ended it, if it was not asked to."""
+        if self._runner is not None:
+            await asyncio.shield(self._runner)
+
+    async def aclose(self) -> None:
+        """Says goodbye to the server, resets the streams, and frees everything. Idempotent."""
+        if self._runner is not None:
+            if not self._runner.done() and self._client is not None:
+                self._client.leave()
+            self._runner.cancel()
+            with contextlib.suppress(asyncio.CancelledError, GinnelError):
+                await self._runner
+        if self._client is not None:
+            self._client.close()
+        if self._stack is not None:
+            await self._stack.aclose()
+        if self._device is not None:
+            self._device.close()
+        if self._state is not State.CLOSED:
+            self._announce(Down(None))
+
+    async def _take(self, queue: asyncio.Queue[Change]) -> AsyncIterator[Change]:
+        try:
+            while queue in self._changes:
+                change = await queue.get()
+                yield change
+                if isinstance(change, Down):
+                    return
+        finally:
+            self._changes.discard(queue)
+
+    async def _start(self) -> None:
+        if self._runner is not None:
+            raise LocalProtocolError("this connection was entered before; make a new one with connect()")
+        self._device = MemoryDevice("tun", mtu=self._config.tun_mtu, queue=_QUEUE)
+        self._device.set_up(True)
+        self._stack = Stack(self._device.interface, budget=self._budget)
+        self._client = Client(
+            self._config, self._device.application, credentials=self._credentials, on_change=self._on_change
+        )
+        self._runner = asyncio.get_running_loop().create_task(self._run(self._client))
+        first = asyncio.get_running_loop().create_task(self._changed.wait())
+        try:
+            await asyncio.wait({first, self._runner}, timeout=self._timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            first.cancel()
+        if self._runner.done():
+            self._runner.result()
+        if self._state is not State.UP:
+            raise self._timed_out()
+
+    def _timed_out(self) -> GinnelError:
+        assert self._client is not None
+        return UnreachableError(f"{self._client.progress} within {self._timeout:g} s")
+
+    async def _run(self, client: Client) -> None:
+        try:
+            await client.run()
+        except GinnelError as error:
+            self._announce(Down(error))
+            raise
+        self._announce(Down(None))
+
+    def _on_change(self, change: Rose | Lost) -> None:
+        match change:
+            case Rose():
+                self._configure(change.established.push)
+                self._info = _info(change)
+                self._announce(Up(self._info))
+            case Lost():
+                self._announce(Reconnecting(change.error, change.delay))
+
+    def _configure(self, push: PushReply) -> None:
+        assert self._stack is not None
+        assert self._device is not None
+        if push.tun_mtu is not None:
+            self._device.set_mtu(push.tun_mtu)
+        self._stack.set_addresses([str(address) for address in (push.address, push.address6) if address])
+        local = self._config.local
+        servers = push.dns_servers or local.dns_servers
+        self._stack.set_dns([str(server) for server in servers], push.search_domains or local.search_domains)
+
+    def _announce(self, change: Change) -> None:
+        match change:
+            case Up():
+                self._state = State.UP
+                self._changed.set()
+            case Reconnecting():
+                self._state = State.RECONNECTING if self._info else State.CONNECTING
+            case Down():
+                self._state = State.CLOSED
+        for queue in self._changes:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(change)
+
+
+def _info(rose: Rose) -> Info:
+    push, established = rose.established.push, rose.established
+    _, host, port = rose.path
+    return Info(
+        address=str(push.address) if push.address else None,
+        address6=str(push.address6) if push.address6 else None,
+        server=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        transport="udp",
+        cipher=established.cipher,
+        tls=f"{established.tls} {established.control_cipher}",
+        handshake=rose.handshake,
+    )
+
+
+_CHANGES = 64
+# The stack takes packets in batches on its own thread; a busy machine lets it wait for some
+# milliseconds, in which a fast server sends thousands.
+_QUEUE = 4096

@@ -1,0 +1,23 @@
+"""What all tests share. Those in ``interop`` make network namespaces, which takes root."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.harness.environment import Environment, ordinary_environment
+
+
+@pytest.fixture(scope="session")
+def ordinary_env() -> Environment:
+    """ginnel from its wheel, where a user without any right can run it."""
+    return ordinary_environment()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.geteuid() == 0:
+        return
+    for item in items:
+        if "interop" in item.path.parts:
+            item.add_marker(pytest.mark.skip(reason="makes network namespaces, which takes root"))

@@ -1,0 +1,276 @@
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+)
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ginnel.errors import ConfigError, RemoteProtocolError
+from ginnel.openvpn.push import (
+    BUNDLE_SIZE,
+    DnsServer,
+    Ifconfig,
+    IfconfigIpv6,
+    PullFilter,
+    PushCollector,
+    PushReply,
+    Route,
+    RouteIpv6,
+    quote,
+    split_words,
+)
+
+REPLY = (
+    "PUSH_REPLY,route 10.77.0.0 255.255.0.0,route 10.1.2.3,route 10.9.0.0 255.255.0.0 net_gateway 5,"
+    "route-ipv6 fd00:77::/64,route-ipv6 fd00:78::/64 fd00::1 7,route-gateway 10.8.0.1,topology subnet,"
+    "redirect-gateway def1 ipv6,dhcp-option DNS 10.8.0.1,dhcp-option DNS6 fd00::53,"
+    "dhcp-option DOMAIN example.org,"
+    "dns server 1 address 10.8.0.2 [fd00::2]:5353,dns server 1 resolve-domains a.example b.example,"
+    "dns server -3 address 10.8.0.3:53,dns server -3 dnssec optional,dns server -3 transport DoT,"
+    "dns search-domains x.example,block-ipv6,ping 10,ping-restart 120,explicit-exit-notify,tun-mtu 1400,"
+    "ifconfig-ipv6 fd00::1000/64 fd00::1,ifconfig 10.8.0.2 255.255.255.0,peer-id 7,cipher aes-256-gcm,"
+    "protocol-flags cc-exit tls-ekm,auth-token SESS_ID_x,auth-token-user Ym9i,sndbuf 0,frobnicate 1 2"
+)
+
+
+def parse(*options: str) -> PushReply:
+    return PushReply.parse(options)
+
+
+def test_a_reply_as_servers_send_it() -> None:
+    reply = PushCollector().add(REPLY)
+    assert reply is not None
+    assert reply.routes == (
+        Route(IPv4Network("10.77.0.0/16")),
+        Route(IPv4Network("10.1.2.3/32")),
+        Route(IPv4Network("10.9.0.0/16"), "net_gateway", 5),
+    )
+    assert reply.routes_ipv6 == (
+        RouteIpv6(IPv6Network("fd00:77::/64")),
+        RouteIpv6(IPv6Network("fd00:78::/64"), IPv6Address("fd00::1"), 7),
+    )
+    assert reply.address == IPv4Interface("10.8.0.2/24")
+    assert reply.address6 == IPv6Interface("fd00::1000/64")
+    assert reply.route_gateway == IPv4Address("10.8.0.1")
+    assert reply.redirect_gateway == ("def1", "ipv6")
+    assert reply.dhcp_dns == (ip_address("10.8.0.1"), ip_address("fd00::53"))
+    assert reply.search_domains == ("example.org", "x.example")
+    assert reply.dns_profiles == (
+        DnsServer(-3, ((ip_address("10.8.0.3"), 53),), dnssec="optional", transport="DoT"),
+        DnsServer(1, ((ip_address("10.8.0.2"), 0), (ip_address("fd00::2"), 5353)), ("a.example", "b.example")),
+    )
+    assert (reply.ping, reply.ping_restart, reply.ping_exit) == (10, 120, None)
+    assert (reply.explicit_exit_notify, reply.tun_mtu, reply.peer_id) == (1, 1400, 7)
+    assert (reply.cipher, reply.exported_keys, reply.block_ipv6) == ("AES-256-GCM", True, True)
+    assert (reply.auth_token, reply.auth_token_user) == ("SESS_ID_x", "Ym9i")
+    assert reply.ignored == (("sndbuf 0", "has no meaning here"), ("frobnicate 1 2", "is not known"))
+
+
+def test_name_servers_to_ask_leave_out_what_needs_more_than_port_53() -> None:
+    assert parse("dhcp-option DNS 10.0.0.1").dns_servers == (ip_address("10.0.0.1"),)
+    split = parse("dhcp-option DNS 10.0.0.1", "dns server 0 address 10.0.0.2", "dns server 0 resolve-domains a.example")
+    assert split.dns_servers == (ip_address("10.0.0.1"),)
+    dot = parse("dns server 0 address 10.0.0.2", "dns server 0 transport DoT", "dns server 1 address 10.0.0.3")
+    assert dot.dns_servers == (ip_address("10.0.0.3"),)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "ifconfig 10.8.0.2",
+        "ifconfig 10.8.0.256 255.255.255.0",
+        "ifconfig-ipv6 fd00::1/129 fd00::2",
+        "route",
+        "route example.org 255.255.255.0",
+        "route 10.0.0.0 255.0.255.0",
+        "route 10.0.0.0 255.0.0.0 gateway",
+        "route 10.0.0.0 255.0.0.0 10.0.0.1 -1",
+        "route-ipv6 10.0.0.0/8",
+        "redirect-gateway def2",
+        "topology ring",
+        "dhcp-option DNS ::ffff:1::2",
+        "dhcp-option DOMAIN a_b!c",
+        "dhcp-option WINS 10.0.0.1",
+        "dns server 200 address 1.2.3.4",
+        "dns server 1 address 1.2.3.4:99999",
+        "dns server 1 address",
+        "dns server 1 dnssec maybe",
+        "ping x",
+        "ping -1",
+        "ping 99999999999999999999",
+        "peer-id 16777216",
+        "tun-mtu 99",
+        "protocol-flags tls-ekm surprise",
+        "key-derivation prf",
+        'route "10.0.0.0',
+        "route 10.0.0.0\\x",
+    ],
+)
+def test_a_bad_option_is_refused_with_a_reason_and_the_rest_counts(bad: str) -> None:
+    reply = parse("ping 7", bad, "peer-id 3")
+    assert (reply.ping, reply.peer_id) == (7, 3)
+    ((option, reason),) = reply.ignored
+    assert option == bad
+    assert reason
+    assert reply == parse("ping 7", "peer-id 3").__class__(ping=7, peer_id=3, ignored=reply.ignored)
+
+
+def test_control_characters_and_tokens_do_not_reach_a_log() -> None:
+    reply = parse("evil \x1b[2J\n", "ping \x07", "auth-token a b", "auth-token secret")
+    shown = repr(reply)
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    assert "secret" not in shown
+    assert reply.ignored[0][0] == "evil \\x1b[2J\\n"
+    assert reply.ignored[2][0] == "auth-token …"
+
+
+def test_messages_are_joined_until_the_last() -> None:
+    collector = PushCollector()
+    assert collector.add("PUSH_REPLY,ping 5,push-continuation 2") is None
+    reply = collector.add("PUSH_REPLY,peer-id 1,push-continuation 1")
+    assert reply == PushReply(ping=5, peer_id=1)
+    assert collector.add("PUSH_REPLY") == PushReply()
+
+
+def test_a_reply_without_end_is_refused() -> None:
+    collector = PushCollector()
+    message = "PUSH_REPLY," + "echo x," * 130 + "push-continuation 2"
+    for _ in range(256 * 1024 // len(message)):
+        assert collector.add(message) is None
+    with pytest.raises(RemoteProtocolError, match="longer than"):
+        collector.add(message)
+
+
+def test_pull_filters_decide_by_the_first_that_fits() -> None:
+    filters = [
+        PullFilter("accept", "route 10."),
+        PullFilter("ignore", "route "),
+        PullFilter("reject", "block"),
+    ]
+    reply = PushCollector(filters).add("PUSH_REPLY,route 10.0.0.0 255.0.0.0, route 192.0.2.1,ping 3")
+    assert reply == PushReply(ping=3, routes=(Route(IPv4Network("10.0.0.0/8")),))
+    with pytest.raises(RemoteProtocolError, match="block-ipv6"):
+        PushCollector(filters).add("PUSH_REPLY,block-ipv6")
+
+
+ipv4s = st.ip_addresses(v=4)
+ipv6s = st.ip_addresses(v=6)
+seconds = st.none() | st.integers(0, 100_000)
+metrics = st.none() | st.integers(0, 1000)
+domains = st.from_regex(r"[a-z0-9-]{1,10}(\.[a-z]{2,5})?", fullmatch=True)
+words = st.text(
+    st.characters(exclude_characters=",", exclude_categories=["C", "Z"], include_characters=" "),
+    min_size=1,
+    max_size=30,
+)
+routes = st.builds(
+    Route,
+    st.builds(lambda address, bits: IPv4Network((address, bits), strict=False), ipv4s, st.integers(0, 32)),
+    st.none() | ipv4s | st.sampled_from(["vpn_gateway", "net_gateway"]),
+    metrics,
+)
+routes_ipv6 = st.builds(
+    RouteIpv6,
+    st.builds(lambda address, bits: IPv6Network((address, bits), strict=False), ipv6s, st.integers(0, 128)),
+    st.none() | ipv6s,
+    metrics,
+)
+profiles = st.lists(
+    st.builds(
+        DnsServer,
+        st.integers(-128, 127),
+        st.lists(st.tuples(ipv4s | ipv6s, st.integers(0, 65535)), max_size=3).map(tuple),
+        st.lists(domains, max_size=3).map(tuple),
+        st.none() | st.sampled_from(["yes", "no", "optional"]),
+        st.none() | st.sampled_from(["plain", "DoT", "DoH"]),
+        st.none() | domains,
+    ).filter(lambda server: server != DnsServer(server.priority)),
+    max_size=3,
+    unique_by=lambda server: server.priority,
+).map(lambda servers: tuple(sorted(servers, key=lambda server: server.priority)))
+flags = st.none() | st.lists(st.sampled_from(["def1", "local", "ipv6", "!ipv4"]), unique=True).map(tuple)
+replies = st.builds(
+    PushReply,
+    ifconfig=st.none() | st.builds(Ifconfig, ipv4s, ipv4s),
+    ifconfig_ipv6=st.none()
+    | st.builds(
+        IfconfigIpv6,
+        st.builds(lambda address, bits: IPv6Interface((address, bits)), ipv6s, st.integers(0, 128)),
+        ipv6s,
+    ),
+    topology=st.none() | st.sampled_from(["net30", "p2p", "subnet"]),
+    route_gateway=st.none() | ipv4s | st.just("dhcp"),
+    route_metric=metrics,
+    routes=st.lists(routes, max_size=40).map(tuple),
+    routes_ipv6=st.lists(routes_ipv6, max_size=5).map(tuple),
+    redirect_gateway=flags,
+    redirect_private=flags,
+    block_ipv6=st.booleans(),
+    dhcp_dns=st.lists(ipv4s | ipv6s, max_size=3).map(tuple),
+    dns_profiles=profiles,
+    search_domains=st.lists(domains, max_size=3).map(tuple),
+    tun_mtu=st.none() | st.integers(100, 65535),
+    ping=seconds,
+    ping_restart=seconds,
+    ping_exit=seconds,
+    explicit_exit_notify=seconds,
+    peer_id=st.none() | st.integers(0, 0xFFFFFF),
+    cipher=st.none() | st.sampled_from(["AES-256-GCM", "none"]),
+    protocol_flags=st.lists(st.sampled_from(["cc-exit", "tls-ekm"]), unique=True).map(tuple),
+    key_derivation=st.none() | st.just("tls-ekm"),
+    compression=st.none() | st.sampled_from(["comp-lzo no", "compress stub-v2", "compress"]),
+    auth_token=st.none() | words,
+    auth_token_user=st.none() | words,
+)
+
+
+@given(replies)
+def test_what_is_emitted_is_parsed_again_in_messages_of_stocks_size(reply: PushReply) -> None:
+    collector = PushCollector()
+    *firsts, last = reply.emit()
+    assert all(len(message) < BUNDLE_SIZE for message in [*firsts, last])
+    assert [collector.add(message) for message in firsts] == [None] * len(firsts)
+    assert collector.add(last) == reply
+
+
+@given(st.lists(st.text(max_size=40), max_size=5))
+def test_any_text_is_a_reply(options: list[str]) -> None:
+    reply = PushReply.parse(options)
+    assert PushReply.parse(reply.options()) == PushReply(
+        **{name: getattr(reply, name) for name in PushReply.__dataclass_fields__ if name != "ignored"}
+    )
+
+
+@given(st.lists(words | st.just(""), max_size=5))
+def test_quoting_is_undone_by_splitting(items: list[str]) -> None:
+    assert split_words(" ".join(map(quote, items))) == items
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a  b\tc", ["a", "b", "c"]),
+        ('"a b" c', ["a b", "c"]),
+        ("'a \\ b' c", ["a \\ b", "c"]),
+        ("a\\ b", ["a b"]),
+        ('"a\\"b"', ['a"b']),
+        ("a #b c", ["a"]),
+        ("a b;c", ["a", "b;c"]),
+        ('""', [""]),
+    ],
+)
+def test_words_split_as_stock_splits_them(text: str, expected: list[str]) -> None:
+    assert split_words(text) == expected
+
+
+def test_a_comma_cannot_be_pushed() -> None:
+    with pytest.raises(ConfigError, match="comma"):
+        PushReply(auth_token="a,b").emit()
