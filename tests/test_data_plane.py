@@ -8,12 +8,11 @@ import socket
 import struct
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from ginnel._core import DataPlane, Device
-
-SERVER, CLIENT = 0, 1
 
 
 def material(name):
@@ -76,11 +75,13 @@ def sides(**options):
         right.close()
 
 
-def lost(receiver):
-    """What the receiving side counted as dropped."""
+def is_accounted_for(receiver, read, total):
+    """Whether all that was sent has been read or counted. The kernel counts a run of up to 64 once."""
     statistics = receiver.plane.statistics()
-    names = "rx_kernel_dropped rx_device_dropped rx_replayed rx_auth_failed rx_no_peer rx_no_key rx_malformed"
-    return sum(statistics[name] for name in names.split())
+    names = "rx_replayed rx_auth_failed rx_no_peer rx_no_key rx_malformed"
+    lost = statistics["rx_device_dropped"] + sum(statistics[name] for name in names.split())
+    missing, dropped = total - read - lost, statistics["rx_kernel_dropped"]
+    return read + statistics["rx_device_dropped"] == statistics["rx_packets"] and dropped <= missing <= 64 * dropped
 
 
 @pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
@@ -126,7 +127,7 @@ def test_every_packet_arrives_or_is_counted():
                 batch = right.stack.read_batch(1000)
                 numbers.extend(struct.unpack("!I", each[16:20])[0] for each in batch)
                 read += len(batch)
-                return not writer.is_alive() and read + lost(right) == total
+                return not writer.is_alive() and is_accounted_for(right, read, total)
 
             until(settled, 60)
         finally:
@@ -159,7 +160,7 @@ def test_both_directions_at_once():
         def settled():
             for index, side in enumerate(both):
                 read[index] += len(side.stack.read_batch(1000))
-            return all(read[index] + lost(side) == count for index, side in enumerate(both))
+            return all(is_accounted_for(side, read[index], count) for index, side in enumerate(both))
 
         until(settled, 60)
         for writer in writers:
@@ -236,7 +237,7 @@ def test_a_socket_that_fails_for_good_is_reported():
 
 
 def test_a_removed_socket_frees_its_port():
-    with sides() as (left, right):
+    with sides() as (left, _):
         left.plane.remove_socket(left.socket)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
             again.bind(left.address)
@@ -248,11 +249,11 @@ def test_a_removed_socket_frees_its_port():
 
 def test_only_udp_sockets_are_taken_and_others_stay_the_callers():
     with sides() as (left, _), socket.socket(socket.AF_INET, socket.SOCK_STREAM) as stream:
-        with pytest.raises(OSError, match="."):
+        with pytest.raises(OSError, match=r"\w"):
             left.plane.add_udp(stream.fileno())
-        with pytest.raises(OSError, match="."):
+        with pytest.raises(OSError, match=r"\w"):
             left.plane.add_udp(-1)
-        with pytest.raises(OSError, match="."):
+        with pytest.raises(OSError, match=r"\w"):
             left.plane.add_udp(10**6)
         assert stream.getsockname()
 
@@ -262,9 +263,9 @@ def test_the_end_is_taken_over_and_free_again_after():
     end = device.attach("application")
     plane = DataPlane(end)
     assert end.closed
-    with pytest.raises(OSError, match="."):
+    with pytest.raises(OSError, match=r"\w"):
         end.read(0)
-    with pytest.raises(OSError, match="."):
+    with pytest.raises(OSError, match=r"\w"):
         DataPlane(end)
     plane.close()
     device.attach("application").close()
@@ -291,7 +292,7 @@ def test_closing_while_busy():
 
 def test_nothing_is_left_behind():
     def resources():
-        return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+        return [sum(1 for _ in Path("/proc/self", each).iterdir()) for each in ("fd", "task")]
 
     with sides():
         pass

@@ -8,6 +8,7 @@ import signal
 import struct
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -270,12 +271,12 @@ def test_a_kind_or_queue_that_makes_no_sense_is_refused():
 
 
 def test_devices_leave_no_descriptors():
-    before = len(os.listdir("/proc/self/fd"))
+    before = sum(1 for _ in Path("/proc/self/fd").iterdir())
     for _ in range(300):
         with MemoryDevice() as device:
             assert device.application.fileno() != device.interface.fileno()
     del device
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert sum(1 for _ in Path("/proc/self/fd").iterdir()) == before
 
 
 def test_waiting_costs_no_cpu(device):

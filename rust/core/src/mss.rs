@@ -117,7 +117,7 @@ mod tests {
 
     fn syn(options: &[u8], payload: &[u8]) -> Vec<u8> {
         let mut segment = vec![0x12, 0x34, 0, 80, 1, 2, 3, 4, 0, 0, 0, 0, 0, SYN, 0xff, 0xff, 0, 0, 0, 0];
-        segment[12] = ((TCP_HEADER + options.len()) / 4 << 4) as u8;
+        segment[12] = (((TCP_HEADER + options.len()) / 4) << 4) as u8;
         segment.extend_from_slice(options);
         segment.extend_from_slice(payload);
         let sum = checksum(&segment, 0x1_2345);

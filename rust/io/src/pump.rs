@@ -56,8 +56,12 @@ impl Pump {
         Ok(Pump { shared, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Takes a UDP socket over. On an error the descriptor stays the caller's.
+    /// Takes a UDP socket over. On an error (ESHUTDOWN once the thread has ended) the descriptor
+    /// stays the caller's.
     pub fn add_udp(&self, descriptor: RawFd) -> io::Result<u32> {
+        if !lock(&self.shared.sockets).running {
+            return Err(Errno::SHUTDOWN.into());
+        }
         let socket = UdpSocket::adopt(descriptor)?;
         let mut sockets = lock(&self.shared.sockets);
         let number = sockets.next;
@@ -122,7 +126,9 @@ impl Pump {
     /// Every counter of the plane and its sockets, by name.
     pub fn statistics(&self) -> Vec<(&'static str, u64)> {
         let plane = self.shared.with_plane(|plane| plane.counters().entries());
-        let counters = *lock(&self.shared.counters);
+        let table = lock(&self.shared.sockets).table.clone();
+        let mut counters = *lock(&self.shared.counters);
+        counters.udp.rx_kernel_dropped += table.values().map(|socket| socket.kernel_dropped()).sum::<u64>();
         let own = [("rx_device_dropped", counters.rx_device_dropped)];
         plane.into_iter().chain(counters.udp.entries()).chain(own).collect()
     }
@@ -231,12 +237,13 @@ impl Shared {
         sockets.running = false;
         self.settled.notify_all();
         drop(sockets);
+        let paths: Vec<Path> = table
+            .iter()
+            .map(|(&number, socket)| Path { socket: number, address: socket.address() })
+            .collect();
+        drop(table);
         if panicked {
-            self.with_plane(|plane| {
-                for (&number, socket) in &table {
-                    plane.path_closed(Path { socket: number, address: socket.address() }, libc::EIO);
-                }
-            });
+            self.with_plane(|plane| paths.into_iter().for_each(|path| plane.path_closed(path, libc::EIO)));
         }
     }
 }
@@ -264,7 +271,6 @@ struct Member {
     socket: Arc<UdpSocket>,
     /// Datagrams that wait for room in the socket's buffer.
     backlog: Vec<Datagram>,
-    kernel_dropped: u32,
     errors_in_a_row: u32,
 }
 
@@ -309,6 +315,8 @@ impl Turns {
                 self.send_from_device();
             }
         }
+        let members: Vec<u32> = self.members.keys().copied().collect();
+        members.into_iter().for_each(|number| self.forget(number));
         self.publish();
     }
 
@@ -329,10 +337,7 @@ impl Turns {
             }
             let data = epoll::EventData::new_u64(number.into());
             let added = epoll::add(&self.epoll, &*socket, data, epoll::EventFlags::IN);
-            self.members.insert(
-                number,
-                Member { socket, backlog: Vec::new(), kernel_dropped: 0, errors_in_a_row: 0 },
-            );
+            self.members.insert(number, Member { socket, backlog: Vec::new(), errors_in_a_row: 0 });
             if let Err(errno) = added {
                 self.fail(number, errno);
             }
@@ -410,10 +415,6 @@ impl Turns {
                 for datagram in message.datagrams() {
                     counters.udp.rx_segments += 1;
                     packets.extend(plane.open(datagram, path, now, pool));
-                }
-                if let Some(dropped) = message.kernel_dropped {
-                    let new = dropped.wrapping_sub(std::mem::replace(&mut member.kernel_dropped, dropped));
-                    counters.udp.rx_kernel_dropped += u64::from(new);
                 }
             }
         });
@@ -523,6 +524,7 @@ impl Turns {
         let Some(member) = self.members.remove(&number) else { return };
         let _ = epoll::delete(&self.epoll, &*member.socket);
         self.counters.udp.tx_closed += member.backlog.len() as u64;
+        self.counters.udp.rx_kernel_dropped += member.socket.kernel_dropped();
     }
 }
 
@@ -535,7 +537,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 const WAKE: u64 = u64::MAX;
 
 /// Packets that are taken from the device in a turn: two full GSO runs at 1,400 bytes.
-const BATCH: usize = 92;
+const BATCH: usize = 90;
 /// Sockets served in a turn.
 const READY: usize = 64;
 /// Datagrams that wait for one socket.

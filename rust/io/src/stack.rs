@@ -46,6 +46,7 @@ impl NetStack {
         if end.device().kind() != Kind::Tun {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
+        keep_rings_out_of_the_heap();
         let shared = Arc::new(Shared {
             calls: Mutex::new(Some(Vec::new())),
             wake: Arc::new(Waker::new()?),
@@ -445,6 +446,18 @@ pub fn errno(failure: Failure) -> i32 {
     }
 }
 
+/// Has the C library take large buffers from the system and give them back there.
+///
+/// By itself it moves its limit above the largest buffer freed so far: the next connection's rings
+/// would come out of the heap, every page of them written with zeros, and stay in the process.
+fn keep_rings_out_of_the_heap() {
+    // SAFETY: sets a number in the allocator, which takes its own lock.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BUFFER);
+    }
+}
+
 /// A random number from the system.
 fn random() -> u64 {
     let mut bytes = [0u8; 8];
@@ -463,6 +476,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
+#[cfg(target_env = "gnu")]
+const LARGE_BUFFER: libc::c_int = 256 * 1024;
 const BATCH: usize = 256;
 const POOLED: usize = 1024;
 const DATAGRAM_TURN: usize = 64;

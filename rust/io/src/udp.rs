@@ -23,7 +23,7 @@ counters! {
         tx_calls,
         tx_messages,
         tx_segments,
-        /// What the kernel dropped because a socket's buffer was full.
+        /// What the kernel dropped because a socket's buffer was full. It counts a whole GRO run once.
         rx_kernel_dropped,
         /// Errors in the way of later packets (ICMP, mostly), swallowed.
         rx_errors,
@@ -77,6 +77,25 @@ impl UdpSocket {
     pub fn address(&self) -> SocketAddr {
         self.connected.unwrap_or(self.local)
     }
+
+    /// What the kernel has dropped for want of room since the socket was made. SO_RXQ_OVFL would
+    /// tell only with the next message, and never of the last ones.
+    pub fn kernel_dropped(&self) -> u64 {
+        let mut info = [0u32; MEMINFO_VARS];
+        let mut len = size_of_val(&info) as libc::socklen_t;
+        // SAFETY: the kernel writes at most `len` bytes to `info`, which has as many.
+        let result = unsafe {
+            let pointer = info.as_mut_ptr().cast();
+            libc::getsockopt(
+                self.descriptor.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_MEMINFO,
+                pointer,
+                &mut len,
+            )
+        };
+        if result == -1 { 0 } else { info[MEMINFO_DROPS].into() }
+    }
 }
 
 impl AsFd for UdpSocket {
@@ -98,8 +117,6 @@ pub struct Message<'a> {
     pub bytes: &'a [u8],
     pub segment: usize,
     pub source: SocketAddr,
-    /// How many datagrams the kernel has dropped on this socket since it was made, modulo 2^32.
-    pub kernel_dropped: Option<u32>,
 }
 
 impl Message<'_> {
@@ -148,7 +165,7 @@ impl Receiver {
         let received = usize::try_from(received).map_err(|_| last_error())?;
         for (lengths, header) in self.lengths.iter_mut().zip(&headers[..received]) {
             let hdr = &header.msg_hdr;
-            *lengths = (header.msg_len as usize, hdr.msg_namelen as usize, hdr.msg_controllen);
+            *lengths = (header.msg_len as usize, hdr.msg_namelen as usize, hdr.msg_controllen as _);
         }
         Ok(received)
     }
@@ -158,13 +175,10 @@ impl Receiver {
         let (len, name_len, control_len) = self.lengths[index];
         let source = canonical(self.names[index].decode(name_len)?);
         let bytes = &self.buffers[index * BUFFER_LEN..][..len.min(BUFFER_LEN)];
-        let mut message = Message { bytes, segment: len, source, kernel_dropped: None };
-        for (level, kind, value) in self.controls[index].numbers(control_len) {
-            match (level, kind) {
-                (libc::SOL_UDP, libc::UDP_GRO) => message.segment = value as usize,
-                (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => message.kernel_dropped = Some(value),
-                _ => {}
-            }
+        let mut message = Message { bytes, segment: len, source };
+        let gro = |&(level, kind, _): &(i32, i32, u32)| level == libc::SOL_UDP && kind == libc::UDP_GRO;
+        if let Some((_, _, segment)) = self.controls[index].numbers(control_len).find(gro) {
+            message.segment = segment as usize;
         }
         Some(message)
     }
@@ -342,7 +356,6 @@ fn prepare(socket: BorrowedFd<'_>) -> io::Result<bool> {
     rustix::io::ioctl_fionbio(socket, true)?;
     sockopt::set_socket_recv_buffer_size(socket, SOCKET_BUFFER)?;
     sockopt::set_socket_send_buffer_size(socket, SOCKET_BUFFER)?;
-    set_option(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)?;
     // Without GRO each datagram comes as a message of its own.
     let _ = set_option(socket, libc::SOL_UDP, libc::UDP_GRO, 1);
     Ok(set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok())
@@ -472,6 +485,10 @@ const EMPTY_HEADER: libc::mmsghdr = {
     // SAFETY: a header of nothing but null pointers and zero lengths is a valid, empty one.
     unsafe { std::mem::zeroed() }
 };
+
+/// From `linux/sock_diag.h`.
+const MEMINFO_VARS: usize = 9;
+const MEMINFO_DROPS: usize = 8;
 
 /// Messages a call, and the room for each: a run that GRO put together fills 64 KiB.
 const RECEIVED: usize = 8;

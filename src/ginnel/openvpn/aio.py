@@ -121,11 +121,11 @@ class Client:
             reason = address.strerror or str(address)
             return events.Closed(UnreachableError(f"cannot resolve {remote.host}: {reason}"), retry=True), False
         try:
-            descriptor = _udp_socket(address)
+            number = _add_socket(self._plane, address)
         except OSError as error:
             reason = error.strerror or str(error)
             return events.Closed(UnreachableError(f"cannot reach {self._server}: {reason}"), retry=True), False
-        path = (self._plane.add_udp(descriptor), *address)
+        path = (number, *address)
         policy = ClientPolicy(self._settings, unix_time=time.time())
         attempt = _Attempt(self._plane, policy, path, candidate.patience, self._take_news)
         self._attempt = attempt
@@ -133,7 +133,7 @@ class Client:
             return await attempt.run(), attempt.is_up
         finally:
             self._attempt = None
-            self._plane.remove_socket(path[0])
+            self._plane.remove_socket(number)
 
     async def _candidates(self) -> AsyncIterator[_Candidate]:
         remotes = list(self._config.remotes)
@@ -343,14 +343,16 @@ async def _resolve(remote: Remote) -> list[tuple[str, int] | OSError]:
     return list(dict.fromkeys((str(address[0]), int(address[1])) for *_, address in found))
 
 
-def _udp_socket(address: tuple[str, int]) -> int:
-    """The descriptor of a socket that is connected to ``address``. Raises OSError."""
+def _add_socket(plane: DataPlane, address: tuple[str, int]) -> int:
+    """Gives the data plane a socket that is connected to ``address``. Raises OSError."""
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as connected:
         connected.setblocking(False)
         # Connected, it takes datagrams from the server alone, and hears at once of a route that is missing.
         connected.connect(address)
-        return connected.detach()
+        number = plane.add_udp(connected.fileno())
+        connected.detach()
+        return number
 
 
 def _worth_another(error: GinnelError, failures: int) -> bool:

@@ -276,7 +276,7 @@ class _Builder:
         secret = text.lstrip().startswith("auth-token")
         try:
             words = split_words(text)
-            if not words:
+            if not words or words[0] in MOOT:
                 return
             take = OPTIONS.get(words[0])
             if take is None:
@@ -566,6 +566,8 @@ OPTIONS: dict[str, Callable[[_Builder, list[str]], None]] = {
     "auth-token": _set("auth_token", str),
     "auth-token-user": _set("auth_token_user", str),
 }
+# What stock still pushes to please old clients: it says nothing that isn't so anyway.
+MOOT = {"tun-ipv6"}
 NOT_OURS = dict.fromkeys(
     ("sndbuf", "rcvbuf", "socket-flags", "route-delay", "persist-key", "persist-tun", "ping-timer-rem"),
     "has no meaning here",

@@ -135,9 +135,10 @@ class _Datagrams(dns.asyncbackend.DatagramSocket):  # type: ignore[name-defined,
         await _within(self._sock.sendto(what, destination[:2]), timeout)
         return len(what)
 
-    async def recvfrom(self, size: int, timeout: float | None) -> tuple[bytes, Address]:
+    async def recvfrom(self, size: int, timeout: float | None) -> tuple[bytes, tuple[Any, ...]]:
         data, address = await _within(self._sock.recvfrom(), timeout)
-        return data[:size], address
+        # dnspython compares it with an address as the socket module writes it.
+        return data[:size], (*address, 0, 0) if self.family == socket.AF_INET6 else address
 
     async def close(self) -> None:
         self._sock.close()

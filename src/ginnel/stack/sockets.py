@@ -71,6 +71,16 @@ class FlowProtocol(asyncio.StreamReaderProtocol):
         self._stack = stack
         self._flow = flow
         self._reader = reader
+        self._held: StreamWriter | None = None
+
+    def hold(self, writer: StreamWriter) -> None:
+        """Keeps the writer, which closes its connection when it is forgotten, while the connection lives."""
+        self._held = writer
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._own_transport = transport
+        self._stack.streams.add(transport)
 
     def eof_received(self) -> bool | None:
         # The stack publishes why a connection ended before it closes the socket.
@@ -84,10 +94,17 @@ class FlowProtocol(asyncio.StreamReaderProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stack.handle_events()
         super().connection_lost(self._flow.error or exc)
+        self._held = None
+        self._stack.streams.discard(self._own_transport)
 
 
-async def open_streams(stack: Stack, flow: Flow) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Attaches a flow to one end of a socket pair and opens asyncio streams on the other."""
+async def open_streams(
+    stack: Stack, flow: Flow, *, hold: bool = False
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Attaches a flow to one end of a socket pair and opens asyncio streams on the other.
+
+    With ``hold`` the connection lives on where the program forgets them, as on asyncio's own servers.
+    """
     ours, theirs = socket.socketpair()
     try:
         ours.setblocking(False)
@@ -100,7 +117,10 @@ async def open_streams(stack: Stack, flow: Flow) -> tuple[asyncio.StreamReader, 
         ours.close()
         theirs.close()
         raise
-    return reader, StreamWriter(transport, protocol, reader, loop, flow)
+    writer = StreamWriter(transport, protocol, reader, loop, flow)
+    if hold:
+        protocol.hold(writer)
+    return reader, writer
 
 
 class Server:

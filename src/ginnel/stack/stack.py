@@ -51,6 +51,8 @@ class Stack:
         self._sequence = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
+        #: The transports of open streams. For :class:`ginnel.stack.sockets.FlowProtocol`.
+        self.streams: set[asyncio.BaseTransport] = set()
         self._loop.add_reader(self._core.fileno(), self.handle_events)
 
     def set_addresses(self, addresses: Sequence[str]) -> None:
@@ -142,7 +144,7 @@ class Stack:
 
         async def serve(flow: Flow) -> None:
             try:
-                reader, writer = await open_streams(self, flow)
+                reader, writer = await open_streams(self, flow, hold=True)
             except OSError:
                 return  # the client is gone already
             result = client_connected_cb(reader, writer)
@@ -207,6 +209,10 @@ class Stack:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for transport in self.streams:
+            transport.close()
+        # Transports end one turn of the loop after they are told to.
+        await asyncio.sleep(0)
 
     async def __aenter__(self) -> Self:
         return self

@@ -10,7 +10,8 @@ use smoltcp::phy::{self, Checksum, DeviceCapabilities, Medium};
 use smoltcp::socket::tcp::{CongestionControl, Socket, SocketBuffer, State};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
-    HardwareAddress, IpEndpoint, IpListenEndpoint, IpVersion, Ipv4Packet, TcpPacket, TcpSeqNumber,
+    HardwareAddress, IpAddress, IpEndpoint, IpListenEndpoint, IpVersion, Ipv4Packet, Ipv6Packet, TcpPacket,
+    TcpSeqNumber,
 };
 
 use crate::netstack::budget::Share;
@@ -113,7 +114,8 @@ pub struct Connection {
     mtu: usize,
     seed: u64,
     sent: Sent,
-    peer_finished: bool,
+    /// The number that acknowledges the peer's FIN, once that has come in.
+    peer_finished: Option<u32>,
     acknowledged: u32,
 }
 
@@ -126,7 +128,6 @@ struct Sent {
     window: u16,
     segments: u64,
     retransmits: u64,
-    since_lingering: bool,
 }
 
 impl Connection {
@@ -145,7 +146,7 @@ impl Connection {
             mtu: parameters.mtu,
             seed: parameters.seed,
             sent: Sent::default(),
-            peer_finished: false,
+            peer_finished: None,
             acknowledged: 0,
         }
     }
@@ -159,24 +160,13 @@ impl Connection {
     }
 
     fn receive(&mut self, now: Nanos, packet: &[u8], out: &mut Outbox) {
-        let lingering = self.socket().state() == State::TimeWait;
-        let mut port = Port {
-            incoming: Some(packet),
-            out,
-            sent: &mut self.sent,
-            mtu: self.mtu,
-            forced: true,
-            lingering,
-        };
+        let mut port =
+            Port { incoming: Some(packet), out, sent: &mut self.sent, mtu: self.mtu, forced: true };
         self.interface.poll_ingress_single(instant(now), &mut port, &mut self.sockets);
-        let state = self.socket().state();
-        self.peer_finished |=
-            matches!(state, State::CloseWait | State::LastAck | State::Closing | State::TimeWait);
     }
 
     fn poll(&mut self, now: Nanos, out: &mut Outbox, forced: bool) -> bool {
-        let lingering = self.socket().state() == State::TimeWait;
-        let mut port = Port { incoming: None, out, sent: &mut self.sent, mtu: self.mtu, forced, lingering };
+        let mut port = Port { incoming: None, out, sent: &mut self.sent, mtu: self.mtu, forced };
         self.interface.poll_egress(instant(now), &mut port, &mut self.sockets)
             == PollResult::SocketStateChanged
     }
@@ -238,6 +228,13 @@ impl Transport for Connection {
             self.split_acknowledgement(now, packet, segment, out);
         }
         self.receive(now, packet, out);
+        let finished = matches!(
+            self.socket().state(),
+            State::CloseWait | State::LastAck | State::Closing | State::TimeWait
+        );
+        if finished && self.peer_finished.is_none() {
+            self.peer_finished = Some(segment.sequence.wrapping_add(segment.len));
+        }
         if segment.ack && !segment.rst {
             let advance = segment.acknowledgement.wrapping_sub(self.acknowledged);
             if advance <= self.sent.next.wrapping_sub(self.acknowledged) {
@@ -280,7 +277,7 @@ impl Transport for Connection {
     }
 
     fn has_peer_finished(&self) -> bool {
-        self.peer_finished
+        self.peer_finished.is_some()
     }
 
     fn write<R>(&mut self, fill: impl FnOnce(&mut [u8]) -> (usize, R)) -> Option<R> {
@@ -327,8 +324,9 @@ impl Transport for Connection {
     }
 
     fn remains(&self) -> Option<Remains> {
-        let Sent { next, acknowledgement, window, since_lingering, .. } = self.sent;
-        since_lingering.then_some(Remains { sequence: next, acknowledgement, window })
+        let Sent { next, acknowledgement, window, .. } = self.sent;
+        let remains = Remains { sequence: next, acknowledgement, window };
+        (self.peer_finished == Some(acknowledgement)).then_some(remains)
     }
 
     fn take_counts(&mut self) -> (u64, u64) {
@@ -337,12 +335,35 @@ impl Transport for Connection {
 }
 
 impl Sent {
+    /// Gives a bare acknowledgement the highest sequence number sent.
+    ///
+    /// After a timeout smoltcp acknowledges with the number it has gone back to, which lies before
+    /// the peer's window. A peer that refuses what is outside its window never learns of the
+    /// acknowledgement, and two such peers after an outage would retransmit to each other for ever.
+    fn correct(&self, packet: &mut [u8]) {
+        let start = ip_header_len(packet);
+        let tcp = TcpPacket::new_unchecked(&packet[start..]);
+        let bare = tcp.ack() && !tcp.rst() && tcp.segment_len() == 0;
+        if !bare || self.next.wrapping_sub(tcp.seq_number().0 as u32) as i32 <= 0 || self.initial.is_none() {
+            return;
+        }
+        let ends: (IpAddress, IpAddress) = if start == ip::IPV6_HEADER {
+            let ip = Ipv6Packet::new_unchecked(&*packet);
+            (ip.src_addr().into(), ip.dst_addr().into())
+        } else {
+            let ip = Ipv4Packet::new_unchecked(&*packet);
+            (ip.src_addr().into(), ip.dst_addr().into())
+        };
+        let mut tcp = TcpPacket::new_unchecked(&mut packet[start..]);
+        tcp.set_seq_number(TcpSeqNumber(self.next as i32));
+        tcp.fill_checksum(&ends.0, &ends.1);
+    }
+
     /// Reads an emitted packet: an IP header without options, and TCP.
-    fn note(&mut self, packet: &[u8], lingering: bool) {
+    fn note(&mut self, packet: &[u8]) {
         let tcp = TcpPacket::new_unchecked(&packet[ip_header_len(packet)..]);
         let (sequence, len) = (tcp.seq_number().0 as u32, tcp.segment_len() as u32);
         let end = sequence.wrapping_add(len);
-        self.since_lingering |= lingering;
         if tcp.ack() {
             self.acknowledgement = tcp.ack_number().0 as u32;
             self.window = tcp.window_len();
@@ -367,7 +388,6 @@ struct Port<'a> {
     mtu: usize,
     /// Emits even where the device has no room.
     forced: bool,
-    lingering: bool,
 }
 
 struct Received<'a>(&'a [u8]);
@@ -375,7 +395,6 @@ struct Received<'a>(&'a [u8]);
 struct Emitted<'a> {
     out: &'a mut Outbox,
     sent: &'a mut Sent,
-    lingering: bool,
 }
 
 impl phy::Device for Port<'_> {
@@ -390,12 +409,12 @@ impl phy::Device for Port<'_> {
 
     fn receive(&mut self, _: Instant) -> Option<(Received<'_>, Emitted<'_>)> {
         let packet = self.incoming.take()?;
-        Some((Received(packet), Emitted { out: self.out, sent: self.sent, lingering: self.lingering }))
+        Some((Received(packet), Emitted { out: self.out, sent: self.sent }))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Emitted<'_>> {
         let may = self.forced || self.out.has_room();
-        may.then_some(Emitted { out: self.out, sent: self.sent, lingering: self.lingering })
+        may.then_some(Emitted { out: self.out, sent: self.sent })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -413,7 +432,8 @@ impl phy::TxToken for Emitted<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, fill: F) -> R {
         self.out.emit(len, |buffer| {
             let result = fill(buffer);
-            self.sent.note(buffer, self.lingering);
+            self.sent.correct(buffer);
+            self.sent.note(buffer);
             result
         })
     }

@@ -6,6 +6,8 @@ use super::*;
 use crate::SECOND;
 use crate::packet::{Packet, Pool};
 
+const BUDGET: usize = 16 << 20;
+
 /// SplitMix64: a seeded source, so that a run can be had again.
 struct Seeded(u64);
 
@@ -37,7 +39,7 @@ struct Host {
 impl Host {
     fn new(address: &str, seed: u64) -> Host {
         let mut random = Seeded(seed);
-        let mut stack = Stack::new(8 << 20, 1500, Box::new(move || random.next()));
+        let mut stack = Stack::new(BUDGET, 1500, Box::new(move || random.next()));
         stack.set_addresses(Addresses::parse([address]).unwrap());
         let mut out = Outbox::new(Pool::new(64).local());
         out.take(&mut Vec::new());
@@ -192,6 +194,7 @@ fn transfer(pair: &mut Pair, len: usize) {
         pair.a.read(ours, &mut got_down);
         if got_up.len() + got_down.len() == before {
             assert!(pair.advance(), "stuck at {} and {}", got_up.len(), got_down.len());
+            assert!(pair.now < 3600 * SECOND, "slow at {} and {}", got_up.len(), got_down.len());
         }
     }
     assert!(got_up == up && got_down == down);
@@ -294,6 +297,18 @@ fn a_lost_last_acknowledgement_is_sent_again() {
 }
 
 #[test]
+fn a_simultaneous_close_is_over_at_once() {
+    let mut pair = Pair::new();
+    let (ours, theirs) = pair.connect();
+    pair.a.finish(ours);
+    pair.b.finish(theirs);
+    pair.exchange();
+    assert_eq!(pair.a.events, [Event::Closed { flow: ours, failure: None }]);
+    assert_eq!(pair.b.events, [Event::Closed { flow: theirs, failure: None }]);
+    assert_eq!((pair.a.statistic("time_wait"), pair.b.statistic("time_wait")), (1, 1));
+}
+
+#[test]
 fn time_wait_is_bounded_and_ends() {
     let mut pair = Pair::new();
     for _ in 0..5000 {
@@ -334,7 +349,8 @@ fn silence_times_out() {
     }
     assert_eq!(pair.a.events, [Event::Failed { flow, failure: Failure::TimedOut }]);
     assert_eq!(pair.now - start, 60 * SECOND);
-    assert_eq!(pair.b.statistic("dropped_no_address"), pair.a.packets().len() as u64 + 6);
+    // The SYN goes out again after pauses that double.
+    assert!((5..=8).contains(&pair.b.statistic("dropped_no_address")));
 }
 
 #[test]
@@ -406,13 +422,15 @@ fn a_flood_of_half_open_connections_is_bounded() {
     let mut pair = Pair::new();
     pair.b.stack.listen(None, 80, 1024).unwrap();
     for _ in 0..300 {
-        pair.a.stack.connect(pair.now, remote(80)).unwrap();
+        let flow = pair.a.stack.connect(pair.now, remote(80)).unwrap();
         pair.a.settle(pair.now);
         for packet in pair.a.packets() {
             pair.b.stack.input(pair.now, &packet, &mut pair.b.out);
         }
         pair.b.settle(pair.now);
         pair.b.packets();
+        pair.a.stack.abort(pair.now, flow, &mut pair.a.out);
+        pair.a.packets();
     }
     assert_eq!(pair.b.statistic("half_open"), 128);
     assert_eq!(pair.b.statistic("dropped_half_open"), 172);

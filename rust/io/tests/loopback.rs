@@ -1,0 +1,135 @@
+//! Two pumps on loopback sockets.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsRawFd, IntoRawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ginnel_core::aead::{Cipher, MATERIAL_LEN};
+use ginnel_core::device::{Device, End, Kind, Side};
+use ginnel_core::packet::Pool;
+use ginnel_core::plane::{Event, Path};
+use ginnel_core::queue::Wake;
+use ginnel_io::pump::Pump;
+use rustix::event::{PollFd, PollFlags, poll};
+
+struct Party {
+    pump: Pump,
+    stack: End,
+    pool: Arc<Pool>,
+    address: SocketAddr,
+    socket: u32,
+}
+
+impl Party {
+    fn new(capacity: usize) -> Party {
+        let pool = Pool::new(8192);
+        let device = Device::new(Kind::Tun, 1500, capacity);
+        let stack = device.attach(Side::Interface).unwrap();
+        device.set_up(true);
+        let pump = Pump::start(device.attach(Side::Application).unwrap(), pool.clone()).unwrap();
+        let bound = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = bound.local_addr().unwrap();
+        let socket = pump.add_udp(bound.into_raw_fd()).unwrap();
+        Party { pump, stack, pool, address, socket }
+    }
+
+    fn meet(&self, other: &Party, encrypt: u8, decrypt: u8) {
+        let path = Path { socket: self.socket, address: other.address };
+        let (encrypt, decrypt) = ([encrypt; MATERIAL_LEN], [decrypt; MATERIAL_LEN]);
+        self.pump.command(|plane, now| {
+            plane.new_peer(1, path, Some(1), now).unwrap();
+            plane.new_key(1, 1, 0, Cipher::Aes256Gcm, &encrypt, &decrypt).unwrap();
+            plane.swap(1, 1).unwrap();
+        });
+    }
+
+    fn count(&self, name: &str) -> u64 {
+        self.pump.statistics().iter().find(|(known, _)| *known == name).unwrap().1
+    }
+}
+
+fn pair(capacity: usize) -> (Party, Party) {
+    let (left, right) = (Party::new(capacity), Party::new(capacity));
+    left.meet(&right, 1, 2);
+    right.meet(&left, 2, 1);
+    (left, right)
+}
+
+/// Writes packets whenever half of the device's queue is free, until told to stop.
+fn write(party: &Party, stop: &AtomicBool) {
+    let mut pool = party.pool.local();
+    let mut content = vec![0; 1400];
+    content[0] = 0x45;
+    while !stop.load(Ordering::Relaxed) {
+        let room = party.stack.outgoing().room();
+        if room < 64 {
+            thread::yield_now();
+            continue;
+        }
+        let mut packets = (0..64).map(|_| pool.packet_from(&content)).collect();
+        party.stack.send(&mut packets).unwrap();
+    }
+}
+
+/// Reads packets until told to stop.
+fn read(party: &Party, stop: &AtomicBool) -> u64 {
+    let (mut pool, mut total, mut packets) = (party.pool.local(), 0, Vec::new());
+    while !stop.load(Ordering::Relaxed) {
+        match party.stack.receive(&mut packets, 512).unwrap() {
+            0 => thread::sleep(Duration::from_micros(200)),
+            taken => total += taken as u64,
+        }
+        pool.recycle_all(packets.drain(..));
+    }
+    total
+}
+
+/// Fails as a bug in the packet path would: on the pump's thread.
+struct Fault;
+
+impl Wake for Fault {
+    fn wake(&self) {
+        assert_ne!(thread::current().name(), Some("ginnel-data"), "a fault on purpose");
+    }
+}
+
+#[test]
+fn a_panic_on_the_thread_closes_the_sockets_and_hangs_nobody() {
+    let (left, right) = pair(10);
+    right.stack.incoming().set_reader(Some(Arc::new(Fault)));
+    left.stack.send(&mut vec![left.pool.local().packet_from(&[0x45; 40])]).unwrap();
+    poll(&mut [PollFd::new(&right.pump.events_descriptor(), PollFlags::IN)], None).unwrap();
+    let path = Path { socket: right.socket, address: right.address };
+    assert_eq!(right.pump.events(), [Event::Closed { path, errno: libc::EIO }]);
+    let spare = UdpSocket::bind("127.0.0.1:0").unwrap();
+    assert!(right.pump.add_udp(spare.as_raw_fd()).is_err());
+    assert!(UdpSocket::bind(right.address).is_ok(), "its port is free again");
+    right.pump.send_control(b"x", path).unwrap();
+    assert_eq!(right.count("tx_closed"), 1);
+    right.pump.close();
+}
+
+#[test]
+#[ignore = "a measurement: cargo test --release -p ginnel-io -- --ignored --nocapture"]
+fn throughput() {
+    let (left, right) = pair(1000);
+    let stop = AtomicBool::new(false);
+    let start = Instant::now();
+    thread::scope(|scope| {
+        scope.spawn(|| write(&left, &stop));
+        scope.spawn(|| read(&right, &stop));
+        thread::sleep(Duration::from_secs(5));
+        stop.store(true, Ordering::Relaxed);
+    });
+    let seconds = start.elapsed().as_secs_f64();
+    println!("sent {:.0} packets/s", left.count("tx_packets") as f64 / seconds);
+    println!("received {:.0} packets/s", right.count("rx_packets") as f64 / seconds);
+    println!("received {:.2} Gbit/s of inner packets", right.count("rx_bytes") as f64 * 8e-9 / seconds);
+    println!("dropped by the kernel {}", right.count("rx_kernel_dropped"));
+    println!("dropped at the device {}", right.count("rx_device_dropped"));
+    println!("GSO {:.1}", left.count("tx_segments") as f64 / left.count("tx_messages") as f64);
+    println!("GRO {:.1}", right.count("rx_segments") as f64 / right.count("rx_messages") as f64);
+}

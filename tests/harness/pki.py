@@ -1,0 +1,89 @@
+"""Certificates and static keys for the tests: made anew in milliseconds, worth nothing."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from dataclasses import dataclass, field
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A certificate and its private key, as PEM; ``fingerprint`` is SHA-256 in hex with colons."""
+
+    certificate: str
+    key: str = field(repr=False)
+    fingerprint: str
+
+
+class Authority:
+    """A certificate authority; ``certificate`` is its own as PEM."""
+
+    def __init__(self, name: str = "Office CA") -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = _name(name)
+        certificate = (
+            _builder(self._name, self._name, self._key)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .sign(self._key, hashes.SHA256())
+        )
+        self.certificate = _pem(certificate)
+
+    def issue(self, name: str, *, server: bool = False) -> Identity:
+        key = ec.generate_private_key(ec.SECP256R1())
+        builder = _for_use(_builder(_name(name), self._name, key), server)
+        return _identity(builder.sign(self._key, hashes.SHA256()), key)
+
+
+def self_signed(name: str, *, server: bool = False) -> Identity:
+    """For peer-fingerprint, which needs no authority."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    builder = _for_use(_builder(_name(name), _name(name), key), server)
+    return _identity(builder.sign(key, hashes.SHA256()), key)
+
+
+def static_key() -> str:
+    """A key for tls-auth or tls-crypt, in the form of ``openvpn --genkey secret``."""
+    digits = os.urandom(256).hex()
+    lines = [digits[start : start + 32] for start in range(0, 512, 32)]
+    return "\n".join(["-----BEGIN OpenVPN Static key V1-----", *lines, "-----END OpenVPN Static key V1-----", ""])
+
+
+def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=30))
+    )
+
+
+def _for_use(builder: x509.CertificateBuilder, server: bool) -> x509.CertificateBuilder:
+    role = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
+    # remote-cert-tls asks for a key usage as well.
+    usage = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
+    return builder.add_extension(x509.ExtendedKeyUsage([role]), False).add_extension(usage, True)
+
+
+def _identity(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> Identity:
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return Identity(_pem(certificate), private.decode(), certificate.fingerprint(hashes.SHA256()).hex(":").upper())
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _pem(certificate: x509.Certificate) -> str:
+    return certificate.public_bytes(serialization.Encoding.PEM).decode()

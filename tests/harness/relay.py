@@ -1,0 +1,65 @@
+"""A relay on the way to the server that stops when it is told to: it holds a handshake at any point."""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import threading
+from types import TracebackType
+from typing import Self
+
+from tests.harness.network import SERVER, Network
+
+
+class Relay:
+    """Listens on ``PORT`` of the server's address. It lets ``count`` datagrams of the client pass to the
+    server, with what the server answers; the next one sets ``held``, and from there on nothing passes."""
+
+    PORT = 1300
+
+    def __init__(self, network: Network, count: int) -> None:
+        self.held = threading.Event()
+        self._left = count
+        self._front = network.server.socket(kind=socket.SOCK_DGRAM)
+        self._back = network.server.socket(kind=socket.SOCK_DGRAM)
+        self._front.bind((SERVER, self.PORT))
+        self._back.connect((SERVER, 1194))
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._ending.set()
+        self._thread.join()
+        self._front.close()
+        self._back.close()
+
+    def _run(self) -> None:
+        client = None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._front, selectors.EVENT_READ)
+            selector.register(self._back, selectors.EVENT_READ)
+            while not self._ending.is_set():
+                for key, _ in selector.select(0.1):
+                    # A server that is gone answers with a refusal, which is none of our business.
+                    with contextlib.suppress(ConnectionRefusedError):
+                        if key.fileobj is self._front:
+                            data, client = self._front.recvfrom(1 << 16)
+                            self._forward(data)
+                        else:
+                            data = self._back.recv(1 << 16)
+                            if client is not None and not self.held.is_set():
+                                self._front.sendto(data, client)
+
+    def _forward(self, data: bytes) -> None:
+        if self._left:
+            self._left -= 1
+            self._back.send(data)
+        else:
+            self.held.set()

@@ -1,0 +1,71 @@
+"""A server that dies without a word, and comes back: so does the connection."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import pytest
+
+from tests.harness import office
+from tests.harness.client import GinnelClient
+from tests.harness.environment import Environment
+from tests.harness.network import Network
+from tests.harness.profile import Profile
+from tests.harness.server import StockServer
+from tests.harness.socks import close, open_connection
+
+PROFILE = Profile(keepalive=(1, 4))
+
+
+def test_killed_and_restarted(network: Network, ordinary_env: Environment) -> None:
+    with StockServer(network, PROFILE) as server, GinnelClient(network, ordinary_env, PROFILE) as client:
+        client.wait_next("up")
+        for _ in range(2):
+            server.kill()
+            assert "message" in client.wait_next("reconnecting")
+            server.start()
+            client.wait_next("up")
+            assert client.curl("http://wiki.office/") == office.PAGE.decode()
+        client.stop()
+
+
+async def test_a_stream_lives_on(network: Network, ordinary_env: Environment) -> None:
+    """The server gives the same address again, so an open stream goes on where it was."""
+    with StockServer(network, PROFILE) as server, GinnelClient(network, ordinary_env, PROFILE) as client:
+        before = client.wait_next("up")
+        reader, writer = await open_connection(network.client, client.socks, "echo.office", 7)
+        writer.write(b"before")
+        assert await reader.readexactly(6) == b"before"
+        server.kill()
+        server.start()
+        after = await asyncio.to_thread(client.wait_next, "up")
+        assert after["address"] == before["address"]
+        writer.write(b"after")
+        async with asyncio.timeout(20):
+            assert await reader.readexactly(5) == b"after"
+        await close(writer)
+        client.stop()
+
+
+def test_server_says_restart(network: Network, ordinary_env: Environment) -> None:
+    """A server that ends in order tells its clients (RESTART), which need not wait for the silence."""
+    profile = Profile(keepalive=(10, 60), server_options=("explicit-exit-notify 1",))
+    with StockServer(network, profile) as server, GinnelClient(network, ordinary_env, profile) as client:
+        client.wait_next("up")
+        server.process.stop(timeout=10)
+        client.wait_next("reconnecting", timeout=8)
+        server.start()
+        client.wait_next("up")
+        assert client.curl("http://wiki.office/") == office.PAGE.decode()
+        client.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_in_between(network: Network, ordinary_env: Environment, number: signal.Signals) -> None:
+    with StockServer(network, PROFILE) as server, GinnelClient(network, ordinary_env, PROFILE) as client:
+        client.wait_up()
+        server.kill()
+        client.wait_next("reconnecting")
+        client.stop(number, timeout=2)
+        assert network.client.ordinary_processes() == []
