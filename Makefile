@@ -19,7 +19,7 @@ build: $(VENV)/.built
 wheel: target/wheels/.built
 
 demo: $(VENV)/.built target/wheels/.built
-	@scripts/need openvpn curl ip setpriv /usr/bin/python3
+	@scripts/need root openvpn curl ip setpriv /usr/bin/python3
 	@$(BIN)/python -m tools.demo
 
 test: $(VENV)/.built target/wheels/.built
@@ -35,7 +35,7 @@ check: $(VENV)/.built
 	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 
 bench: $(VENV)/.built target/wheels/.built
-	@scripts/need openvpn curl ip setpriv /usr/bin/python3
+	@scripts/need root openvpn curl ip setpriv /usr/bin/python3
 	@$(BIN)/python -m tests.bench.bench_connect $(BENCH)
 
 soak: $(VENV)/.built

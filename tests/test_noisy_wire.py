@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 from typing import Literal
 
 import pytest
@@ -14,7 +15,7 @@ from ginnel.testing import FakeClock, NoisyWire, Pair, matching_settings
 
 WrapName = Literal["none", "tls-auth", "tls-crypt"]
 PUSH = PushReply.parse(["ifconfig 10.8.0.2 255.255.255.0", "topology subnet", "explicit-exit-notify 1"])
-SEEDS = 500
+SEEDS = int(os.environ.get("GINNEL_SEEDS", "500"))
 CHUNKS = 10
 
 

@@ -237,7 +237,13 @@ class Vpn:
             await asyncio.shield(self._runner)
 
     async def aclose(self) -> None:
-        """Says goodbye to the server, resets the streams, and frees everything. Idempotent."""
+        """Ends the connection and frees everything. Idempotent.
+
+        Streams that the program has closed get a second to deliver what was written last; those that are
+        open are reset. The server is told where it asked to be.
+        """
+        if self._stack is not None and self._state is State.UP:
+            await self._stack.settle(_LAST_WORDS)
         if self._runner is not None:
             if not self._runner.done() and self._client is not None:
                 self._client.leave()
@@ -344,6 +350,8 @@ def _info(rose: Rose) -> Info:
 
 
 _CHANGES = 64
+# Seconds that streams which the program has closed may take to deliver what it wrote last.
+_LAST_WORDS = 1.0
 # The stack takes packets in batches on its own thread; a busy machine lets it wait for some
 # milliseconds, in which a fast server sends thousands.
 _QUEUE = 4096

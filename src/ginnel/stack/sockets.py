@@ -96,6 +96,7 @@ class FlowProtocol(asyncio.StreamReaderProtocol):
         super().connection_lost(self._flow.error or exc)
         self._held = None
         self._stack.streams.discard(self._own_transport)
+        self._stack.finishing(self._flow)
 
 
 async def open_streams(

@@ -49,6 +49,7 @@ class Stack:
         self._pongs: dict[tuple[str, int, int], asyncio.Future[None]] = {}
         self._identifier = secrets.randbits(16)
         self._sequence = 0
+        self._finishing: set[asyncio.Future[int]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
         #: The transports of open streams. For :class:`ginnel.stack.sockets.FlowProtocol`.
@@ -191,6 +192,14 @@ class Stack:
         """What the stack has and has counted. OSError (ENODEV) once closed."""
         return self._core.statistics()
 
+    async def settle(self, timeout: float) -> None:
+        """Waits until the streams that the program closed have delivered their last bytes.
+
+        At most ``timeout`` seconds.
+        """
+        if self._finishing:
+            await asyncio.wait(self._finishing, timeout=timeout)
+
     async def aclose(self) -> None:
         """Resets all connections, frees all ports and the device's end. Idempotent."""
         if self._closed:
@@ -221,6 +230,12 @@ class Stack:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    def finishing(self, flow: Flow) -> None:
+        """For :class:`FlowProtocol`: the program has closed its end of a flow."""
+        if not flow.ended.done():
+            self._finishing.add(flow.ended)
+            flow.ended.add_done_callback(self._finishing.discard)
 
     def close_server(self, number: int) -> None:
         """For :class:`Server`."""
