@@ -142,6 +142,7 @@ def test_past_the_queue_the_newest_is_dropped_and_counted(kind, capacity):
 def test_without_a_reader_packets_are_dropped_counted_and_nobody_waits():
     with MemoryDevice() as device:
         device.set_up(True)
+        device.application.close()
         assert device.interface.write(b"\x45") == 1
         assert device.statistics()["tx_dropped"] == 1
         assert device.application.read_batch(9) == []

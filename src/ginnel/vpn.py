@@ -291,7 +291,7 @@ class Vpn:
 
     def _timed_out(self) -> GinnelError:
         assert self._client is not None
-        return UnreachableError(f"{self._client.progress} within {self._timeout:g} s")
+        return UnreachableError(f"{self._client.progress}; gave up after {self._timeout:g} s")
 
     async def _run(self, client: Client) -> None:
         try:

@@ -24,6 +24,9 @@ class MemoryDevice:
     def __init__(self, kind: Kind = "tun", mtu: int = DEFAULT_MTU, queue: int | None = None) -> None:
         self._device = CoreDevice(kind, mtu, QUEUE.get(kind, 0) if queue is None else queue)
         self._ends: dict[str, End] = {}
+        # From the start on, so that nothing is dropped because an end was not looked at yet.
+        self._end("application")
+        self._end("interface")
 
     @property
     def kind(self) -> Kind:

@@ -65,6 +65,7 @@ class Client:
         self._plane = DataPlane(end)
         self._attempt: _Attempt | None = None
         self._server = ""
+        self._failure: GinnelError | None = None
         self.keyed_at = time.monotonic()
         """When the keys in use were agreed on, on `time.monotonic`."""
 
@@ -88,6 +89,7 @@ class Client:
                 raise closed.error
             if most is not None and failures >= most * len(self._config.remotes):
                 raise closed.error
+            self._failure = closed.error
             delay = max(closed.delay, self._back_off(failures))
             self._on_change(Lost(closed.error, delay))
             await asyncio.sleep(delay)
@@ -103,10 +105,10 @@ class Client:
 
     @property
     def progress(self) -> str:
-        """How far the attempt under way has come, for a message that it came no further."""
-        if self._attempt is None:
-            return f"no connection to {self._server or 'the server'}"
-        return self._attempt.progress
+        """How far the attempt under way has come, or why the last one failed: the beginning of a message."""
+        if self._attempt is not None:
+            return self._attempt.progress
+        return str(self._failure or f"no connection to {self._server or 'the server'}")
 
     def plane_statistics(self) -> dict[str, int]:
         return self._plane.statistics()
