@@ -42,7 +42,7 @@ type Call = Box<dyn FnOnce(&mut Loop) + Send>;
 
 impl NetStack {
     /// Starts a stack on one end of a device that carries IP packets.
-    pub fn start(end: End, budget: usize) -> io::Result<NetStack> {
+    pub fn start(end: End, budget: usize, pool: &Arc<Pool>) -> io::Result<NetStack> {
         if end.device().kind() != Kind::Tun {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
@@ -53,7 +53,7 @@ impl NetStack {
             events: Mutex::new(Vec::new()),
             ready: Waker::new()?,
         });
-        let mut inner = Loop::new(end, budget, shared.clone())?;
+        let mut inner = Loop::new(end, budget, pool, shared.clone())?;
         let thread = std::thread::Builder::new().name("ginnel-stack".into()).spawn(move || inner.run())?;
         Ok(NetStack { shared, thread: Mutex::new(Some(thread)) })
     }
@@ -182,7 +182,7 @@ struct Loop {
 }
 
 impl Loop {
-    fn new(end: End, budget: usize, shared: Arc<Shared>) -> io::Result<Loop> {
+    fn new(end: End, budget: usize, pool: &Arc<Pool>, shared: Arc<Shared>) -> io::Result<Loop> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &*shared.wake, EventData::new_u64(WAKE), EventFlags::IN)?;
         let wake: Arc<dyn Wake> = shared.wake.clone();
@@ -191,7 +191,7 @@ impl Loop {
         Ok(Loop {
             stack: Stack::new(budget, end.device().mtu() as usize, Box::new(random)),
             end: Some(end),
-            out: Outbox::new(Pool::new(POOLED).local()),
+            out: Outbox::new(pool.local()),
             incoming: Vec::with_capacity(BATCH),
             more_incoming: true,
             sending: Vec::new(),
@@ -479,7 +479,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(target_env = "gnu")]
 const LARGE_BUFFER: libc::c_int = 256 * 1024;
 const BATCH: usize = 256;
-const POOLED: usize = 1024;
 const DATAGRAM_TURN: usize = 64;
 const LONGEST_DATAGRAM: usize = 65_535;
 const MILLISECOND: Nanos = SECOND / 1000;

@@ -3,9 +3,7 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use ginnel_core::aead::{Cipher, MATERIAL_LEN};
 use ginnel_core::device::{Device, End, Kind, Side};
@@ -58,35 +56,6 @@ fn pair(capacity: usize) -> (Party, Party) {
     (left, right)
 }
 
-/// Writes packets whenever half of the device's queue is free, until told to stop.
-fn write(party: &Party, stop: &AtomicBool) {
-    let mut pool = party.pool.local();
-    let mut content = vec![0; 1400];
-    content[0] = 0x45;
-    while !stop.load(Ordering::Relaxed) {
-        let room = party.stack.outgoing().room();
-        if room < 64 {
-            thread::yield_now();
-            continue;
-        }
-        let mut packets = (0..64).map(|_| pool.packet_from(&content)).collect();
-        party.stack.send(&mut packets).unwrap();
-    }
-}
-
-/// Reads packets until told to stop.
-fn read(party: &Party, stop: &AtomicBool) -> u64 {
-    let (mut pool, mut total, mut packets) = (party.pool.local(), 0, Vec::new());
-    while !stop.load(Ordering::Relaxed) {
-        match party.stack.receive(&mut packets, 512).unwrap() {
-            0 => thread::sleep(Duration::from_micros(200)),
-            taken => total += taken as u64,
-        }
-        pool.recycle_all(packets.drain(..));
-    }
-    total
-}
-
 /// Fails as a bug in the packet path would: on the pump's thread.
 struct Fault;
 
@@ -110,26 +79,4 @@ fn a_panic_on_the_thread_closes_the_sockets_and_hangs_nobody() {
     right.pump.send_control(b"x", path).unwrap();
     assert_eq!(right.count("tx_closed"), 1);
     right.pump.close();
-}
-
-#[test]
-#[ignore = "a measurement: cargo test --release -p ginnel-io -- --ignored --nocapture"]
-fn throughput() {
-    let (left, right) = pair(1000);
-    let stop = AtomicBool::new(false);
-    let start = Instant::now();
-    thread::scope(|scope| {
-        scope.spawn(|| write(&left, &stop));
-        scope.spawn(|| read(&right, &stop));
-        thread::sleep(Duration::from_secs(5));
-        stop.store(true, Ordering::Relaxed);
-    });
-    let seconds = start.elapsed().as_secs_f64();
-    println!("sent {:.0} packets/s", left.count("tx_packets") as f64 / seconds);
-    println!("received {:.0} packets/s", right.count("rx_packets") as f64 / seconds);
-    println!("received {:.2} Gbit/s of inner packets", right.count("rx_bytes") as f64 * 8e-9 / seconds);
-    println!("dropped by the kernel {}", right.count("rx_kernel_dropped"));
-    println!("dropped at the device {}", right.count("rx_device_dropped"));
-    println!("GSO {:.1}", left.count("tx_segments") as f64 / left.count("tx_messages") as f64);
-    println!("GRO {:.1}", right.count("rx_segments") as f64 / right.count("rx_messages") as f64);
 }

@@ -10,7 +10,7 @@ use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 
-use crate::device::End;
+use crate::device::{End, POOL};
 
 #[pyclass(module = "ginnel._core.stack", frozen)]
 pub struct NetStack {
@@ -22,7 +22,7 @@ impl NetStack {
     #[new]
     fn new(end: &End, budget: usize) -> PyResult<NetStack> {
         let end = end.take().ok_or_else(|| os_error(Failure::NoDevice))?;
-        Ok(NetStack { inner: stack::NetStack::start(end, budget)? })
+        Ok(NetStack { inner: stack::NetStack::start(end, budget, &POOL)? })
     }
 
     fn set_addresses(&self, py: Python<'_>, addresses: Vec<String>) -> PyResult<()> {

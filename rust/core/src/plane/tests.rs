@@ -274,35 +274,3 @@ fn frames_pass_a_tap_plane() {
     assert_eq!(pair.open(&datagram.packet, path(0, 1000)), None);
     assert_eq!(pair.right.take_events().len(), 1);
 }
-
-/// Not a test of behaviour: `cargo test --release -- --ignored --nocapture speed` prints packets a second.
-#[test]
-#[ignore = "a measurement"]
-fn speed() {
-    for cipher in [Cipher::Aes128Gcm, Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305] {
-        let mut pair = Pair::new(Some(1));
-        pair.left.new_key(1, 2, 1, cipher, &material(3), &material(4)).unwrap();
-        pair.right.new_key(1, 2, 1, cipher, &material(4), &material(3)).unwrap();
-        pair.left.swap(1, 2).unwrap();
-        let mut content = ipv4(HOME, AWAY);
-        content.resize(1400, 0);
-        let (mut sealing, mut opening) = (std::time::Duration::ZERO, std::time::Duration::ZERO);
-        const ROUNDS: u32 = 5000;
-        for _ in 0..ROUNDS {
-            let packets: Vec<_> = (0..90).map(|_| pair.pool.packet_from(&content)).collect();
-            let start = std::time::Instant::now();
-            let datagrams: Vec<_> =
-                packets.into_iter().filter_map(|packet| pair.left.seal(packet, 0, &mut pair.pool)).collect();
-            sealing += start.elapsed();
-            let start = std::time::Instant::now();
-            for datagram in &datagrams {
-                let packet = pair.right.open(&datagram.packet, path(0, 1000), 0, &mut pair.pool).unwrap();
-                pair.pool.recycle(packet);
-            }
-            opening += start.elapsed();
-            pair.pool.recycle_all(datagrams.into_iter().map(|datagram| datagram.packet));
-        }
-        let rate = |time: std::time::Duration| f64::from(90 * ROUNDS) / time.as_secs_f64() / 1e6;
-        println!("{cipher:?}: seal {:.2} M/s, open {:.2} M/s", rate(sealing), rate(opening));
-    }
-}
