@@ -1,27 +1,21 @@
 //! The memory that all connections share.
 
-/// Bytes of ring buffers: how many there may be, and how many are given out.
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Bytes of buffers: how many there may be, and how many are in use. Clones count as one.
+#[derive(Clone)]
 pub struct Budget {
     limit: usize,
-    used: usize,
+    used: Arc<AtomicUsize>,
 }
 
-/// The buffers of one connection, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Share {
-    pub receive: usize,
-    pub send: usize,
-}
-
-impl Share {
-    pub fn total(self) -> usize {
-        self.receive + self.send
-    }
-}
+/// What every connection has for certain, however much the others use. Given back when dropped.
+pub struct Floor(Budget);
 
 impl Budget {
     pub fn new(limit: usize) -> Budget {
-        Budget { limit, used: 0 }
+        Budget { limit, used: Arc::default() }
     }
 
     pub fn limit(&self) -> usize {
@@ -29,50 +23,59 @@ impl Budget {
     }
 
     pub fn used(&self) -> usize {
-        self.used
+        self.used.load(Ordering::Relaxed)
     }
 
-    /// Buffers for one more connection beside `others`; `None` past the budget.
-    ///
-    /// Rings cannot grow later, so the share falls with the number of connections: the n-th gets
-    /// 1/8n of the budget. The sum grows with the logarithm of n, which leaves all a lone stream
-    /// can use and still something for hundreds.
-    pub fn reserve(&mut self, others: usize) -> Option<Share> {
-        let fair = (self.limit / (8 * (others + 1))).clamp(SMALLEST, LARGEST);
-        let total = if fair <= self.limit.saturating_sub(self.used) { fair } else { SMALLEST };
-        if self.used + total > self.limit {
-            return None;
-        }
-        self.used += total;
-        // Downloads outweigh uploads.
-        let receive = total / 8 * 5;
-        Some(Share { receive, send: total - receive })
+    pub fn free(&self) -> usize {
+        self.limit.saturating_sub(self.used())
     }
 
-    pub fn release(&mut self, share: Share) {
-        self.used -= share.total();
+    /// The floor of one more connection; `None` past the budget.
+    pub fn floor(&self) -> Option<Floor> {
+        self.take(FLOOR).then(|| Floor(self.clone()))
+    }
+
+    /// Takes `count` bytes, or none if there are not as many.
+    pub fn take(&self, count: usize) -> bool {
+        let more = |used: usize| used.checked_add(count).filter(|sum| *sum <= self.limit);
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    pub fn give(&self, count: usize) {
+        self.used.fetch_sub(count, Ordering::Relaxed);
     }
 }
 
-const SMALLEST: usize = 32 * 1024;
-const LARGEST: usize = 8 * 1024 * 1024;
+impl Floor {
+    pub fn budget(&self) -> &Budget {
+        &self.0
+    }
+}
+
+impl Drop for Floor {
+    fn drop(&mut self) {
+        self.0.give(FLOOR);
+    }
+}
+
+/// The unit in which buffers grow.
+pub const CHUNK: usize = 16 * 1024;
+/// A chunk each way.
+const FLOOR: usize = 2 * CHUNK;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_first_gets_much_and_hundreds_fit() {
-        let mut budget = Budget::new(64 << 20);
-        let mut shares = Vec::new();
-        while let Some(share) = budget.reserve(shares.len()) {
-            shares.push(share);
-        }
-        assert!(shares[0].receive >= 4 << 20 && shares[0].send >= 2 << 20);
-        assert!(shares[99].receive >= 48 << 10);
-        assert!(shares.len() >= 600, "{}", shares.len());
-        assert!(budget.used() <= budget.limit());
-        shares.into_iter().for_each(|share| budget.release(share));
+    fn no_more_than_the_limit_and_all_comes_back() {
+        let budget = Budget::new(10 * CHUNK);
+        let floors: Vec<_> = std::iter::from_fn(|| budget.floor()).collect();
+        assert_eq!((floors.len(), budget.free()), (5, 0));
+        assert!(!budget.take(1));
+        drop(floors);
+        assert!(budget.take(10 * CHUNK) && !budget.take(1));
+        budget.give(10 * CHUNK);
         assert_eq!(budget.used(), 0);
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
-use crate::netstack::budget::Share;
 use crate::netstack::segment::Tuple;
 use crate::netstack::slab::Slab;
 use crate::netstack::tcp::{Phase, Transport};
@@ -28,7 +27,6 @@ pub struct Flow<T, A> {
     pub transport: T,
     pub attachment: Option<A>,
     pub(super) stage: Stage,
-    pub(super) share: Share,
     /// Whether segments still find the flow by its tuple.
     pub(super) listed: bool,
     pub(super) was_reset: bool,
@@ -41,13 +39,12 @@ pub struct Flow<T, A> {
 }
 
 impl<T: Transport, A> Flow<T, A> {
-    pub(super) fn new(tuple: Tuple, transport: T, share: Share, stage: Stage, now: Nanos) -> Flow<T, A> {
+    pub(super) fn new(tuple: Tuple, transport: T, stage: Stage, now: Nanos) -> Flow<T, A> {
         Flow {
             tuple,
             transport,
             attachment: None,
             stage,
-            share,
             listed: true,
             was_reset: false,
             heard: now,

@@ -14,6 +14,11 @@ impl Limit {
         Limit { rate, tokens: rate, filled: 0 }
     }
 
+    /// One that is full at `now`.
+    pub fn starting(rate: u64, now: Nanos) -> Limit {
+        Limit { filled: now, ..Limit::new(rate) }
+    }
+
     /// Takes a token. `false` when there is none.
     pub fn take(&mut self, now: Nanos) -> bool {
         let step = SECOND / self.rate;

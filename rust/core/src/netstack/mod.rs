@@ -7,6 +7,7 @@
 
 pub mod address;
 pub mod budget;
+pub mod checksum;
 pub mod counters;
 pub mod flows;
 pub mod icmp;
@@ -153,10 +154,10 @@ impl<A, D: Outlet> Stack<A, D> {
             return Err(Failure::Refused);
         }
         let tuple = self.free_tuple(now, local, remote).ok_or(Failure::InUse)?;
-        let share = self.budget.reserve(self.flows.count()).ok_or(Failure::NoBuffers)?;
-        let parameters = Parameters { tuple, share, mtu: self.mtu, seed: (self.random)() };
-        let transport = Connection::connect(&parameters, now);
-        Ok(self.flows.insert(Flow::new(tuple, transport, share, Stage::Connecting, now)))
+        let floor = self.budget.floor().ok_or(Failure::NoBuffers)?;
+        let parameters = Parameters { tuple, floor, mtu: self.mtu, seed: (self.random)() };
+        let transport = Connection::connect(parameters, now);
+        Ok(self.flows.insert(Flow::new(tuple, transport, Stage::Connecting, now)))
     }
 
     /// Joins a flow that is connected or accepted to something. It comes back where that cannot be.
@@ -462,7 +463,7 @@ impl<A, D: Outlet> Stack<A, D> {
         {
             let before = flow.transport.phase();
             flow.heard = now;
-            flow.transport.input(now, packet, &segment, out);
+            flow.transport.input(now, packet, &segment);
             flow.was_reset |= segment.rst && before != Phase::Gone && flow.transport.phase() == Phase::Gone;
             self.flows.touch(id);
             return Ok(());
@@ -481,7 +482,7 @@ impl<A, D: Outlet> Stack<A, D> {
         let listening = |host| self.listening.get(&(host, local.port())).copied();
         match listening(Some(local.ip())).or_else(|| listening(None)) {
             Some(listener) if segment.syn && !segment.ack && !segment.rst => {
-                self.accept(now, listener, packet, &segment, out)
+                self.accept(now, listener, packet, &segment)
             }
             _ => {
                 if !segment.rst && self.may_answer(now) {
@@ -492,14 +493,7 @@ impl<A, D: Outlet> Stack<A, D> {
         }
     }
 
-    fn accept(
-        &mut self,
-        now: Nanos,
-        id: u64,
-        packet: &[u8],
-        segment: &Segment,
-        out: &mut Outbox,
-    ) -> Result<(), Dropped> {
+    fn accept(&mut self, now: Nanos, id: u64, packet: &[u8], segment: &Segment) -> Result<(), Dropped> {
         if let Some(oldest) = self.flows.crowded_out() {
             self.forget(oldest);
             self.counters.drop(Dropped::HalfOpen);
@@ -508,12 +502,12 @@ impl<A, D: Outlet> Stack<A, D> {
         if listener.pending >= listener.backlog {
             return Err(Dropped::Backlog);
         }
-        let share = self.budget.reserve(self.flows.count()).ok_or(Dropped::Budget)?;
+        let floor = self.budget.floor().ok_or(Dropped::Budget)?;
         listener.pending += 1;
-        let parameters = Parameters { tuple: segment.tuple, share, mtu: self.mtu, seed: (self.random)() };
-        let mut transport = Connection::accept(&parameters, now);
-        transport.input(now, packet, segment, out);
-        self.flows.insert(Flow::new(segment.tuple, transport, share, Stage::Accepting(id), now));
+        let parameters = Parameters { tuple: segment.tuple, floor, mtu: self.mtu, seed: (self.random)() };
+        let mut transport = Connection::accept(parameters, now);
+        transport.input(now, packet, segment);
+        self.flows.insert(Flow::new(segment.tuple, transport, Stage::Accepting(id), now));
         Ok(())
     }
 
@@ -539,18 +533,18 @@ impl<A, D: Outlet> Stack<A, D> {
                 }
                 self.events.push(Event::Pong { host, identifier, sequence, payload: payload.to_vec() });
             }
-            Message::Report { tuple, sequence, problem } => self.report(now, tuple, sequence, problem),
+            Message::Report { tuple, sequence, problem } => self.report(tuple, sequence, problem),
         }
         Ok(())
     }
 
     /// A report can be forged by whoever guesses the ports: an established connection only ever
     /// takes a lower MTU from it, and one being opened must be quoted with its sequence number.
-    fn report(&mut self, now: Nanos, tuple: Tuple, sequence: u32, problem: Problem) {
+    fn report(&mut self, tuple: Tuple, sequence: u32, problem: Problem) {
         let Some(id) = self.flows.find(&tuple) else { return };
         let Some(flow) = self.flows.get_mut(id) else { return };
         match problem {
-            Problem::TooBig { mtu } => flow.transport.lower_mtu(now, mtu),
+            Problem::TooBig { mtu } => flow.transport.lower_mtu(mtu),
             Problem::Unreachable(failure) => {
                 let ours = flow.transport.initial_sequence() == Some(sequence);
                 if flow.stage == Stage::Connecting && ours {
@@ -617,7 +611,6 @@ impl<A, D: Outlet> Stack<A, D> {
 
     fn forget(&mut self, id: FlowId) -> Option<A> {
         let flow = self.flows.remove(id)?;
-        self.budget.release(flow.share);
         self.leave_listener(flow.stage);
         flow.attachment
     }

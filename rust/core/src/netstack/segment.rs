@@ -1,10 +1,12 @@
 //! TCP segments outside a connection: the header that dispatch reads, resets, late acknowledgements.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{IpProtocol, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber};
 
+use crate::netstack::checksum::Sum;
 use crate::netstack::counters::Dropped;
 use crate::netstack::ip::{self, Header};
 use crate::netstack::outbox::Outbox;
@@ -17,8 +19,8 @@ pub struct Tuple {
     pub remote: SocketAddr,
 }
 
-/// What dispatch reads of a TCP header.
-#[derive(Clone, Copy, Debug)]
+/// A TCP header, and where the rest lies in the packet.
+#[derive(Clone, Debug)]
 pub struct Segment {
     pub tuple: Tuple,
     pub sequence: u32,
@@ -28,17 +30,25 @@ pub struct Segment {
     pub syn: bool,
     pub ack: bool,
     pub rst: bool,
+    pub fin: bool,
+    /// As it stands in the header.
+    pub window: u16,
+    pub options: Range<usize>,
+    pub payload: Range<usize>,
 }
 
 /// Reads and checks a received segment.
 pub fn parse(header: &Header, packet: &[u8]) -> Result<Segment, Dropped> {
     let tcp = TcpPacket::new_checked(&packet[header.payload.clone()]).map_err(|_| Dropped::Malformed)?;
-    if !tcp.verify_checksum(&header.destination.into(), &header.source.into()) {
+    let len = header.payload.len();
+    let sum = Sum::pseudo_header(header.source, header.destination, header.protocol.into(), len);
+    if sum.with(&packet[header.payload.clone()]).finish() != [0, 0] {
         return Err(Dropped::Checksum);
     }
     if tcp.src_port() == 0 || tcp.dst_port() == 0 {
         return Err(Dropped::Malformed);
     }
+    let content = header.payload.start + usize::from(tcp.header_len());
     Ok(Segment {
         tuple: Tuple {
             local: SocketAddr::new(header.destination, tcp.dst_port()),
@@ -50,6 +60,10 @@ pub fn parse(header: &Header, packet: &[u8]) -> Result<Segment, Dropped> {
         syn: tcp.syn(),
         ack: tcp.ack(),
         rst: tcp.rst(),
+        fin: tcp.fin(),
+        window: tcp.window_len(),
+        options: header.payload.start + HEADER..content,
+        payload: content..header.payload.end,
     })
 }
 
@@ -101,3 +115,6 @@ fn emit(
         );
     });
 }
+
+/// A header without options.
+const HEADER: usize = 20;

@@ -257,12 +257,16 @@ fn a_batch_is_acknowledged_once() {
     let (ours, theirs) = pair.connect();
     // Open the congestion window first.
     for round in 0..20 {
-        pair.a.write(ours, &bytes(100_000, round));
-        pair.exchange();
-        pair.b.read(theirs, &mut Vec::new());
+        let mut left = pair.a.write(ours, &bytes(100_000, round));
+        while left > 0 {
+            pair.exchange();
+            let mut got = Vec::new();
+            pair.b.read(theirs, &mut got);
+            left -= got.len();
+        }
         pair.exchange();
     }
-    pair.a.write(ours, &bytes(29_200, 99));
+    pair.a.write(ours, &bytes(20 * 1448, 99));
     pair.a.settle(pair.now);
     let segments = pair.a.packets();
     assert_eq!(segments.len(), 20);
@@ -294,18 +298,6 @@ fn a_lost_last_acknowledgement_is_sent_again() {
         pair.exchange();
     }
     assert_eq!(pair.b.events, [Event::Closed { flow: theirs, failure: None }]);
-}
-
-#[test]
-fn a_simultaneous_close_is_over_at_once() {
-    let mut pair = Pair::new();
-    let (ours, theirs) = pair.connect();
-    pair.a.finish(ours);
-    pair.b.finish(theirs);
-    pair.exchange();
-    assert_eq!(pair.a.events, [Event::Closed { flow: ours, failure: None }]);
-    assert_eq!(pair.b.events, [Event::Closed { flow: theirs, failure: None }]);
-    assert_eq!((pair.a.statistic("time_wait"), pair.b.statistic("time_wait")), (1, 1));
 }
 
 #[test]
@@ -492,7 +484,7 @@ fn a_shorter_path_gets_shorter_segments() {
     let mut pair = Pair::new();
     let (ours, theirs) = pair.connect();
     let tuple = pair.a.stack.flow_mut(ours).unwrap().tuple;
-    pair.a.stack.report(pair.now, tuple, 0, Problem::TooBig { mtu: 600 });
+    pair.a.stack.report(tuple, 0, Problem::TooBig { mtu: 600 });
     pair.a.write(ours, &bytes(5000, 6));
     pair.a.settle(pair.now);
     let packets = pair.a.packets();

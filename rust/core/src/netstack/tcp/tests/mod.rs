@@ -1,0 +1,6 @@
+//! Two connections back to back on virtual time.
+
+mod faults;
+mod link;
+mod states;
+mod throughput;
