@@ -2,7 +2,6 @@
 
 use super::link::{CLEAN, MILLI, Pair, Path, bytes};
 use crate::SECOND;
-use crate::netstack::tcp::Transport;
 
 fn megabits(len: usize, time: u64) -> f64 {
     len as f64 * 8.0 / 1e6 / (time as f64 / SECOND as f64)
@@ -91,27 +90,4 @@ fn reordering_is_not_taken_for_loss_for_long() {
     assert_eq!(counts.timeouts, 0);
     assert!(counts.repeats * 100 < counts.segments);
     assert!(megabits(data.len(), time) > 50.0);
-}
-
-/// Not a test of behaviour: segments a second, run with `--release --ignored --nocapture`.
-#[test]
-#[ignore]
-fn processing_rate() {
-    let mut pair = Pair::new(Path { delay: MILLI / 10, ..CLEAN }, 7);
-    pair.connect();
-    let block = bytes(1 << 20, 1);
-    let (mut sent, mut got) = (0usize, 0usize);
-    let start = std::time::Instant::now();
-    while got < 4 << 30 {
-        let at = sent % block.len();
-        sent += pair.write(0, &block[at..]);
-        while pair.ends[1].readable() > 0 {
-            pair.ends[1].read(|bytes| {
-                got += bytes.len();
-                (bytes.len(), ())
-            });
-        }
-        assert!(pair.step());
-    }
-    println!("{:.2} Gbit/s, both ends and the wire", got as f64 * 8.0 / 1e9 / start.elapsed().as_secs_f64());
 }
