@@ -138,6 +138,11 @@ impl Device {
         }
     }
 
+    /// Counts writes that were refused before they became packets.
+    pub fn count_errors(&self, count: usize) {
+        self.errors.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
     fn check(&self, packet: &[u8]) -> Result<(), Refused> {
         let fits = match self.kind {
             Kind::Tun => matches!(packet.first().map(|byte| byte >> 4), Some(4 | 6)),
@@ -232,7 +237,7 @@ impl End {
 
     /// Counts writes that were refused before they became packets.
     pub fn count_errors(&self, count: usize) {
-        self.device.errors.fetch_add(count as u64, Ordering::Relaxed);
+        self.device.count_errors(count);
     }
 }
 

@@ -85,6 +85,11 @@ impl Queue {
         wakes.into_iter().flatten().for_each(|wake| wake.wake());
     }
 
+    /// Counts packets that were taken from the queue and then lost on their way to the reader.
+    pub fn count_dropped(&self, count: usize) {
+        lock(&self.inner).counters.dropped += count as u64;
+    }
+
     /// Who is woken when the queue turns from empty to non-empty. If packets wait already, at once.
     pub fn set_reader(&self, reader: Option<Arc<dyn Wake>>) {
         let mut inner = lock(&self.inner);

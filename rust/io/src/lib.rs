@@ -1,6 +1,9 @@
 //! ginnel's loops and system calls. All of ginnel's unsafe code stands here, each with its reason.
 
+pub mod calls;
+pub mod link;
 pub mod pump;
+pub mod seqpacket;
 pub mod splice;
 pub mod stack;
 pub mod udp;

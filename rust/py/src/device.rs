@@ -73,14 +73,7 @@ impl Device {
     }
 
     fn attach(&self, side: &str) -> PyResult<End> {
-        let side = match side {
-            "application" => Side::Application,
-            "interface" => Side::Interface,
-            _ => {
-                let message = format!("device end {side:?}; write 'application' or 'interface'");
-                return Err(PyValueError::new_err(message));
-            }
-        };
+        let side = parse_side(side)?;
         let Some(end) = self.device.attach(side) else {
             return Err(match self.device.is_deleted() {
                 true => device_error(libc::EBADFD, "the device was deleted"),
@@ -109,6 +102,13 @@ impl Device {
         }
         dict.set_item("errors", statistics.errors)?;
         Ok(dict)
+    }
+}
+
+impl Device {
+    /// The device itself.
+    pub fn inner(&self) -> &Arc<device::Device> {
+        &self.device
     }
 }
 
@@ -242,6 +242,18 @@ impl End {
 
     fn lock(&self) -> MutexGuard<'_, Option<Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A side by its name.
+pub fn parse_side(side: &str) -> PyResult<Side> {
+    match side {
+        "application" => Ok(Side::Application),
+        "interface" => Ok(Side::Interface),
+        _ => {
+            let message = format!("device end {side:?}; write 'application' or 'interface'");
+            Err(PyValueError::new_err(message))
+        }
     }
 }
 

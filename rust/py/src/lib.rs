@@ -1,6 +1,7 @@
 //! The Python binding of ginnel's Rust half: one file a class. `src/ginnel/_core/*.pyi` mirrors it.
 
 mod device;
+mod link;
 mod plane;
 mod stack;
 
@@ -10,6 +11,8 @@ use pyo3::prelude::*;
 mod _core {
     #[pymodule_export]
     use crate::device::{Device, End};
+    #[pymodule_export]
+    use crate::link::Link;
     #[pymodule_export]
     use crate::plane::{DataChannel, DataPlane};
     #[pymodule_export]

@@ -2,6 +2,7 @@
 
 from ginnel._core.device import Device as Device
 from ginnel._core.device import End as End
+from ginnel._core.device import Link as Link
 from ginnel._core.plane import DataChannel as DataChannel
 from ginnel._core.plane import DataPlane as DataPlane
 from ginnel._core.stack import NetStack as NetStack

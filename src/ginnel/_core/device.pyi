@@ -42,3 +42,38 @@ class End:
     def close(self) -> None: ...
     @property
     def closed(self) -> bool: ...
+
+class Link:
+    """Joins an end of a device with descriptors that other programs hold, on a thread of its own.
+
+    Each message on a descriptor is one packet. What the program writes is always read: what a kernel's device would
+    have refused is counted as an error, what finds no room is dropped and counted. Several descriptors are several
+    queues: a flow's packets keep to one of them. When the device is deleted every program sees its descriptor end.
+    """
+
+    def __new__(cls, device: Device, side: str) -> Link:
+        """The ``application`` or ``interface`` end. It is taken while an enabled descriptor is joined."""
+
+    def add(self, fd: int, packet_info: bool) -> int:
+        """Takes over one half of a SOCK_SEQPACKET pair and returns its number.
+
+        With ``packet_info`` each message has 4 bytes in front: flags (0) and the EtherType, as on /dev/net/tun
+        without IFF_NO_PI. Raises DeviceError: EBUSY when somebody else holds the end, E2BIG past 256, EBADFD
+        once deleted.
+        """
+
+    def set_enabled(self, number: int, enabled: bool) -> None:
+        """A queue that is not enabled gives no packets, and what is written there is an error. DeviceError: EBUSY."""
+
+    def set_packet_info(self, number: int, packet_info: bool) -> None: ...
+    def remove(self, number: int) -> None:
+        """Closes a descriptor. Harmless for one that is gone."""
+
+    def events(self) -> list[tuple[str, int]]:
+        """``("gone", number)``: the other side of a descriptor closed or died."""
+
+    def fileno(self) -> int:
+        """A descriptor that is readable while events wait."""
+
+    def close(self) -> None:
+        """Closes every descriptor, gives the end back and ends the thread. Idempotent."""

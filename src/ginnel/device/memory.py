@@ -41,6 +41,11 @@ class MemoryDevice:
         return self._end("interface")
 
     @property
+    def core(self) -> CoreDevice:
+        """The device itself, for the parts of ginnel in Rust."""
+        return self._device
+
+    @property
     def up(self) -> bool:
         return self._device.up
 

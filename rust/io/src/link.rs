@@ -1,0 +1,427 @@
+//! Joins an end of a memory device with descriptors that other programs hold.
+//!
+//! A program holds the other half of a SOCK_SEQPACKET pair, and a thread here moves packets between
+//! the pair and the device. What the program writes is always read: what a kernel's device would
+//! have refused is counted, what finds no room is dropped and counted. Several descriptors are
+//! several queues of one device: the packets of a flow keep to one of them.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use ginnel_core::device::{Device, End, Kind, Side};
+use ginnel_core::packet::{LocalPool, Packet, Pool};
+use ginnel_core::queue::Wake;
+use rustix::buffer::spare_capacity;
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::io::Errno;
+
+use crate::calls::Calls;
+use crate::seqpacket::{Inbox, MESSAGES, PacketSocket};
+use crate::wake::Waker;
+
+/// One end of a device and the descriptors joined to it.
+pub struct Link {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Why a descriptor was not joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotJoined {
+    /// The device is deleted, or the link closed.
+    Gone,
+    /// Somebody else holds this end of the device.
+    Busy,
+    /// There are as many descriptors as a device may have.
+    TooMany,
+    /// The descriptor does not serve.
+    Descriptor(Errno),
+}
+
+impl Link {
+    /// A link to this end of a device. The end is taken while a descriptor is joined that is enabled.
+    pub fn start(device: Arc<Device>, side: Side, pool: &Arc<Pool>) -> io::Result<Link> {
+        let wake = Arc::new(Waker::new()?);
+        let shared = Arc::new(Shared {
+            calls: Calls::new(wake.clone()),
+            gone: Mutex::new(Vec::new()),
+            ready: Waker::new()?,
+        });
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
+        let mut inner = Loop::new(device, side, pool, wake, epoll, shared.clone());
+        let thread = thread::Builder::new().name("ginnel-link".into()).spawn(move || inner.run())?;
+        Ok(Link { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Joins a SOCK_SEQPACKET socket and returns its number.
+    pub fn add(&self, descriptor: OwnedFd, packet_info: bool) -> Result<u64, NotJoined> {
+        self.shared
+            .calls
+            .call(move |inner| inner.add(descriptor, packet_info))
+            .unwrap_or(Err(NotJoined::Gone))
+    }
+
+    /// A queue that is not enabled takes no packets and gives none. `false`: there is none of this number.
+    pub fn set_enabled(&self, number: u64, enabled: bool) -> Result<bool, NotJoined> {
+        self.shared
+            .calls
+            .call(move |inner| inner.set_enabled(number, enabled))
+            .unwrap_or(Err(NotJoined::Gone))
+    }
+
+    /// Whether messages begin with packet information. `false`: there is none of this number.
+    pub fn set_packet_info(&self, number: u64, packet_info: bool) -> bool {
+        let set = move |inner: &mut Loop| {
+            let member = inner.members.get_mut(&number)?;
+            member.socket.packet_info = packet_info;
+            Some(())
+        };
+        self.shared.calls.call(set).flatten().is_some()
+    }
+
+    /// Closes a descriptor. Harmless for one that is gone.
+    pub fn remove(&self, number: u64) {
+        let _ = self.shared.calls.call(move |inner| inner.forget(number));
+    }
+
+    /// The numbers of descriptors whose other side has closed since the last call.
+    pub fn gone(&self) -> Vec<u64> {
+        let mut gone = lock(&self.shared.gone);
+        self.shared.ready.clear();
+        std::mem::take(&mut *gone)
+    }
+
+    /// Readable while [`Link::gone`] has something to say.
+    pub fn readiness(&self) -> BorrowedFd<'_> {
+        self.shared.ready.as_fd()
+    }
+
+    /// Closes every descriptor, gives the end back and ends the thread. Idempotent.
+    pub fn close(&self) {
+        let Some(thread) = lock(&self.thread).take() else { return };
+        let _ = self.shared.calls.call(|inner| inner.running = false);
+        let _ = thread.join();
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+struct Shared {
+    calls: Calls<Loop>,
+    gone: Mutex<Vec<u64>>,
+    ready: Waker,
+}
+
+/// What the thread owns.
+struct Loop {
+    device: Arc<Device>,
+    side: Side,
+    /// Taken while somebody is there for its packets.
+    end: Option<End>,
+    members: BTreeMap<u64, Member>,
+    next: u64,
+    /// The members that are enabled, for choosing one by a flow's hash.
+    enabled: Vec<u64>,
+    inbox: Inbox,
+    pool: LocalPool,
+    packets: Vec<Packet>,
+    /// Packets may wait at the device.
+    device_waits: bool,
+    wake: Arc<Waker>,
+    epoll: OwnedFd,
+    running: bool,
+    shared: Arc<Shared>,
+}
+
+struct Member {
+    socket: PacketSocket,
+    enabled: bool,
+    /// Packets that wait for room in the socket.
+    backlog: VecDeque<Packet>,
+    blocked: bool,
+}
+
+impl Loop {
+    fn new(
+        device: Arc<Device>,
+        side: Side,
+        pool: &Arc<Pool>,
+        wake: Arc<Waker>,
+        epoll: OwnedFd,
+        shared: Arc<Shared>,
+    ) -> Loop {
+        Loop {
+            device,
+            side,
+            end: None,
+            members: BTreeMap::new(),
+            next: 0,
+            enabled: Vec::new(),
+            inbox: Inbox::new(),
+            pool: pool.local(),
+            packets: Vec::with_capacity(BATCH),
+            device_waits: false,
+            wake,
+            epoll,
+            running: true,
+            shared,
+        }
+    }
+
+    fn run(&mut self) {
+        let mut ready = Vec::with_capacity(READY);
+        while self.running {
+            let busy = self.device_waits && !self.is_held_back();
+            let patience = busy.then(|| Timespec::try_from(Duration::ZERO).expect("zero is a time"));
+            ready.clear();
+            // Interrupted or not, the next turn looks at everything.
+            let _ = epoll::wait(&self.epoll, spare_capacity(&mut ready), patience.as_ref());
+            for event in ready.drain(..) {
+                match event.data.u64() {
+                    WAKE => {
+                        self.wake.clear();
+                        self.device_waits = true;
+                        self.shared.calls.take().into_iter().for_each(|call| call(self));
+                    }
+                    number => self.serve(number, event.flags),
+                }
+            }
+            if self.device_waits && !self.is_held_back() {
+                self.deliver();
+            }
+        }
+    }
+
+    fn add(&mut self, descriptor: OwnedFd, packet_info: bool) -> Result<u64, NotJoined> {
+        if self.device.is_deleted() {
+            return Err(NotJoined::Gone);
+        }
+        if self.members.len() == MAX_DESCRIPTORS {
+            return Err(NotJoined::TooMany);
+        }
+        let kind = self.device.kind();
+        let socket = PacketSocket::new(descriptor, kind, packet_info).map_err(NotJoined::Descriptor)?;
+        self.take_end()?;
+        let number = self.next;
+        self.next += 1;
+        epoll::add(&self.epoll, &socket, EventData::new_u64(number), EventFlags::IN).map_err(|errno| {
+            self.give_end_back_if_unused();
+            NotJoined::Descriptor(errno)
+        })?;
+        self.members
+            .insert(number, Member { socket, enabled: true, backlog: VecDeque::new(), blocked: false });
+        self.choose_enabled();
+        Ok(number)
+    }
+
+    fn set_enabled(&mut self, number: u64, enabled: bool) -> Result<bool, NotJoined> {
+        if !self.members.contains_key(&number) {
+            return Ok(false);
+        }
+        if enabled {
+            self.take_end()?;
+        }
+        let lost = match self.members.get_mut(&number) {
+            Some(member) => {
+                member.enabled = enabled;
+                if enabled { 0 } else { std::mem::take(&mut member.backlog).len() }
+            }
+            None => 0,
+        };
+        self.count_lost(lost);
+        self.choose_enabled();
+        Ok(true)
+    }
+
+    fn take_end(&mut self) -> Result<(), NotJoined> {
+        if self.end.is_some() {
+            return Ok(());
+        }
+        let end = self.device.attach(self.side).ok_or(match self.device.is_deleted() {
+            true => NotJoined::Gone,
+            false => NotJoined::Busy,
+        })?;
+        end.incoming().set_reader(Some(self.wake.clone()));
+        self.end = Some(end);
+        Ok(())
+    }
+
+    fn choose_enabled(&mut self) {
+        self.enabled =
+            self.members.iter().filter(|(_, member)| member.enabled).map(|(&number, _)| number).collect();
+        self.give_end_back_if_unused();
+    }
+
+    fn give_end_back_if_unused(&mut self) {
+        if self.enabled.is_empty() {
+            self.end = None;
+        }
+    }
+
+    fn forget(&mut self, number: u64) {
+        let Some(member) = self.members.remove(&number) else { return };
+        self.count_lost(member.backlog.len());
+        self.choose_enabled();
+        // Closed only now, when the end is free again: who sees the descriptor end may take it.
+        drop(member);
+    }
+
+    fn count_lost(&self, count: usize) {
+        if let Some(end) = &self.end {
+            end.incoming().count_dropped(count);
+        }
+    }
+
+    /// A single program that does not read holds the device's queue back, where the newest is dropped.
+    /// One of several must not.
+    fn is_held_back(&self) -> bool {
+        match self.enabled.as_slice() {
+            [] => true,
+            [only] => self.members[only].blocked,
+            _ => false,
+        }
+    }
+
+    fn serve(&mut self, number: u64, flags: EventFlags) {
+        let Some(member) = self.members.get_mut(&number) else { return };
+        if flags.contains(EventFlags::HUP) {
+            member.socket.note_hang_up();
+        }
+        if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) && !self.collect(number) {
+            self.forget(number);
+            let mut gone = lock(&self.shared.gone);
+            gone.push(number);
+            self.shared.ready.wake();
+            return;
+        }
+        if flags.contains(EventFlags::OUT) {
+            self.flush(number);
+        }
+    }
+
+    /// What the program has written goes to the device. `false`: the program is gone.
+    fn collect(&mut self, number: u64) -> bool {
+        let Some(member) = self.members.get_mut(&number) else { return true };
+        for _ in 0..TURNS {
+            let received = self.inbox.receive(&member.socket, &mut self.pool, &mut self.packets);
+            match &self.end {
+                Some(end) if member.enabled => {
+                    end.count_errors(received.malformed);
+                    // What is refused is counted there.
+                    let _ = end.send(&mut self.packets);
+                }
+                _ => self.device.count_errors(received.messages),
+            }
+            self.pool.recycle_all(self.packets.drain(..));
+            if received.ended {
+                return false;
+            }
+            if received.messages < MESSAGES {
+                break;
+            }
+        }
+        true
+    }
+
+    /// One batch from the device to the programs.
+    fn deliver(&mut self) {
+        let Some(end) = &self.end else { return };
+        let mut packets = std::mem::take(&mut self.packets);
+        match end.receive(&mut packets, BATCH) {
+            Ok(count) => self.device_waits = count == BATCH,
+            Err(_) => {
+                // Deleted: every program sees its descriptor end.
+                self.device_waits = false;
+                self.members.clear();
+                self.choose_enabled();
+                return;
+            }
+        }
+        let mut lost = 0;
+        for packet in packets.drain(..) {
+            let chosen = match self.enabled.as_slice() {
+                [only] => *only,
+                several => several[flow_hash(self.device.kind(), &packet) as usize % several.len()],
+            };
+            match self.members.get_mut(&chosen) {
+                Some(member) if member.backlog.len() < MAX_BACKLOG => member.backlog.push_back(packet),
+                _ => {
+                    lost += 1;
+                    self.pool.recycle(packet);
+                }
+            }
+        }
+        self.packets = packets;
+        self.count_lost(lost);
+        for index in 0..self.enabled.len() {
+            self.flush(self.enabled[index]);
+        }
+    }
+
+    /// As much of a member's backlog as its socket takes.
+    fn flush(&mut self, number: u64) {
+        let Some(member) = self.members.get_mut(&number) else { return };
+        let mut blocked = false;
+        while !member.backlog.is_empty() && !blocked {
+            let packets = member.backlog.make_contiguous();
+            let count = packets.len().min(MESSAGES);
+            // An error shows when the socket is read, and is dealt with there.
+            let sent = member.socket.send(packets).unwrap_or(0);
+            blocked = sent < count;
+            self.pool.recycle_all(member.backlog.drain(..sent));
+        }
+        if blocked != member.blocked {
+            member.blocked = blocked;
+            let flags = if blocked { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
+            let _ = epoll::modify(&self.epoll, &member.socket, EventData::new_u64(number), flags);
+        }
+    }
+}
+
+impl Drop for Loop {
+    /// Also after a panic: nobody is left waiting, and every program sees its descriptor end.
+    fn drop(&mut self) {
+        self.shared.calls.end();
+    }
+}
+
+/// The same number for all packets of a flow, by FNV-1a over addresses, protocol and ports.
+fn flow_hash(kind: Kind, packet: &[u8]) -> u32 {
+    let ip = if kind == Kind::Tap { packet.get(ETHERNET_HEADER..).unwrap_or_default() } else { packet };
+    let (addresses, protocol, ports) = match ip.first().map(|byte| byte >> 4) {
+        Some(4) => (12..20, 9, usize::from(ip[0] & 15) * 4),
+        Some(6) => (8..40, 6, 40),
+        _ => (0..0, 0, 0),
+    };
+    let bytes = [ip.get(addresses), ip.get(protocol..=protocol), ip.get(ports..ports + 4)];
+    bytes
+        .into_iter()
+        .flatten()
+        .flatten()
+        .fold(0x811c_9dc5, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
+/// A lock whose poison is ignored: no invariant spans a panic here.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+const ETHERNET_HEADER: usize = 14;
+const BATCH: usize = 64;
+const TURNS: usize = 4;
+const READY: usize = 64;
+/// As on the kernel's device (MAX_TAP_QUEUES, drivers/net/tun.c).
+const MAX_DESCRIPTORS: usize = 256;
+/// Packets that wait for one of several programs.
+const MAX_BACKLOG: usize = 500;
+const WAKE: u64 = u64::MAX;

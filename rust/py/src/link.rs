@@ -1,0 +1,72 @@
+//! `ginnel._core.Link`.
+
+use std::os::fd::{AsRawFd, RawFd};
+
+use ginnel_io::link::{self, NotJoined};
+use ginnel_io::splice::adopt_messages;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::device::{Device, POOL, device_error, parse_side};
+
+#[pyclass(module = "ginnel._core.device", frozen)]
+pub struct Link {
+    inner: link::Link,
+}
+
+#[pymethods]
+impl Link {
+    #[new]
+    fn new(device: &Device, side: &str) -> PyResult<Link> {
+        let side = parse_side(side)?;
+        Ok(Link { inner: link::Link::start(device.inner().clone(), side, &POOL)? })
+    }
+
+    fn add(&self, py: Python<'_>, fd: RawFd, packet_info: bool) -> PyResult<u64> {
+        let descriptor = adopt_messages(fd)?;
+        py.detach(|| self.inner.add(descriptor, packet_info)).map_err(error)
+    }
+
+    fn set_enabled(&self, py: Python<'_>, number: u64, enabled: bool) -> PyResult<()> {
+        match py.detach(|| self.inner.set_enabled(number, enabled)).map_err(error)? {
+            true => Ok(()),
+            false => Err(unknown(number)),
+        }
+    }
+
+    fn set_packet_info(&self, py: Python<'_>, number: u64, packet_info: bool) -> PyResult<()> {
+        match py.detach(|| self.inner.set_packet_info(number, packet_info)) {
+            true => Ok(()),
+            false => Err(unknown(number)),
+        }
+    }
+
+    fn remove(&self, py: Python<'_>, number: u64) {
+        py.detach(|| self.inner.remove(number));
+    }
+
+    fn events(&self) -> Vec<(&'static str, u64)> {
+        self.inner.gone().into_iter().map(|number| ("gone", number)).collect()
+    }
+
+    fn fileno(&self) -> RawFd {
+        self.inner.readiness().as_raw_fd()
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.inner.close());
+    }
+}
+
+fn error(error: NotJoined) -> PyErr {
+    match error {
+        NotJoined::Gone => device_error(libc::EBADFD, "the device was deleted"),
+        NotJoined::Busy => device_error(libc::EBUSY, "somebody holds this end of the device"),
+        NotJoined::TooMany => device_error(libc::E2BIG, "the device has 256 descriptors already"),
+        NotJoined::Descriptor(errno) => std::io::Error::from(errno).into(),
+    }
+}
+
+fn unknown(number: u64) -> PyErr {
+    PyValueError::new_err(format!("the link has no descriptor {number}"))
+}

@@ -1,0 +1,284 @@
+"""Network interfaces in user space: a device, a stack on its interface end, and what is configured.
+
+An `Interfaces` is what a network namespace is to the kernel: a set of interfaces with names and
+indices. Each `Interface` is a memory device whose application end programs hold by descriptors.
+What is configured here is what the stack lives by.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import re
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+
+from ginnel._core import Link
+from ginnel.device.base import DEFAULT_MTU, QUEUE, Kind
+from ginnel.device.memory import MemoryDevice
+from ginnel.errors import DeviceError
+from ginnel.stack import Stack
+
+MAX_NAME = 15
+"""Bytes of a name, as in the kernel (IFNAMSIZ - 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An interface's own address with its prefix length, and the other side's on a point-to-point link."""
+
+    interface: IPv4Interface | IPv6Interface
+    peer: IPv4Address | IPv6Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A destination that is reached through the interface, by a gateway or directly."""
+
+    destination: IPv4Network | IPv6Network
+    gateway: IPv4Address | IPv6Address | None = None
+    metric: int = 0
+
+
+class Interfaces:
+    """The interfaces of one process, by name and by index. At most `MAX_INTERFACES`."""
+
+    def __init__(self, *, first_index: int = 1) -> None:
+        """``first_index``: of the first interface; each later one has the next."""
+        self._interfaces: dict[str, Interface] = {}
+        self._index = first_index
+
+    def create(self, pattern: str | None = None, kind: Kind = "tun", mtu: int = DEFAULT_MTU) -> Interface:
+        """A new interface, down. ``pattern`` is its name; one ``%d`` in it (None: ``tun%d``, ``tap%d``)
+        stands for the next free number.
+
+        Needs a running event loop. Raises DeviceError: EEXIST, EINVAL for a name that cannot be, ENFILE.
+        """
+        name = self._choose(pattern or f"{kind}%d")
+        if len(self._interfaces) >= MAX_INTERFACES:
+            raise DeviceError(errno.ENFILE, f"there are {MAX_INTERFACES} interfaces already; delete one first")
+        interface = Interface(name, self._index, kind, mtu)
+        self._index += 1
+        self._interfaces[name] = interface
+        return interface
+
+    def get(self, name: str) -> Interface | None:
+        return self._interfaces.get(name)
+
+    def by_index(self, index: int) -> Interface | None:
+        return next((interface for interface in self if interface.index == index), None)
+
+    def __iter__(self) -> Iterator[Interface]:
+        return iter(list(self._interfaces.values()))
+
+    async def delete(self, interface: Interface) -> None:
+        """Removes an interface: whoever holds its application end sees that end."""
+        self._interfaces.pop(interface.name, None)
+        await interface.aclose()
+
+    async def aclose(self) -> None:
+        for interface in self:
+            await self.delete(interface)
+
+    def _choose(self, pattern: str) -> str:
+        if not _NAME.fullmatch(pattern) or pattern in (".", "..") or len(pattern) > MAX_NAME:
+            raise DeviceError(
+                errno.EINVAL, f"{pattern!r} is no name for a device: 1 to {MAX_NAME} letters, digits and -_."
+            )
+        if "%d" not in pattern:
+            if pattern in self._interfaces:
+                raise DeviceError(errno.EEXIST, f"there is a device {pattern} already")
+            return pattern
+        names = (pattern.replace("%d", str(number)) for number in range(MAX_INTERFACES + 1))
+        name = next(name for name in names if name not in self._interfaces)
+        if len(name) > MAX_NAME:
+            raise DeviceError(errno.EINVAL, f"{name!r} is longer than {MAX_NAME} characters")
+        return name
+
+
+class Interface:
+    """A device in user space with a network stack on its interface end.
+
+    Programs hold its application end by descriptors, see `attach`. Refusals are DeviceError, with the
+    errno that the kernel would give.
+    """
+
+    def __init__(self, name: str, index: int, kind: Kind, mtu: int = DEFAULT_MTU) -> None:
+        self.name = name
+        self.index = index
+        self.device = MemoryDevice(kind, mtu)
+        self.device.application.close()
+        self.stack = Stack(self.device.interface)
+        self.on_change: list[Callable[[], None]] = []
+        """Called when a setting has changed."""
+        self.on_detach: list[Callable[[int], None]] = []
+        """Called with a queue's number when the program that held it has gone."""
+        self._link = Link(self.device.core, "application")
+        self._queues: set[int] = set()
+        self._addresses: list[Address] = []
+        self._routes: list[Route] = []
+        self._queue_length = QUEUE[kind]
+        # A locally administered address of its own.
+        self._mac = bytes([0x02]) + secrets.token_bytes(5)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._link.fileno(), self._follow)
+
+    @property
+    def kind(self) -> Kind:
+        return self.device.kind
+
+    @property
+    def up(self) -> bool:
+        return self.device.up
+
+    def set_up(self, up: bool) -> None:
+        self.device.set_up(up)
+        self._changed()
+
+    @property
+    def mtu(self) -> int:
+        return self.device.mtu
+
+    def set_mtu(self, mtu: int) -> None:
+        """EINVAL below 68, above 65,535 (TAP: 65,521)."""
+        self.device.set_mtu(mtu)
+        self._changed()
+
+    @property
+    def mac(self) -> bytes:
+        """The 6 bytes of a TAP interface's address; of a TUN interface, none."""
+        return self._mac if self.kind == "tap" else b""
+
+    def set_mac(self, mac: bytes) -> None:
+        """EBUSY while up; EADDRNOTAVAIL for a group address; EOPNOTSUPP on a TUN interface."""
+        if self.kind != "tap":
+            raise DeviceError(errno.EOPNOTSUPP, f"{self.name} is a TUN device and has no MAC address")
+        if len(mac) != 6 or mac[0] & 1 or not any(mac):
+            raise DeviceError(errno.EADDRNOTAVAIL, "not the MAC address of one station")
+        if self.up:
+            raise DeviceError(errno.EBUSY, f"{self.name} is up; set it down to change its MAC address")
+        self._mac = mac
+        self._changed()
+
+    @property
+    def queue_length(self) -> int:
+        """Packets that wait for a program at most."""
+        return self._queue_length
+
+    def set_queue_length(self, length: int) -> None:
+        self._queue_length = length
+        self._changed()
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        return tuple(self._addresses)
+
+    def add_address(self, address: Address) -> None:
+        """EEXIST when the interface has it already."""
+        if any(address.interface == own.interface for own in self._addresses):
+            raise DeviceError(errno.EEXIST, f"{self.name} has the address {address.interface} already")
+        self._addresses.append(address)
+        self._changed()
+
+    def remove_address(self, interface: IPv4Interface | IPv6Interface) -> None:
+        """EADDRNOTAVAIL when the interface does not have it."""
+        kept = [own for own in self._addresses if own.interface != interface]
+        if len(kept) == len(self._addresses):
+            raise DeviceError(errno.EADDRNOTAVAIL, f"{self.name} does not have the address {interface}")
+        self._addresses = kept
+        self._changed()
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """The routes that were added; the addresses' own networks are not among them."""
+        return tuple(self._routes)
+
+    def add_route(self, route: Route) -> None:
+        """EEXIST when there is one to this destination with this metric."""
+        if any((own.destination, own.metric) == (route.destination, route.metric) for own in self._routes):
+            raise DeviceError(errno.EEXIST, f"{self.name} has a route to {route.destination} already")
+        self._routes.append(route)
+        self._changed()
+
+    def remove_route(self, route: Route) -> None:
+        """ESRCH when there is none such."""
+        if route not in self._routes:
+            raise DeviceError(errno.ESRCH, f"{self.name} has no such route to {route.destination}")
+        self._routes.remove(route)
+        self._changed()
+
+    def statistics(self) -> dict[str, int]:
+        return self.device.statistics()
+
+    @property
+    def queues(self) -> tuple[int, ...]:
+        """The numbers of the queues that programs hold."""
+        return tuple(sorted(self._queues))
+
+    def attach(self, packet_info: bool = False) -> tuple[socket.socket, int]:
+        """A new queue on the application end: the descriptor for the program, and the queue's number.
+
+        The descriptor is one half of a SOCK_SEQPACKET pair, a packet a message; with ``packet_info`` each
+        begins with 4 bytes, as on /dev/net/tun without IFF_NO_PI. Raises DeviceError: E2BIG past 256.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+            number = self._link.add(ours.detach(), packet_info)
+        except BaseException:
+            ours.close()
+            theirs.close()
+            raise
+        self._queues.add(number)
+        return theirs, number
+
+    def set_packet_info(self, number: int, packet_info: bool) -> None:
+        self._link.set_packet_info(number, packet_info)
+
+    def set_queue(self, number: int, enabled: bool) -> None:
+        """A queue that is not enabled gives no packets, and what is written to it is an error."""
+        self._link.set_enabled(number, enabled)
+
+    def detach(self, number: int) -> None:
+        """Ends a queue from our side. Harmless for one that is gone."""
+        self._link.remove(number)
+        self._queues.discard(number)
+
+    async def aclose(self) -> None:
+        """Deletes the device; idempotent."""
+        if self.device.closed:
+            return
+        self._loop.remove_reader(self._link.fileno())
+        self.device.close()
+        self._link.close()
+        self._queues.clear()
+        await self.stack.aclose()
+
+    def __repr__(self) -> str:
+        return f"<Interface {self.name} {self.kind} {'up' if self.up else 'down'}>"
+
+    def _follow(self) -> None:
+        for _, number in self._link.events():
+            if number in self._queues:
+                self._queues.discard(number)
+                for call in list(self.on_detach):
+                    call(number)
+
+    def _changed(self) -> None:
+        self.stack.set_addresses([str(own.interface) for own in self._addresses])
+        for call in list(self.on_change):
+            call()
+
+
+def parse_address(text: str) -> Address:
+    """An address with its prefix length, ``10.0.0.1/24``. Raises ValueError."""
+    return Address(ipaddress.ip_interface(text))
+
+
+MAX_INTERFACES = 4096
+_SEND_BUFFER = 4 << 20
+_NAME = re.compile(r"[A-Za-z0-9_.\-]*(%d)?[A-Za-z0-9_.\-]*")

@@ -1,0 +1,230 @@
+"""User-space interfaces, and the descriptors by which programs hold their application end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import select
+import socket
+import struct
+from ipaddress import ip_address, ip_interface, ip_network
+
+import pytest
+
+from ginnel._core import Link
+from ginnel.device.interface import Address, Interface, Interfaces, Route, parse_address
+from ginnel.device.memory import MemoryDevice
+from ginnel.errors import DeviceError
+
+PACKET = b"\x45" + bytes(30)
+
+
+class Joined:
+    """A device that is up, a link to its application end, and a program's descriptor."""
+
+    def __init__(self, *, packet_info: bool = False, queue: int | None = None) -> None:
+        self.device = MemoryDevice(queue=queue)
+        self.device.application.close()
+        self.device.set_up(True)
+        self.link = Link(self.device.core, "application")
+        self._sockets: list[socket.socket] = []
+        self.program, self.number = self.join(packet_info)
+
+    def join(self, packet_info: bool = False) -> tuple[socket.socket, int]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._sockets.append(theirs)
+        theirs.settimeout(10)
+        try:
+            return theirs, self.link.add(ours.detach(), packet_info)
+        except DeviceError:
+            theirs.close()
+            raise
+
+    def __enter__(self) -> Joined:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.link.close()
+        self.device.close()
+        for program in self._sockets:
+            program.close()
+
+
+def readable(descriptor: int, timeout: float = 10) -> bool:
+    return bool(select.select([descriptor], [], [], timeout)[0])
+
+
+def test_packets_go_both_ways_whole() -> None:
+    with Joined() as joined:
+        device, program = joined.device, joined.program
+        for size in (1, 20, 1984, 1985, 9000, 65_535):
+            packet = b"\x60" + os.urandom(size - 1)
+            program.send(packet)
+            assert device.interface.read(10) == packet
+            device.interface.write(packet)
+            assert program.recv(65_536) == packet
+
+
+def test_packet_information_is_put_in_front_and_taken_off() -> None:
+    with Joined(packet_info=True) as joined:
+        device, program = joined.device, joined.program
+        for size in (1, 1980, 1981, 1984, 65_535):
+            packet = b"\x60" + os.urandom(size - 1)
+            program.send(b"\0\0\x86\xdd" + packet)
+            assert device.interface.read(10) == packet
+            device.interface.write(packet)
+            assert program.recv(65_540) == b"\0\0\x86\xdd" + packet
+        program.send(b"\0\0\x86\xdd")
+        program.send(b"\0\0\x08\0" + PACKET)
+        assert device.interface.read(10) == PACKET
+        assert device.statistics()["errors"] == 1
+
+
+def test_what_the_kernel_would_refuse_is_counted() -> None:
+    with Joined() as joined:
+        device, program = joined.device, joined.program
+        for bad in (b"", b"\x50bad", b"\x45" + bytes(65_535)):
+            program.send(bad)
+        program.send(PACKET)
+        assert device.interface.read(10) == PACKET
+        assert device.statistics()["errors"] == 3
+        assert device.statistics()["rx_packets"] == 1
+
+
+def test_empty_messages_are_not_taken_for_the_end() -> None:
+    with Joined() as joined:
+        device, program = joined.device, joined.program
+        link, number = joined.link, joined.number
+        for _ in range(40):
+            program.send(b"")
+        program.send(PACKET)
+        program.close()
+        assert device.interface.read(10) == PACKET
+        assert readable(link.fileno())
+        assert link.events() == [("gone", number)]
+        assert device.statistics()["rx_packets"] == 1
+
+
+def test_a_program_that_does_not_read_costs_the_newest_packets_and_they_are_counted() -> None:
+    with Joined(queue=50) as joined:
+        device, program = joined.device, joined.program
+        total = 3000
+        for number in range(total):
+            device.interface.write(b"\x45" + struct.pack("!I", number) + bytes(1000))
+        received = []
+        while readable(program.fileno(), 0.5):
+            received.append(struct.unpack_from("!I", program.recv(2000), 1)[0])
+        assert received == sorted(set(received))
+        assert len(received) + device.statistics()["tx_dropped"] == total
+        # The program is there again.
+        device.interface.write(PACKET)
+        assert program.recv(2000) == PACKET
+
+
+def test_deleting_the_device_ends_the_programs_descriptor() -> None:
+    with Joined() as joined:
+        device, program = joined.device, joined.program
+        device.close()
+        assert program.recv(100) == b""
+
+
+def test_a_new_program_can_attach_after_one_has_died() -> None:
+    with Joined() as joined:
+        device, program = joined.device, joined.program
+        link, number = joined.link, joined.number
+        with pytest.raises(DeviceError) as refused:
+            _ = device.application
+        assert refused.value.errno == errno.EBUSY
+        program.close()
+        assert readable(link.fileno())
+        assert link.events() == [("gone", number)]
+        assert device.interface.write(PACKET) == len(PACKET)
+        assert device.statistics()["tx_dropped"] == 1
+        theirs, _ = joined.join()
+        device.interface.write(PACKET)
+        assert theirs.recv(100) == PACKET
+
+
+def test_several_queues_share_the_flows() -> None:
+    with Joined() as joined:
+        device, link, first = joined.device, joined.link, joined.program
+        second, number = joined.join()
+        flows = [b"\x45" + bytes(8) + b"\x11" + bytes(10) + struct.pack("!HH", port, 7) for port in range(64)]
+        for _ in range(3):
+            for packet in flows:
+                device.interface.write(packet)
+        seen: dict[bytes, set[int]] = {}
+        while ready := select.select([first, second], [], [], 0.5)[0]:
+            for program in ready:
+                seen.setdefault(program.recv(100), set()).add(program.fileno())
+        assert set(seen) == set(flows)
+        assert all(len(queues) == 1 for queues in seen.values())
+        assert {fd for queues in seen.values() for fd in queues} == {first.fileno(), second.fileno()}
+        link.set_enabled(number, False)
+        for packet in flows:
+            device.interface.write(packet)
+        assert {first.recv(100) for _ in flows} == set(flows)
+        for _ in range(254):
+            joined.join()
+        with pytest.raises(DeviceError) as refused:
+            joined.join()
+        assert refused.value.errno == errno.E2BIG
+
+
+def test_an_interface_answers_echo_requests_to_its_address() -> None:
+    async def scenario() -> None:
+        interfaces = Interfaces()
+        left, right = interfaces.create(), interfaces.create()
+        assert [interface.name for interface in interfaces] == ["tun0", "tun1"]
+        assert interfaces.by_index(right.index) is right
+        programs = _join(left, right)
+        for interface, own in ((left, "10.1.0.1/24"), (right, "10.1.0.2/24")):
+            interface.add_address(parse_address(own))
+            interface.set_up(True)
+        assert await left.stack.ping("10.1.0.2", timeout=10) < 10
+        await interfaces.aclose()
+        for program in programs:
+            asyncio.get_running_loop().remove_reader(program)
+            program.close()
+
+    asyncio.run(scenario())
+
+
+def test_configuration_is_refused_as_the_kernel_would() -> None:
+    async def scenario() -> None:
+        interfaces = Interfaces()
+        interface = interfaces.create("tun3")
+        cases = [
+            (errno.EEXIST, lambda: interfaces.create("tun3")),
+            (errno.EINVAL, lambda: interfaces.create("a/b")),
+            (errno.EINVAL, lambda: interfaces.create("a" * 16)),
+            (errno.EINVAL, lambda: interfaces.create("%d%d")),
+            (errno.EINVAL, lambda: interface.set_mtu(67)),
+            (errno.EOPNOTSUPP, lambda: interface.set_mac(b"\x02" + bytes(5))),
+            (errno.EADDRNOTAVAIL, lambda: interface.remove_address(ip_interface("10.0.0.1/24"))),
+            (errno.ESRCH, lambda: interface.remove_route(Route(ip_network("10.0.0.0/8")))),
+        ]
+        for number, refused in cases:
+            with pytest.raises(DeviceError) as error:
+                refused()
+            assert error.value.errno == number
+        interface.add_address(Address(ip_interface("10.0.0.1/24"), ip_address("10.0.0.2")))
+        interface.add_route(Route(ip_network("10.9.0.0/16"), ip_address("10.0.0.2")))
+        await interfaces.aclose()
+
+    asyncio.run(scenario())
+
+
+def _join(left: Interface, right: Interface) -> tuple[socket.socket, socket.socket]:
+    """Carries packets between the application ends."""
+    (one, _), (other, _) = left.attach(), right.attach()
+    loop = asyncio.get_running_loop()
+    for source, target in ((one, other), (other, one)):
+        source.setblocking(False)
+        loop.add_reader(source, lambda source=source, target=target: _carry(source, target))
+    return one, other
+
+
+def _carry(source: socket.socket, target: socket.socket) -> None:
+    target.send(source.recv(65_536))
