@@ -2,11 +2,13 @@
 //!
 //! [`connection`] has the states and takes and makes segments; [`sender`] and [`receiver`] are its
 //! halves. Below them, a subject a file: what is out ([`scoreboard`]), what of it is lost
-//! ([`recovery`]), how much may be out ([`cubic`]), and for how long ([`rtt`]).
+//! ([`recovery`]), how much may be out and how fast ([`bbr`], by [`delivery`]), and for how
+//! long ([`rtt`]).
 
+mod bbr;
 mod buffer;
 mod connection;
-mod cubic;
+mod delivery;
 mod input;
 mod options;
 mod output;

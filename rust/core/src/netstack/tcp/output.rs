@@ -56,17 +56,17 @@ impl Connection {
         }
         match self.state {
             State::Listen | State::Closed => None,
-            State::SynSent => self.sender.plan().map(Next::Segment),
+            State::SynSent => self.sender.plan(now).map(Next::Segment),
             State::SynReceived => {
                 // An acknowledgement that is due goes with our SYN.
                 let again = || self.receiver.is_due(now).then_some(Next::Acknowledgement);
-                self.sender.plan().map(Next::Segment).or_else(again)
+                self.sender.plan(now).map(Next::Segment).or_else(again)
             }
             State::Synchronized if self.receiver.is_due_alone() => Some(Next::Acknowledgement),
             State::Synchronized => {
                 let acknowledgement = || self.receiver.is_due(now).then_some(Next::Acknowledgement);
                 let keep_alive = || self.keep_alive.filter(|at| *at <= now).map(|_| Next::KeepAlive);
-                self.sender.plan().map(Next::Segment).or_else(acknowledgement).or_else(keep_alive)
+                self.sender.plan(now).map(Next::Segment).or_else(acknowledgement).or_else(keep_alive)
             }
         }
     }

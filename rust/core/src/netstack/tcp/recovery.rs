@@ -1,7 +1,8 @@
 //! What is lost, and how fast it is sent again: RACK-TLP (RFC 8985), proportional rate reduction
 //! (RFC 6937), and NewReno for peers without SACK (RFC 6582).
 
-use crate::netstack::tcp::cubic::Cubic;
+use crate::netstack::tcp::bbr::Bbr;
+use crate::netstack::tcp::delivery::Sample;
 use crate::netstack::tcp::rtt::Rtt;
 use crate::netstack::tcp::scoreboard::{Scoreboard, Sent};
 use crate::netstack::tcp::sequence::Position;
@@ -53,7 +54,6 @@ struct Probe {
 
 /// What to go back to where a loss turns out to be none.
 struct Undo {
-    cubic: Cubic,
     /// The time of the first retransmission.
     at: Option<Nanos>,
 }
@@ -73,6 +73,7 @@ pub struct Report {
     pub echo: Option<Nanos>,
     pub oldest_rtt: Option<Nanos>,
     pub newest_rtt: Option<Nanos>,
+    pub sample: Sample,
     /// Whether the first segment had been sent again.
     pub after_repeat: bool,
     /// Something arrived that was sent more than once.
@@ -97,10 +98,10 @@ impl Recovery {
     }
 
     /// The congestion window as it is while something is lost.
-    pub fn window(&self, cubic: &Cubic) -> u64 {
+    pub fn window(&self, bbr: &Bbr) -> u64 {
         match &self.episode {
             Some(episode) if !episode.timeout => episode.window,
-            _ => cubic.window(),
+            _ => bbr.window(),
         }
     }
 
@@ -136,12 +137,12 @@ impl Recovery {
         now: Nanos,
         report: &Report,
         (una, next): (Position, Position),
-        (board, cubic, rtt): (&mut Scoreboard, &mut Cubic, &Rtt),
+        (board, bbr, rtt): (&mut Scoreboard, &mut Bbr, &Rtt),
         most_payload: u64,
     ) -> Option<Nanos> {
-        self.undo_if_spurious(report, board, cubic);
+        self.undo_if_spurious(report, board, bbr);
         self.hear_twice(report, next);
-        self.end_probe(report, una, cubic);
+        self.end_probe(report, una);
         if self.episode.as_ref().is_some_and(|episode| una >= episode.end) {
             self.end_episode(una);
         }
@@ -152,9 +153,9 @@ impl Recovery {
             None
         };
         if board.has_lost() && self.episode.is_none() {
-            self.begin(next, board, cubic, false, most_payload);
+            self.begin(next, board, bbr, false, most_payload);
         }
-        self.reduce_in_proportion(report, board, cubic, most_payload);
+        self.reduce_in_proportion(report, board, bbr, most_payload);
         again
     }
 
@@ -163,28 +164,28 @@ impl Recovery {
         &mut self,
         now: Nanos,
         next: Position,
-        (board, cubic, rtt): (&mut Scoreboard, &mut Cubic, &Rtt),
+        (board, bbr, rtt): (&mut Scoreboard, &mut Bbr, &Rtt),
         most_payload: u64,
     ) -> Option<Nanos> {
         let again = self.detect(now, board, rtt, most_payload);
         if board.has_lost() && self.episode.is_none() {
-            self.begin(next, board, cubic, false, most_payload);
+            self.begin(next, board, bbr, false, most_payload);
         }
-        self.reduce_in_proportion(&Report::default(), board, cubic, most_payload);
+        self.reduce_in_proportion(&Report::default(), board, bbr, most_payload);
         again
     }
 
     /// The retransmission timer has run out.
-    pub fn time_out(&mut self, next: Position, board: &mut Scoreboard, cubic: &mut Cubic, most_payload: u64) {
+    pub fn time_out(&mut self, next: Position, board: &mut Scoreboard, bbr: &mut Bbr, most_payload: u64) {
         let again = self.episode.as_ref().is_some_and(|episode| episode.timeout);
         board.lose_all();
         self.probe = None;
         self.duplicates = 0;
         if again {
-            cubic.collapse();
+            bbr.collapse();
         } else {
             self.episode = None;
-            self.begin(next, board, cubic, true, most_payload);
+            self.begin(next, board, bbr, true, most_payload);
         }
     }
 
@@ -211,20 +212,13 @@ impl Recovery {
         self.probe = Some(Probe { end, repeated });
     }
 
-    fn begin(
-        &mut self,
-        next: Position,
-        board: &Scoreboard,
-        cubic: &mut Cubic,
-        timeout: bool,
-        most_payload: u64,
-    ) {
+    fn begin(&mut self, next: Position, board: &Scoreboard, bbr: &mut Bbr, timeout: bool, most_payload: u64) {
         let flight = self.flight(board, most_payload);
-        self.undo = Some(Undo { cubic: cubic.clone(), at: None });
-        let before = cubic.window();
-        cubic.reduce();
+        self.undo = Some(Undo { at: None });
+        let before = bbr.window();
+        bbr.lose();
         if timeout {
-            cubic.collapse();
+            bbr.collapse();
         }
         self.probe = None;
         // The first retransmission does not wait (RFC 6937, 3).
@@ -244,7 +238,7 @@ impl Recovery {
     }
 
     /// RFC 3522: the acknowledgement answers the segment as it was sent first.
-    fn undo_if_spurious(&mut self, report: &Report, board: &mut Scoreboard, cubic: &mut Cubic) {
+    fn undo_if_spurious(&mut self, report: &Report, board: &mut Scoreboard, bbr: &mut Bbr) {
         if report.advanced == 0 || self.episode.is_none() {
             return;
         }
@@ -252,7 +246,7 @@ impl Recovery {
         let (Some(at), Some(echo)) = (undo.at, report.echo) else { return };
         if report.after_repeat && echo + ECHO_STEP <= at {
             board.pardon();
-            *cubic = undo.cubic;
+            bbr.undo();
             self.episode = None;
             self.rack.reordering = true;
         }
@@ -269,18 +263,14 @@ impl Recovery {
         }
     }
 
-    fn end_probe(&mut self, report: &Report, una: Position, cubic: &mut Cubic) {
+    fn end_probe(&mut self, report: &Report, una: Position) {
         let Some(probe) = &self.probe else { return };
         if una < probe.end {
             return;
         }
         let in_vain = report.twice == Some(probe.end) || report.duplicate && report.advanced == 0;
-        if !probe.repeated || in_vain {
+        if !probe.repeated || in_vain || una > probe.end {
             self.probe = None;
-        } else if una > probe.end {
-            // The probe has made good a loss that nothing else showed.
-            self.probe = None;
-            cubic.reduce();
         }
     }
 
@@ -309,19 +299,13 @@ impl Recovery {
         }
     }
 
-    fn reduce_in_proportion(
-        &mut self,
-        report: &Report,
-        board: &Scoreboard,
-        cubic: &Cubic,
-        most_payload: u64,
-    ) {
+    fn reduce_in_proportion(&mut self, report: &Report, board: &Scoreboard, bbr: &Bbr, most_payload: u64) {
         let flight = self.flight(board, most_payload);
         let Some(episode) = self.episode.as_mut().filter(|episode| !episode.timeout) else { return };
         let duplicate = if report.duplicate && !self.sack { most_payload } else { 0 };
         let arrived = report.arrived + duplicate;
         episode.arrived += arrived;
-        let target = cubic.threshold();
+        let target = bbr.window();
         let allowance = if flight > target {
             let share = u128::from(episode.arrived) * u128::from(target) / u128::from(episode.flight.max(1));
             (share as u64).saturating_sub(episode.sent)

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 
 use crate::Nanos;
+use crate::netstack::tcp::delivery::Stamp;
 use crate::netstack::tcp::ranges::Ranges;
 use crate::netstack::tcp::sequence::Position;
 
@@ -14,6 +15,7 @@ pub struct Sent {
     pub end: Position,
     pub time: Nanos,
     pub repeated: bool,
+    pub stamp: Stamp,
     state: State,
 }
 
@@ -37,6 +39,8 @@ pub struct Scoreboard {
     sacked: Ranges,
     /// Bytes in segments that are neither lost nor known to have arrived.
     flight: u64,
+    /// Bytes that were taken for lost, since the beginning.
+    lost_bytes: u64,
 }
 
 impl Sent {
@@ -62,6 +66,10 @@ impl Scoreboard {
         self.flight
     }
 
+    pub fn lost_bytes(&self) -> u64 {
+        self.lost_bytes
+    }
+
     pub fn has_sacked(&self) -> bool {
         !self.sacked.is_empty()
     }
@@ -76,11 +84,11 @@ impl Scoreboard {
         self.sacked.len() >= DUPLICATES || last.end - first.start >= DUPLICATES as u64 * most_payload
     }
 
-    pub fn push(&mut self, range: Range<Position>, now: Nanos) {
+    pub fn push(&mut self, range: Range<Position>, now: Nanos, stamp: Stamp) {
         self.order.push_back((now, self.first + self.segments.len() as u64));
         self.flight += range.end - range.start;
         let Range { start, end } = range;
-        self.segments.push_back(Sent { start, end, time: now, repeated: false, state: State::Flying });
+        self.segments.push_back(Sent { start, end, time: now, repeated: false, stamp, state: State::Flying });
     }
 
     /// Takes out what lies before `to`, and tells `arrived` what was not known to have arrived.
@@ -217,10 +225,11 @@ impl Scoreboard {
     }
 
     /// Notes that a segment was sent again.
-    pub fn repeat(&mut self, number: u64, now: Nanos) {
+    pub fn repeat(&mut self, number: u64, now: Nanos, stamp: Stamp) {
         let Some(sent) = self.segments.get_mut((number - self.first) as usize) else { return };
         sent.time = now;
         sent.repeated = true;
+        sent.stamp = stamp;
         if sent.state == State::Lost {
             self.lost.remove(&number);
             sent.state = State::Flying;
@@ -255,6 +264,7 @@ impl Scoreboard {
         let sent = &mut self.segments[(number - self.first) as usize];
         sent.state = State::Lost;
         self.flight -= sent.len();
+        self.lost_bytes += sent.len();
         self.lost.insert(number);
     }
 
@@ -279,7 +289,7 @@ mod tests {
     /// Ten segments of 100 bytes, a microsecond apart.
     fn board() -> Scoreboard {
         let mut board = Scoreboard::default();
-        (0..10).for_each(|at| board.push(at * 100..at * 100 + 100, at * 1000));
+        (0..10).for_each(|at| board.push(at * 100..at * 100 + 100, at * 1000, Stamp::default()));
         board
     }
 
@@ -295,8 +305,8 @@ mod tests {
         assert_eq!(board.first_lost().map(|(number, sent)| (number, sent.start)), Some((1, 100)));
         assert_eq!(board.lose_overdue(9_000, (5_000, 600), 5_000), None);
         assert_eq!(board.flight(), 400);
-        board.repeat(1, 9_000);
-        board.repeat(2, 9_000);
+        board.repeat(1, 9_000, Stamp::default());
+        board.repeat(2, 9_000, Stamp::default());
         assert!(!board.has_lost() && board.flight() == 600);
         // Sent again after the newest that arrived: not lost a second time.
         assert_eq!(board.lose_overdue(90_000, (5_000, 600), 5_000), None);
@@ -316,7 +326,7 @@ mod tests {
     #[test]
     fn pieces_keep_what_was_known() {
         let mut board = board();
-        board.push(1000..1040, 10_000);
+        board.push(1000..1040, 10_000, Stamp::default());
         board.sack(500..600, |_| {});
         board.split(40);
         assert_eq!((board.count(), board.flight()), (31, 40));

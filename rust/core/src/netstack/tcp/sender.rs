@@ -5,8 +5,9 @@ use std::ops::Range;
 use crate::Nanos;
 use crate::SECOND;
 use crate::netstack::budget::{Budget, CHUNK};
+use crate::netstack::tcp::bbr::{Bbr, Heard};
 use crate::netstack::tcp::buffer::Buffer;
-use crate::netstack::tcp::cubic::{Cubic, Growth};
+use crate::netstack::tcp::delivery::Delivery;
 use crate::netstack::tcp::recovery::{Recovery, Report};
 use crate::netstack::tcp::rtt::Rtt;
 use crate::netstack::tcp::scoreboard::Scoreboard;
@@ -29,12 +30,12 @@ pub struct Sender {
     most_payload: u64,
     board: Scoreboard,
     recovery: Recovery,
-    cubic: Cubic,
+    bbr: Bbr,
+    delivery: Delivery,
+    /// When the next segment may go, by the pace.
+    release: Nanos,
     rtt: Rtt,
     timers: Timers,
-    /// Up to where was sent when the congestion window was full last.
-    limited_until: Position,
-    last_sent: Nanos,
     persist_backoff: u32,
     pub counts: Counts,
 }
@@ -97,11 +98,11 @@ impl Sender {
             most_payload,
             board: Scoreboard::default(),
             recovery: Recovery::new(false),
-            cubic: Cubic::new(most_payload),
+            bbr: Bbr::new(most_payload, initial.into()),
+            delivery: Delivery::default(),
+            release: 0,
             rtt: Rtt::default(),
             timers: Timers::default(),
-            limited_until: SYN,
-            last_sent: 0,
             persist_backoff: 0,
             counts: Counts::default(),
         }
@@ -134,7 +135,7 @@ impl Sender {
             self.board.split(most);
         }
         self.most_payload = most;
-        self.cubic.set_most_payload(most);
+        self.bbr.set_most_payload(most);
     }
 
     /// Takes the window of a segment that has passed as new enough.
@@ -176,7 +177,7 @@ impl Sender {
             return 0;
         }
         let free = self.buffer.budget().free();
-        let wanted = (2 * self.cubic.window() as usize).clamp(LEAST_QUEUE, MOST_QUEUE);
+        let wanted = (2 * self.bbr.window() as usize).clamp(LEAST_QUEUE, MOST_QUEUE);
         let most = wanted.min(LEAST_QUEUE.max(self.queued() / 2 + free / 2));
         most.saturating_sub(self.queued()).min(self.buffer.room(self.end))
     }
@@ -214,7 +215,7 @@ impl Sender {
     }
 
     pub fn acknowledge(&mut self, now: Nanos, said: &Acknowledgement) {
-        let before = (self.una, self.flight());
+        let before = (self.una, self.flight(), self.board.lost_bytes());
         let mut report = Report {
             advanced: said.number.saturating_sub(self.una),
             after_repeat: self.board.front().is_some_and(|sent| sent.repeated),
@@ -233,10 +234,10 @@ impl Sender {
         if self.board.is_empty() && report.advanced == 0 {
             return;
         }
-        let state = (&mut self.board, &mut self.cubic, &self.rtt);
+        let state = (&mut self.board, &mut self.bbr, &self.rtt);
         self.timers.reorder =
             self.recovery.react(now, &report, (self.una, self.next), state, self.most_payload);
-        self.grow(now, &report, before);
+        self.hear(now, &report, before);
         if report.advanced > 0 {
             self.timers.retransmit = (!self.board.is_empty()).then(|| now + self.rtt.timeout());
             self.timers.probe_due = false;
@@ -257,7 +258,7 @@ impl Sender {
         }
         let (reorder, retransmit) = (due(&mut timers.reorder), due(&mut timers.retransmit));
         if reorder {
-            let state = (&mut self.board, &mut self.cubic, &self.rtt);
+            let state = (&mut self.board, &mut self.bbr, &self.rtt);
             self.timers.reorder = self.recovery.look_again(now, self.next, state, self.most_payload);
         }
         if retransmit && !self.board.is_empty() {
@@ -267,15 +268,23 @@ impl Sender {
 
     pub fn deadline(&self) -> Option<Nanos> {
         let Timers { retransmit, probe, reorder, persist, .. } = self.timers;
-        [retransmit, probe, reorder, persist].into_iter().flatten().min()
+        let paced = self.una > SYN && self.unpaced().is_some();
+        let release = paced.then(|| self.release.saturating_sub(BURST));
+        [retransmit, probe, reorder, persist, release].into_iter().flatten().min()
     }
 
     /// What to send next, if anything may be sent.
-    pub fn plan(&self) -> Option<Plan> {
+    pub fn plan(&self, now: Nanos) -> Option<Plan> {
+        let paced = self.release > now + BURST && !self.timers.probe_due && self.una > SYN;
+        if paced { None } else { self.unpaced() }
+    }
+
+    /// What to send next but for the pace.
+    fn unpaced(&self) -> Option<Plan> {
         if self.next == SYN {
             return Some(Plan::New(SYN..FIRST));
         }
-        let (flight, window) = (self.flight(), self.recovery.window(&self.cubic));
+        let (flight, window) = (self.flight(), self.recovery.window(&self.bbr));
         if let Some((number, sent)) = self.board.first_lost() {
             // What holds everything else up does not wait for the window (RFC 6582, 3.2).
             let may = self.board.is_first(number) || flight + sent.len() <= window;
@@ -302,11 +311,16 @@ impl Sender {
     pub fn rest(&mut self, now: Nanos) {
         let waits = self.next > SYN && self.next < self.end + u64::from(self.finished);
         if !waits {
+            if !self.board.has_lost() && self.flight() < self.bbr.window() {
+                self.delivery.limit(self.flight());
+            }
             return;
         }
-        if self.fresh().is_some() {
-            self.limited_until = self.next;
-        } else if self.board.is_empty() && self.timers.persist.is_none() && !self.timers.persist_due {
+        if self.fresh().is_none()
+            && self.board.is_empty()
+            && self.timers.persist.is_none()
+            && !self.timers.persist_due
+        {
             self.timers.persist = Some(now + self.persist_interval());
         }
     }
@@ -316,10 +330,8 @@ impl Sender {
         let probe = std::mem::take(&mut self.timers.probe_due);
         match plan {
             Plan::New(range) => {
-                if self.board.is_empty() && now > self.last_sent + self.rtt.timeout() {
-                    self.cubic.rest();
-                }
-                self.board.push(range.clone(), now);
+                let stamp = self.delivery.stamp(now, self.flight());
+                self.board.push(range.clone(), now, stamp);
                 self.next = range.end;
                 self.note_sent(now, range, false);
                 self.timers.retransmit.get_or_insert(now + self.rtt.timeout());
@@ -328,7 +340,8 @@ impl Sender {
                 if self.board.is_first(*number) {
                     self.timers.retransmit = Some(now + self.rtt.timeout());
                 }
-                self.board.repeat(*number, now);
+                let stamp = self.delivery.stamp(now, self.flight());
+                self.board.repeat(*number, now, stamp);
                 self.note_sent(now, range, true);
                 self.timers.retransmit.get_or_insert(now + self.rtt.timeout());
             }
@@ -371,7 +384,7 @@ impl Sender {
     }
 
     fn most_out(&self) -> usize {
-        2 * (self.cubic.window() / self.most_payload) as usize + SMALL_SEGMENTS
+        2 * (self.bbr.window() / self.most_payload) as usize + SMALL_SEGMENTS
     }
 
     fn advance(&mut self, now: Nanos, number: Position, report: &mut Report) {
@@ -379,8 +392,11 @@ impl Sender {
             return;
         }
         let least = self.rtt.least();
-        let recovery = &mut self.recovery;
-        self.board.acknowledge(number, |sent| recovery.arrived(sent, now, least, report));
+        let (recovery, delivery) = (&mut self.recovery, &mut self.delivery);
+        self.board.acknowledge(number, |sent| {
+            delivery.arrived(now, sent.len(), sent.time, &sent.stamp, &mut report.sample);
+            recovery.arrived(sent, now, least, report);
+        });
         self.una = number;
         if self.una >= self.end {
             self.buffer.clear();
@@ -399,8 +415,11 @@ impl Sender {
             if at == 0 && (block.end <= said.number || blocks.get(1).is_some_and(inside)) {
                 report.twice = (block.start < block.end).then_some(block.end);
             } else if self.una <= block.start && block.start < block.end && block.end <= self.next {
-                let recovery = &mut self.recovery;
-                self.board.sack(block.clone(), |sent| recovery.arrived(sent, now, least, report));
+                let (recovery, delivery) = (&mut self.recovery, &mut self.delivery);
+                self.board.sack(block.clone(), |sent| {
+                    delivery.arrived(now, sent.len(), sent.time, &sent.stamp, &mut report.sample);
+                    recovery.arrived(sent, now, least, report);
+                });
             }
         }
     }
@@ -413,20 +432,21 @@ impl Sender {
         }
     }
 
-    fn grow(&mut self, now: Nanos, report: &Report, (una, flight): (Position, u64)) {
-        let fast = self.recovery.window(&self.cubic) != self.cubic.window() || report.arrived == 0;
-        if fast || una == SYN {
+    fn hear(&mut self, now: Nanos, report: &Report, (una, flight, lost): (Position, u64, u64)) {
+        if una == SYN {
             return;
         }
-        let half = self.cubic.is_slow_start() && 2 * flight >= self.cubic.window();
-        self.cubic.grow(&Growth {
+        self.bbr.hear(&Heard {
             now,
             arrived: report.arrived,
-            limited: una < self.limited_until || half,
+            lost: self.board.lost_bytes() - lost,
+            flight_before: flight,
+            flight: self.flight(),
             rtt: report.newest_rtt,
-            smoothed: self.rtt.smoothed().unwrap_or(0),
-            acknowledged: self.una,
-            next: self.next,
+            smoothed: self.rtt.smoothed(),
+            rate: self.delivery.rate(&report.sample, self.rtt.least()),
+            delivered: self.delivery.delivered(),
+            delivered_before: report.sample.delivered_before(),
         });
     }
 
@@ -436,13 +456,16 @@ impl Sender {
         if self.una == SYN {
             self.board.lose_all();
         } else {
-            self.recovery.time_out(self.next, &mut self.board, &mut self.cubic, self.most_payload);
+            self.recovery.time_out(self.next, &mut self.board, &mut self.bbr, self.most_payload);
         }
         self.timers = Timers { retransmit: Some(now + self.rtt.timeout()), ..Timers::default() };
     }
 
     fn note_sent(&mut self, now: Nanos, range: &Range<Position>, again: bool) {
-        self.last_sent = now;
+        if let Some(pace) = self.bbr.pace() {
+            let time = u128::from(range.end - range.start) * u128::from(SECOND) / u128::from(pace);
+            self.release = self.release.max(now) + time as Nanos;
+        }
         self.recovery.sent(now, range.end - range.start, again);
         if range.start > SYN {
             self.counts.segments += 1;
@@ -465,6 +488,8 @@ const LEAST_QUEUE: usize = 4 * CHUNK;
 const MOST_QUEUE: usize = 8 << 20;
 /// Segments that may be out beyond what full ones would be: small ones cost as much to remember.
 const SMALL_SEGMENTS: usize = 64;
+/// What may go ahead of the pace: timers are no finer.
+const BURST: Nanos = SECOND / 1000;
 const LONGEST_SAMPLE: Nanos = 120 * SECOND;
 const LONGEST_PERSIST: Nanos = 60 * SECOND;
 const MOST_BACKOFF: u32 = 10;

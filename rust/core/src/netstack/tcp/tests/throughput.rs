@@ -22,30 +22,51 @@ fn one_stream_reaches_200_megabits_at_50_milliseconds() {
 }
 
 #[test]
-fn random_loss_costs_no_timeouts() {
-    for (loss, len) in [(1_000, 40 << 20), (10_000, 10 << 20)] {
-        for seed in 0..2 {
-            let path = Path { rate: 125_000_000, queue: 4 << 20, loss, ..CLEAN };
+fn random_loss_costs_neither_timeouts_nor_speed() {
+    // A path of 100 Mbit/s: what remains of it at such a loss is nearly all.
+    for (loss, least) in [(1_000, 80.0), (10_000, 70.0)] {
+        for seed in 0..3 {
+            let path = Path { rate: 12_500_000, queue: 1 << 20, loss, ..CLEAN };
             let mut pair = Pair::new(path, seed);
             pair.wires[1].path.loss = 0;
             pair.connect();
-            let data = bytes(len, seed);
+            let data = bytes(60 << 20, seed);
             let time = pair.transfer([&data, &[]]);
-            let p = loss as f64 / 1e6;
-            // RFC 9438, 5.2, and Reno's, which CUBIC does not fall below.
-            let cubic = 1.054 * 0.05f64.powf(0.75) / p.powf(0.75);
-            let expected = cubic.max(1.22 / p.sqrt()) * 1448.0 * 8.0 / 0.05 / 1e6;
-            println!(
-                "loss {p}: {:.2} Mbit/s, expected {expected:.2}; {:?}",
-                megabits(data.len(), time),
-                pair.ends[0].sender.counts
-            );
-            assert!(megabits(data.len(), time) > 0.5 * expected);
+            let reached = megabits(data.len(), time);
+            println!("loss {loss} in a million: {reached:.1} Mbit/s; {:?}", pair.ends[0].sender.counts);
+            assert!(reached > least);
             // A retransmission that is lost as the last of a flight is all that a timeout is for.
             assert!(pair.timeouts(0) <= 2, "{}", pair.timeouts(0));
             pair.finish();
         }
     }
+}
+
+#[test]
+fn a_queue_that_is_short_is_not_flooded() {
+    for queue in [20_000, 60_000, 200_000] {
+        let path = Path { rate: 12_500_000, queue, ..CLEAN };
+        let mut pair = Pair::new(path, 7);
+        pair.connect();
+        let data = bytes(60 << 20, 1);
+        let time = pair.transfer([&data, &[]]);
+        let counts = pair.ends[0].sender.counts;
+        println!("queue {queue}: {:.1} Mbit/s, {counts:?}", megabits(data.len(), time));
+        assert!(megabits(data.len(), time) > 60.0);
+        assert!(counts.repeats * 10 < counts.segments, "{counts:?}");
+    }
+}
+
+#[test]
+fn a_long_queue_is_not_filled() {
+    let path = Path { rate: 12_500_000, queue: 4 << 20, ..CLEAN };
+    let mut pair = Pair::new(path, 8);
+    pair.connect();
+    let data = bytes(60 << 20, 1);
+    pair.transfer([&data, &[]]);
+    // The queue would hold 335 ms. What is out beyond the path itself is about as much again.
+    let flight = pair.ends[0].sender.round_trip().unwrap();
+    assert!(flight < 150 * MILLI, "{} ms", flight / MILLI);
 }
 
 #[test]
