@@ -464,7 +464,7 @@ impl Sender {
     fn note_sent(&mut self, now: Nanos, range: &Range<Position>, again: bool) {
         if let Some(pace) = self.bbr.pace() {
             let time = u128::from(range.end - range.start) * u128::from(SECOND) / u128::from(pace);
-            self.release = self.release.max(now) + time as Nanos;
+            self.release = self.release.max(now.saturating_sub(CREDIT)) + time as Nanos;
         }
         self.recovery.sent(now, range.end - range.start, again);
         if range.start > SYN {
@@ -490,6 +490,8 @@ const MOST_QUEUE: usize = 8 << 20;
 const SMALL_SEGMENTS: usize = 64;
 /// What may go ahead of the pace: timers are no finer.
 const BURST: Nanos = SECOND / 1000;
+/// What may be made up for that a busy machine has let pass.
+const CREDIT: Nanos = SECOND / 200;
 const LONGEST_SAMPLE: Nanos = 120 * SECOND;
 const LONGEST_PERSIST: Nanos = 60 * SECOND;
 const MOST_BACKOFF: u32 = 10;
