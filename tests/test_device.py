@@ -100,15 +100,15 @@ def test_down_refuses_at_once_and_counts():
     with MemoryDevice() as device:
         refused(errno.EIO, device.application.write, b"\x45")
         refused(errno.EIO, device.application.write_batch, [b"\x45", b"\x46"])
-        assert device.statistics()["errors"] == 3
+        assert device.statistics()["rx_errors"] == 3
 
 
 @pytest.mark.parametrize("wrong", [b"", b"\x00\x00\x08\x00\x45", b"\x50", bytes([0x45]) + bytes(65_535)])
 def test_what_is_no_packet_is_refused_and_counted(device, wrong):
     refused(errno.EINVAL, device.application.write, wrong)
-    assert device.statistics()["errors"] == 1
+    assert device.statistics()["rx_errors"] == 1
     assert device.application.write_batch([wrong, b"\x45"]) == 1
-    assert device.statistics()["errors"] == 2
+    assert device.statistics()["rx_errors"] == 2
     assert device.interface.read(0) == b"\x45"
 
 

@@ -78,7 +78,7 @@ def test_packet_information_is_put_in_front_and_taken_off() -> None:
         program.send(b"\0\0\x86\xdd")
         program.send(b"\0\0\x08\0" + PACKET)
         assert device.interface.read(10) == PACKET
-        assert device.statistics()["errors"] == 1
+        assert device.statistics()["rx_errors"] == 1
 
 
 def test_what_the_kernel_would_refuse_is_counted() -> None:
@@ -88,7 +88,7 @@ def test_what_the_kernel_would_refuse_is_counted() -> None:
             program.send(bad)
         program.send(PACKET)
         assert device.interface.read(10) == PACKET
-        assert device.statistics()["errors"] == 3
+        assert device.statistics()["rx_errors"] == 3
         assert device.statistics()["rx_packets"] == 1
 
 

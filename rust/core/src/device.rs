@@ -4,10 +4,10 @@
 //! belongs to a network stack and decides whether the device is up; the application end belongs to
 //! a program. A new device is down.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
-use crate::packet::{MAX_LEN, Packet};
+use crate::packet::{MAX_LEN, Packet, lock};
 use crate::queue::{Counters, Queue};
 
 /// The lowest and highest MTU; an Ethernet frame needs 14 bytes of the highest for its header.
@@ -46,20 +46,23 @@ pub enum Refused {
 pub struct Statistics {
     pub received: Counters,
     pub sent: Counters,
-    /// Writes at either end that were refused: interface down, or malformed.
-    pub errors: u64,
 }
 
 /// A device with two ends in memory.
 pub struct Device {
     kind: Kind,
     mtu: AtomicU32,
-    up: AtomicBool,
-    deleted: AtomicBool,
-    attached: [AtomicBool; 2],
+    state: Mutex<State>,
     to_interface: Queue,
     to_application: Queue,
-    errors: AtomicU64,
+}
+
+/// Who changes it tells both queues before he lets go of the lock.
+#[derive(Default)]
+struct State {
+    up: bool,
+    deleted: bool,
+    attached: [bool; 2],
 }
 
 impl Device {
@@ -68,22 +71,21 @@ impl Device {
         Arc::new(Device {
             kind,
             mtu: AtomicU32::new(mtu),
-            up: AtomicBool::new(false),
-            deleted: AtomicBool::new(false),
-            attached: [AtomicBool::new(false), AtomicBool::new(false)],
+            state: Mutex::default(),
             to_interface: Queue::new(capacity),
             to_application: Queue::new(capacity),
-            errors: AtomicU64::new(0),
         })
     }
 
     /// Attaches to a free end; `None` where somebody holds it or the device is deleted.
     pub fn attach(self: &Arc<Device>, side: Side) -> Option<End> {
-        if self.deleted.load(Ordering::Acquire) || self.attached[side as usize].swap(true, Ordering::AcqRel) {
+        let mut state = lock(&self.state);
+        if state.deleted || std::mem::replace(&mut state.attached[side as usize], true) {
             return None;
         }
         let end = End { device: self.clone(), side };
-        end.incoming().open();
+        end.incoming().set_has_reader(true);
+        end.outgoing().set_has_writer(true);
         Some(end)
     }
 
@@ -105,42 +107,57 @@ impl Device {
         valid
     }
 
-    pub fn is_up(&self) -> bool {
-        self.up.load(Ordering::Acquire)
+    /// How many packets wait for a reader, each way.
+    pub fn capacity(&self) -> usize {
+        self.to_application.capacity()
     }
 
-    /// Sets the interface up or down. What waits when it goes down stays readable.
-    pub fn set_up(&self, up: bool) {
-        self.up.store(up, Ordering::Release);
+    pub fn set_capacity(&self, capacity: usize) {
+        let _state = lock(&self.state);
+        self.to_interface.set_capacity(capacity);
+        self.to_application.set_capacity(capacity);
+    }
+
+    pub fn is_up(&self) -> bool {
+        lock(&self.state).up
+    }
+
+    /// Sets the interface up or down; `false` once the device is deleted. What waits stays readable.
+    pub fn set_up(&self, up: bool) -> bool {
+        let mut state = lock(&self.state);
+        if !state.deleted {
+            self.follow_up(&mut state, up);
+        }
+        !state.deleted
     }
 
     pub fn is_deleted(&self) -> bool {
-        self.deleted.load(Ordering::Acquire)
+        lock(&self.state).deleted
     }
 
     /// Removes the device: both ends fail from now on, and whoever waits is woken.
     pub fn delete(&self) {
-        self.deleted.store(true, Ordering::Release);
-        self.up.store(false, Ordering::Release);
-        self.to_interface.close();
-        self.to_application.close();
+        let mut state = lock(&self.state);
+        state.deleted = true;
+        self.follow_up(&mut state, false);
+        self.to_interface.delete();
+        self.to_application.delete();
     }
 
     pub fn is_attached(&self, side: Side) -> bool {
-        self.attached[side as usize].load(Ordering::Acquire)
+        lock(&self.state).attached[side as usize]
     }
 
     pub fn statistics(&self) -> Statistics {
-        Statistics {
-            received: self.to_interface.counters(),
-            sent: self.to_application.counters(),
-            errors: self.errors.load(Ordering::Relaxed),
-        }
+        Statistics { received: self.to_interface.counters(), sent: self.to_application.counters() }
     }
 
-    /// Counts writes that were refused before they became packets.
-    pub fn count_errors(&self, count: usize) {
-        self.errors.fetch_add(count as u64, Ordering::Relaxed);
+    /// Counts writes at a side that were refused before they became packets.
+    pub fn count_errors(&self, side: Side, count: usize) {
+        match side {
+            Side::Application => self.to_interface.count_errors(count),
+            Side::Interface => self.to_application.count_errors(count),
+        }
     }
 
     fn check(&self, packet: &[u8]) -> Result<(), Refused> {
@@ -151,11 +168,10 @@ impl Device {
         if fits && packet.len() <= MAX_LEN { Ok(()) } else { Err(Refused::Malformed) }
     }
 
-    fn detach(&self, side: Side) {
-        self.attached[side as usize].store(false, Ordering::Release);
-        if side == Side::Interface {
-            self.set_up(false);
-        }
+    fn follow_up(&self, state: &mut State, up: bool) {
+        state.up = up;
+        self.to_interface.set_up(up);
+        self.to_application.set_up(up);
     }
 }
 
@@ -192,9 +208,10 @@ impl End {
 
     /// Whether a write would be refused now, and why.
     pub fn writable(&self) -> Result<(), Refused> {
-        if self.device.is_deleted() {
+        let state = lock(&self.device.state);
+        if state.deleted {
             Err(Refused::Gone)
-        } else if !self.device.is_up() {
+        } else if !state.up {
             Err(Refused::Down)
         } else {
             Ok(())
@@ -210,13 +227,9 @@ impl End {
     /// there is no room (or no reader) as dropped; both stay in `packets` for the caller to recycle.
     /// Returns how many the other end will read. On an error none was taken, and all are counted.
     pub fn send(&self, packets: &mut Vec<Packet>) -> Result<usize, Refused> {
-        if let Err(refused) = self.writable() {
-            self.count_errors(packets.len());
-            return Err(refused);
-        }
         let whole = packets.iter().take_while(|packet| self.device.check(packet).is_ok()).count();
         if whole == packets.len() {
-            return Ok(self.outgoing().push(packets));
+            return self.outgoing().push(packets);
         }
         let (mut sound, mut refused): (Vec<_>, Vec<_>) =
             packets.drain(..).partition(|packet| self.device.check(packet).is_ok());
@@ -224,7 +237,7 @@ impl End {
         let taken = self.outgoing().push(&mut sound);
         packets.append(&mut sound);
         packets.append(&mut refused);
-        Ok(taken)
+        taken
     }
 
     /// Moves up to `limit` waiting packets to the end of `packets`; 0 when none waits.
@@ -237,18 +250,24 @@ impl End {
 
     /// Counts writes that were refused before they became packets.
     pub fn count_errors(&self, count: usize) {
-        self.device.count_errors(count);
+        self.outgoing().count_errors(count);
     }
 }
 
 impl Drop for End {
     fn drop(&mut self) {
-        let incoming = self.incoming();
-        incoming.close();
+        let (incoming, outgoing) = (self.incoming(), self.outgoing());
         incoming.set_reader(None);
-        incoming.set_readiness(None);
-        self.outgoing().set_writer(None);
-        self.device.detach(self.side);
+        incoming.set_reader_readiness(None);
+        outgoing.set_writer(None);
+        outgoing.set_writer_readiness(None);
+        let mut state = lock(&self.device.state);
+        state.attached[self.side as usize] = false;
+        if self.side == Side::Interface {
+            self.device.follow_up(&mut state, false);
+        }
+        incoming.set_has_reader(false);
+        outgoing.set_has_writer(false);
     }
 }
 
@@ -287,18 +306,18 @@ mod tests {
         let device = Device::new(Kind::Tun, 1500, 4);
         let application = device.attach(Side::Application).unwrap();
         assert_eq!(application.send(&mut packets(&[b"\x45"])), Err(Refused::Down));
-        assert_eq!(device.statistics().errors, 1);
+        assert_eq!(device.statistics().received.errors, 1);
     }
 
     #[test]
     fn malformed_packets_are_errors_and_the_rest_goes_on() {
         let (device, application, interface) = up(Kind::Tun, 4);
         assert_eq!(application.send(&mut packets(&[b"\x45", b"", b"\x50", b"\x61"])), Ok(2));
-        assert_eq!(device.statistics().errors, 2);
+        assert_eq!(device.statistics().received.errors, 2);
         assert_eq!(interface.receive(&mut Vec::new(), 9), Ok(2));
         let (device, application, _interface) = up(Kind::Tap, 4);
         assert_eq!(application.send(&mut packets(&[&[0; 13], &[0; 14]])), Ok(1));
-        assert_eq!(device.statistics().errors, 1);
+        assert_eq!(device.statistics().received.errors, 1);
     }
 
     #[test]

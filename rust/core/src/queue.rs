@@ -2,34 +2,42 @@
 //!
 //! Packets move in batches: one lock for many. Past its capacity the newest packet is refused and
 //! counted, as on a kernel's device. A consumer that runs a loop is woken once, when the queue
-//! turns from empty to non-empty, and then drains it; a descriptor that someone polls is kept
-//! exactly in step with "a packet waits".
+//! turns from empty to non-empty, and then drains it; descriptors that someone polls are kept
+//! exactly in step with what a read or a write would do.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
+use crate::device::Refused;
 use crate::packet::{Packet, lock};
 
-/// Someone who runs a loop and can be told to look again.
+/// Someone who sleeps and can be told to look again.
 pub trait Wake: Send + Sync {
     fn wake(&self);
 }
 
-/// A readiness that others poll. Both calls come under the queue's lock, so that readiness and
-/// content never disagree.
+/// What others poll at one end of a device. Each call says what is true now and comes under a
+/// queue's lock, so that readiness and content never disagree.
 pub trait Readiness: Send + Sync {
-    fn set(&self);
-    fn clear(&self);
+    /// Whether a packet waits.
+    fn readable(&self, now: bool);
+    /// Whether a write would be taken.
+    fn writable(&self, now: bool);
+    /// Whether nobody is at the other end.
+    fn hung_up(&self, now: bool);
 }
 
-/// What has gone through a queue since it was made.
+/// What has gone through a queue since it was made. Whatever was written is in one of `packets`,
+/// `dropped` and `errors`, or waits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Packets and bytes that were taken in.
+    /// Packets and bytes that were read.
     pub packets: u64,
     pub bytes: u64,
-    /// Packets refused because the queue was full or nobody was there to read it.
+    /// Packets lost because the queue was full or nobody was there to read it.
     pub dropped: u64,
+    /// Writes that were refused: interface down, device deleted, or not a packet.
+    pub errors: u64,
 }
 
 /// A bounded first-in first-out queue of packets. Any number of writers and readers.
@@ -42,14 +50,27 @@ struct Inner {
     capacity: usize,
     counters: Counters,
     reader: Option<Arc<dyn Wake>>,
-    readiness: Option<Arc<dyn Readiness>>,
+    reader_readiness: Option<Arc<dyn Readiness>>,
     writer: Option<Arc<dyn Wake>>,
+    writer_readiness: Option<Arc<dyn Readiness>>,
     writer_waits: bool,
-    open: bool,
+    up: bool,
+    has_reader: bool,
+    has_writer: bool,
+    deleted: bool,
+}
+
+/// What either side of a queue may be told about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct State {
+    readable: bool,
+    writable: bool,
+    hung_up: bool,
+    deleted: bool,
 }
 
 impl Queue {
-    /// A queue of at most `capacity` packets. It is closed until [`Queue::open`].
+    /// A queue of at most `capacity` packets, down, with nobody at either side.
     pub fn new(capacity: usize) -> Queue {
         Queue {
             inner: Mutex::new(Inner {
@@ -57,40 +78,57 @@ impl Queue {
                 capacity,
                 counters: Counters::default(),
                 reader: None,
-                readiness: None,
+                reader_readiness: None,
                 writer: None,
+                writer_readiness: None,
                 writer_waits: false,
-                open: false,
+                up: false,
+                has_reader: false,
+                has_writer: false,
+                deleted: false,
             }),
         }
     }
 
-    /// From now on the queue takes packets.
-    pub fn open(&self) {
-        lock(&self.inner).open = true;
+    /// Up, the queue takes packets; down, it refuses them. What waits stays readable.
+    pub fn set_up(&self, up: bool) {
+        self.change(|inner| inner.up = up);
     }
 
-    /// From now on every packet is dropped and counted; those that waited are dropped too.
-    /// The reader and the writer in wait are woken.
-    pub fn close(&self) {
-        let mut inner = lock(&self.inner);
-        inner.open = false;
-        inner.counters.dropped += inner.packets.len() as u64;
-        inner.packets.clear();
-        if let Some(readiness) = &inner.readiness {
-            readiness.clear();
-        }
-        let wakes = [inner.reader.clone(), inner.writer.clone()];
-        drop(inner);
-        wakes.into_iter().flatten().for_each(|wake| wake.wake());
+    /// Someone reads from now on, or nobody does: then what waited is dropped, and what comes too.
+    pub fn set_has_reader(&self, reads: bool) {
+        self.change(|inner| {
+            inner.has_reader = reads;
+            if !reads {
+                inner.drop_all();
+            }
+        });
     }
 
-    /// Counts packets that were taken from the queue and then lost on their way to the reader.
-    pub fn count_dropped(&self, count: usize) {
-        lock(&self.inner).counters.dropped += count as u64;
+    /// Someone writes from now on, or nobody does: the reader then comes to an end after what waits.
+    pub fn set_has_writer(&self, writes: bool) {
+        self.change(|inner| inner.has_writer = writes);
     }
 
-    /// Who is woken when the queue turns from empty to non-empty. If packets wait already, at once.
+    /// From now on every packet is refused; those that waited are dropped. Both sides are woken.
+    pub fn delete(&self) {
+        self.change(|inner| {
+            inner.deleted = true;
+            inner.drop_all();
+        });
+    }
+
+    /// How many packets may wait. Of those that wait already none is lost.
+    pub fn set_capacity(&self, capacity: usize) {
+        self.change(|inner| inner.capacity = capacity);
+    }
+
+    pub fn capacity(&self) -> usize {
+        lock(&self.inner).capacity
+    }
+
+    /// Who is woken when the queue turns from empty to non-empty, and when its writer leaves or the
+    /// device is deleted. If packets wait already, at once.
     pub fn set_reader(&self, reader: Option<Arc<dyn Wake>>) {
         let mut inner = lock(&self.inner);
         inner.reader = reader.clone();
@@ -101,16 +139,29 @@ impl Queue {
         }
     }
 
-    /// Whose readiness says whether a packet waits; it is brought in step at once.
-    pub fn set_readiness(&self, readiness: Option<Arc<dyn Readiness>>) {
+    /// Who is told whether a packet waits and whether a writer is there, from now on and at once.
+    pub fn set_reader_readiness(&self, readiness: Option<Arc<dyn Readiness>>) {
         let mut inner = lock(&self.inner);
-        inner.readiness = readiness;
-        if let Some(readiness) = &inner.readiness {
-            if inner.packets.is_empty() { readiness.clear() } else { readiness.set() }
+        inner.reader_readiness = readiness;
+        let state = inner.state();
+        if let Some(readiness) = &inner.reader_readiness {
+            readiness.readable(state.readable);
+            readiness.hung_up(state.hung_up);
         }
     }
 
-    /// Who is woken when half of the queue is free again after [`Queue::room`] said there was none.
+    /// Who is told whether a packet would be taken, from now on and at once.
+    pub fn set_writer_readiness(&self, readiness: Option<Arc<dyn Readiness>>) {
+        let mut inner = lock(&self.inner);
+        inner.writer_readiness = readiness;
+        let state = inner.state();
+        if let Some(readiness) = &inner.writer_readiness {
+            readiness.writable(state.writable);
+        }
+    }
+
+    /// Who is woken when half of the queue is free again after [`Queue::room`] said there was none,
+    /// and when the device is deleted.
     pub fn set_writer(&self, writer: Option<Arc<dyn Wake>>) {
         lock(&self.inner).writer = writer;
     }
@@ -123,60 +174,39 @@ impl Queue {
         room
     }
 
-    /// Appends packets until the queue is full; those refused stay in `packets`, and are counted as
-    /// dropped. Returns how many were taken.
-    pub fn push(&self, packets: &mut Vec<Packet>) -> usize {
-        if packets.is_empty() {
-            return 0;
-        }
-        let mut inner = lock(&self.inner);
-        let room = if inner.open { inner.capacity.saturating_sub(inner.packets.len()) } else { 0 };
-        let taken = room.min(packets.len());
-        inner.counters.dropped += (packets.len() - taken) as u64;
-        if taken == 0 {
-            return 0;
-        }
-        inner.counters.packets += taken as u64;
-        inner.counters.bytes += packets[..taken].iter().map(|packet| packet.len() as u64).sum::<u64>();
-        let was_empty = inner.packets.is_empty();
-        inner.packets.extend(packets.drain(..taken));
-        let mut reader = None;
-        if was_empty {
-            if let Some(readiness) = &inner.readiness {
-                readiness.set();
+    /// Appends packets until the queue is full; those it has no room for, and all when nobody reads,
+    /// stay in `packets` and are counted as dropped. Returns how many were taken. On an error none
+    /// was, and all are counted as errors.
+    pub fn push(&self, packets: &mut Vec<Packet>) -> Result<usize, Refused> {
+        self.change(|inner| {
+            if inner.deleted || !inner.up {
+                inner.counters.errors += packets.len() as u64;
+                return Err(if inner.deleted { Refused::Gone } else { Refused::Down });
             }
-            reader = inner.reader.clone();
-        }
-        drop(inner);
-        if let Some(reader) = reader {
-            reader.wake();
-        }
-        taken
+            let room = if inner.has_reader { inner.capacity.saturating_sub(inner.packets.len()) } else { 0 };
+            let taken = room.min(packets.len());
+            inner.counters.dropped += (packets.len() - taken) as u64;
+            inner.packets.extend(packets.drain(..taken));
+            Ok(taken)
+        })
     }
 
     /// Moves up to `limit` packets to the end of `packets`. Returns how many.
     pub fn pop(&self, packets: &mut Vec<Packet>, limit: usize) -> usize {
-        let mut inner = lock(&self.inner);
-        let taken = limit.min(inner.packets.len());
-        if taken == 0 {
-            return 0;
-        }
-        packets.extend(inner.packets.drain(..taken));
-        if inner.packets.is_empty()
-            && let Some(readiness) = &inner.readiness
-        {
-            readiness.clear();
-        }
-        let mut writer = None;
-        if inner.writer_waits && inner.packets.len() <= inner.capacity / 2 {
-            inner.writer_waits = false;
-            writer = inner.writer.clone();
-        }
-        drop(inner);
-        if let Some(writer) = writer {
-            writer.wake();
-        }
-        taken
+        self.change(|inner| {
+            let taken = limit.min(inner.packets.len());
+            let start = packets.len();
+            packets.extend(inner.packets.drain(..taken));
+            inner.counters.packets += taken as u64;
+            inner.counters.bytes += packets[start..].iter().map(|packet| packet.len() as u64).sum::<u64>();
+            taken
+        })
+    }
+
+    /// Whether no packet waits and none will come unless another writer does.
+    pub fn is_ended(&self) -> bool {
+        let inner = lock(&self.inner);
+        inner.packets.is_empty() && !inner.has_writer
     }
 
     /// How many packets wait.
@@ -190,6 +220,73 @@ impl Queue {
 
     pub fn counters(&self) -> Counters {
         lock(&self.inner).counters
+    }
+
+    /// Counts writes that were refused before they came here.
+    pub fn count_errors(&self, count: usize) {
+        lock(&self.inner).counters.errors += count as u64;
+    }
+
+    /// Counts packets as dropped that were read here and then lost on their way to the reader.
+    pub fn count_lost(&self, packets: u64, bytes: u64) {
+        let counters = &mut lock(&self.inner).counters;
+        counters.packets -= packets;
+        counters.bytes -= bytes;
+        counters.dropped += packets;
+    }
+
+    /// Changes the queue, and tells each side what that means for it.
+    #[inline]
+    fn change<R>(&self, act: impl FnOnce(&mut Inner) -> R) -> R {
+        let mut inner = lock(&self.inner);
+        let before = inner.state();
+        let result = act(&mut inner);
+        let after = inner.state();
+        let has_room = inner.writer_waits && inner.packets.len() <= inner.capacity / 2;
+        if after == before && !has_room {
+            return result;
+        }
+        inner.tell(before, after);
+        inner.writer_waits &= !has_room;
+        let deleted = after.deleted && !before.deleted;
+        let left = after.hung_up && !before.hung_up;
+        let reader = (after.readable && !before.readable || left || deleted).then(|| inner.reader.clone());
+        let writer = (has_room || deleted).then(|| inner.writer.clone());
+        drop(inner);
+        [reader, writer].into_iter().flatten().flatten().for_each(|wake| wake.wake());
+        result
+    }
+}
+
+impl Inner {
+    fn state(&self) -> State {
+        State {
+            readable: !self.packets.is_empty(),
+            writable: self.up && self.has_reader && !self.deleted && self.packets.len() < self.capacity,
+            hung_up: self.deleted || !self.has_writer,
+            deleted: self.deleted,
+        }
+    }
+
+    fn tell(&self, before: State, after: State) {
+        if let Some(readiness) = &self.reader_readiness {
+            if after.readable != before.readable {
+                readiness.readable(after.readable);
+            }
+            if after.hung_up != before.hung_up {
+                readiness.hung_up(after.hung_up);
+            }
+        }
+        if let Some(readiness) = &self.writer_readiness
+            && after.writable != before.writable
+        {
+            readiness.writable(after.writable);
+        }
+    }
+
+    fn drop_all(&mut self) {
+        self.counters.dropped += self.packets.len() as u64;
+        self.packets.clear();
     }
 }
 
@@ -209,15 +306,25 @@ mod tests {
     }
 
     #[derive(Default)]
-    struct Level(AtomicBool);
+    struct Level([AtomicBool; 3]);
+
+    impl Level {
+        fn get(&self) -> [bool; 3] {
+            self.0.each_ref().map(|bit| bit.load(Ordering::Relaxed))
+        }
+    }
 
     impl Readiness for Level {
-        fn set(&self) {
-            self.0.store(true, Ordering::Relaxed);
+        fn readable(&self, now: bool) {
+            assert_ne!(self.0[0].swap(now, Ordering::Relaxed), now, "told only what changed");
         }
 
-        fn clear(&self) {
-            self.0.store(false, Ordering::Relaxed);
+        fn writable(&self, now: bool) {
+            self.0[1].store(now, Ordering::Relaxed);
+        }
+
+        fn hung_up(&self, now: bool) {
+            self.0[2].store(now, Ordering::Relaxed);
         }
     }
 
@@ -228,7 +335,9 @@ mod tests {
 
     fn open(capacity: usize) -> Queue {
         let queue = Queue::new(capacity);
-        queue.open();
+        queue.set_has_reader(true);
+        queue.set_has_writer(true);
+        queue.set_up(true);
         queue
     }
 
@@ -236,12 +345,13 @@ mod tests {
     fn the_newest_is_dropped_and_counted() {
         let queue = open(3);
         let mut given = packets(5);
-        assert_eq!(queue.push(&mut given), 3);
+        assert_eq!(queue.push(&mut given), Ok(3));
         assert_eq!(given.iter().map(|packet| packet[0]).collect::<Vec<_>>(), [3, 4]);
-        assert_eq!(queue.counters(), Counters { packets: 3, bytes: 3, dropped: 2 });
+        assert_eq!(queue.counters(), Counters { dropped: 2, ..Counters::default() });
         let mut got = Vec::new();
         assert_eq!(queue.pop(&mut got, 9), 3);
         assert_eq!(got.iter().map(|packet| packet[0]).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(queue.counters(), Counters { packets: 3, bytes: 3, dropped: 2, errors: 0 });
     }
 
     #[test]
@@ -249,15 +359,17 @@ mod tests {
         let queue = open(10);
         let woken = Arc::new(Woken::default());
         queue.set_reader(Some(woken.clone()));
-        queue.push(&mut packets(2));
-        queue.push(&mut packets(2));
+        queue.push(&mut packets(2)).unwrap();
+        queue.push(&mut packets(2)).unwrap();
         assert_eq!(woken.0.load(Ordering::Relaxed), 1);
         queue.pop(&mut Vec::new(), 3);
-        queue.push(&mut packets(1));
+        queue.push(&mut packets(1)).unwrap();
         assert_eq!(woken.0.load(Ordering::Relaxed), 1);
         queue.pop(&mut Vec::new(), 9);
-        queue.push(&mut packets(1));
+        queue.push(&mut packets(1)).unwrap();
         assert_eq!(woken.0.load(Ordering::Relaxed), 2);
+        queue.set_has_writer(false);
+        assert_eq!(woken.0.load(Ordering::Relaxed), 3);
     }
 
     #[test]
@@ -265,7 +377,7 @@ mod tests {
         let queue = open(4);
         let woken = Arc::new(Woken::default());
         queue.set_writer(Some(woken.clone()));
-        queue.push(&mut packets(4));
+        queue.push(&mut packets(4)).unwrap();
         assert_eq!(queue.room(), 0);
         queue.pop(&mut Vec::new(), 1);
         assert_eq!(woken.0.load(Ordering::Relaxed), 0);
@@ -277,29 +389,49 @@ mod tests {
 
     #[test]
     fn readiness_is_exact() {
-        let queue = open(4);
-        queue.push(&mut packets(1));
-        let level = Arc::new(Level::default());
-        queue.set_readiness(Some(level.clone()));
-        assert!(level.0.load(Ordering::Relaxed));
-        queue.pop(&mut Vec::new(), 1);
-        assert!(!level.0.load(Ordering::Relaxed));
-        queue.push(&mut packets(2));
-        queue.pop(&mut Vec::new(), 1);
-        assert!(level.0.load(Ordering::Relaxed));
-        queue.close();
-        assert!(!level.0.load(Ordering::Relaxed));
+        let queue = open(2);
+        queue.push(&mut packets(1)).unwrap();
+        let (reader, writer) = (Arc::new(Level::default()), Arc::new(Level::default()));
+        queue.set_reader_readiness(Some(reader.clone()));
+        queue.set_writer_readiness(Some(writer.clone()));
+        assert_eq!((reader.get(), writer.get()), ([true, false, false], [false, true, false]));
+        queue.push(&mut packets(1)).unwrap();
+        assert_eq!(writer.get(), [false, false, false]);
+        queue.set_capacity(3);
+        assert_eq!(writer.get(), [false, true, false]);
+        queue.pop(&mut Vec::new(), 9);
+        assert_eq!((reader.get(), writer.get()), ([false, false, false], [false, true, false]));
+        queue.set_up(false);
+        assert_eq!((reader.get(), writer.get()), ([false, false, false], [false, false, false]));
+        queue.set_up(true);
+        queue.push(&mut packets(1)).unwrap();
+        queue.set_has_writer(false);
+        assert_eq!(reader.get(), [true, false, true]);
+        assert!(!queue.is_ended());
+        queue.set_has_reader(false);
+        assert_eq!((reader.get(), writer.get()), ([false, false, true], [false, false, false]));
+        assert!(queue.is_ended());
     }
 
     #[test]
-    fn a_closed_queue_drops_and_counts() {
+    fn without_a_reader_it_drops_and_counts() {
         let queue = open(4);
-        queue.push(&mut packets(2));
-        queue.close();
+        queue.push(&mut packets(2)).unwrap();
+        queue.set_has_reader(false);
         let mut given = packets(1);
-        assert_eq!(queue.push(&mut given), 0);
-        assert_eq!(queue.counters(), Counters { packets: 2, bytes: 2, dropped: 3 });
-        queue.open();
-        assert_eq!(queue.push(&mut given), 1);
+        assert_eq!(queue.push(&mut given), Ok(0));
+        assert_eq!(queue.counters(), Counters { dropped: 3, ..Counters::default() });
+        queue.set_has_reader(true);
+        assert_eq!(queue.push(&mut given), Ok(1));
+    }
+
+    #[test]
+    fn down_or_deleted_it_refuses_and_counts() {
+        let queue = open(4);
+        queue.set_up(false);
+        assert_eq!(queue.push(&mut packets(2)), Err(Refused::Down));
+        queue.delete();
+        assert_eq!(queue.push(&mut packets(1)), Err(Refused::Gone));
+        assert_eq!(queue.counters(), Counters { errors: 3, ..Counters::default() });
     }
 }

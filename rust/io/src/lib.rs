@@ -2,6 +2,8 @@
 
 pub mod calls;
 pub mod link;
+pub mod packet_file;
+pub mod pollable;
 pub mod pump;
 pub mod seqpacket;
 pub mod splice;

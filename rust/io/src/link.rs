@@ -19,9 +19,10 @@ use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::calls::Calls;
-use crate::seqpacket::{Inbox, MESSAGES, PacketSocket};
+use crate::seqpacket::{Inbox, MESSAGES, PacketSocket, SEND_BUFFER};
 use crate::wake::Waker;
 
 /// One end of a device and the descriptors joined to it.
@@ -46,17 +47,9 @@ pub enum NotJoined {
 impl Link {
     /// A link to this end of a device. The end is taken while a descriptor is joined that is enabled.
     pub fn start(device: Arc<Device>, side: Side, pool: &Arc<Pool>) -> io::Result<Link> {
-        let wake = Arc::new(Waker::new()?);
-        let shared = Arc::new(Shared {
-            calls: Calls::new(wake.clone()),
-            gone: Mutex::new(Vec::new()),
-            ready: Waker::new()?,
-        });
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
-        let mut inner = Loop::new(device, side, pool, wake, epoll, shared.clone());
-        let thread = thread::Builder::new().name("ginnel-link".into()).spawn(move || inner.run())?;
-        Ok(Link { shared, thread: Mutex::new(Some(thread)) })
+        let inner = Loop::new(device, side, pool)?;
+        let shared = inner.shared.clone();
+        Ok(Link { shared, thread: Mutex::new(Some(inner.spawn()?)) })
     }
 
     /// Joins a SOCK_SEQPACKET socket and returns its number.
@@ -116,6 +109,30 @@ impl Drop for Link {
     }
 }
 
+/// Joins a SOCK_SEQPACKET socket to an end for as long as both last: a thread serves them, and
+/// the end is free again when the other side of the socket has closed.
+pub fn join(end: End, descriptor: OwnedFd, pool: &Arc<Pool>) -> Result<(), NotJoined> {
+    let mut inner = Loop::new(end.device().clone(), end.side(), pool).map_err(not_started)?;
+    inner.only_while_joined = true;
+    inner.adopt(end);
+    inner.add(descriptor, false)?;
+    inner.device_waits = true;
+    inner.spawn().map_err(not_started)?;
+    Ok(())
+}
+
+/// A SOCK_SEQPACKET pair: for [`join`], and for a program that reads and writes packets there.
+pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    rustix::net::sockopt::set_socket_send_buffer_size(&theirs, SEND_BUFFER)?;
+    Ok((ours, theirs))
+}
+
+fn not_started(error: io::Error) -> NotJoined {
+    NotJoined::Descriptor(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}
+
 struct Shared {
     calls: Calls<Loop>,
     gone: Mutex<Vec<u64>>,
@@ -140,6 +157,8 @@ struct Loop {
     wake: Arc<Waker>,
     epoll: OwnedFd,
     running: bool,
+    /// The thread ends with its last member.
+    only_while_joined: bool,
     shared: Arc<Shared>,
 }
 
@@ -152,15 +171,16 @@ struct Member {
 }
 
 impl Loop {
-    fn new(
-        device: Arc<Device>,
-        side: Side,
-        pool: &Arc<Pool>,
-        wake: Arc<Waker>,
-        epoll: OwnedFd,
-        shared: Arc<Shared>,
-    ) -> Loop {
-        Loop {
+    fn new(device: Arc<Device>, side: Side, pool: &Arc<Pool>) -> io::Result<Loop> {
+        let wake = Arc::new(Waker::new()?);
+        let shared = Arc::new(Shared {
+            calls: Calls::new(wake.clone()),
+            gone: Mutex::new(Vec::new()),
+            ready: Waker::new()?,
+        });
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
+        Ok(Loop {
             device,
             side,
             end: None,
@@ -174,8 +194,13 @@ impl Loop {
             wake,
             epoll,
             running: true,
+            only_while_joined: false,
             shared,
-        }
+        })
+    }
+
+    fn spawn(mut self) -> io::Result<JoinHandle<()>> {
+        thread::Builder::new().name("ginnel-link".into()).spawn(move || self.run())
     }
 
     fn run(&mut self) {
@@ -231,14 +256,13 @@ impl Loop {
         if enabled {
             self.take_end()?;
         }
-        let lost = match self.members.get_mut(&number) {
-            Some(member) => {
-                member.enabled = enabled;
-                if enabled { 0 } else { std::mem::take(&mut member.backlog).len() }
+        if let Some(member) = self.members.get_mut(&number) {
+            member.enabled = enabled;
+            if !enabled {
+                let lost = std::mem::take(&mut member.backlog);
+                self.count_lost(lost);
             }
-            None => 0,
-        };
-        self.count_lost(lost);
+        }
         self.choose_enabled();
         Ok(true)
     }
@@ -251,9 +275,13 @@ impl Loop {
             true => NotJoined::Gone,
             false => NotJoined::Busy,
         })?;
+        self.adopt(end);
+        Ok(())
+    }
+
+    fn adopt(&mut self, end: End) {
         end.incoming().set_reader(Some(self.wake.clone()));
         self.end = Some(end);
-        Ok(())
     }
 
     fn choose_enabled(&mut self) {
@@ -270,15 +298,29 @@ impl Loop {
 
     fn forget(&mut self, number: u64) {
         let Some(member) = self.members.remove(&number) else { return };
-        self.count_lost(member.backlog.len());
+        self.count_lost(member.backlog);
         self.choose_enabled();
         // Closed only now, when the end is free again: who sees the descriptor end may take it.
-        drop(member);
+        drop(member.socket);
+        self.running &= !self.only_while_joined || !self.members.is_empty();
     }
 
-    fn count_lost(&self, count: usize) {
+    fn end_all(&mut self) {
+        let numbers: Vec<u64> = self.members.keys().copied().collect();
+        numbers.iter().for_each(|&number| self.forget(number));
+        lock(&self.shared.gone).extend(numbers);
+        self.shared.ready.wake();
+    }
+
+    fn count_lost(&mut self, lost: impl IntoIterator<Item = Packet>) {
+        let (mut packets, mut bytes) = (0, 0);
+        for packet in lost {
+            packets += 1;
+            bytes += packet.len() as u64;
+            self.pool.recycle(packet);
+        }
         if let Some(end) = &self.end {
-            end.incoming().count_dropped(count);
+            end.incoming().count_lost(packets, bytes);
         }
     }
 
@@ -320,7 +362,7 @@ impl Loop {
                     // What is refused is counted there.
                     let _ = end.send(&mut self.packets);
                 }
-                _ => self.device.count_errors(received.messages),
+                _ => self.device.count_errors(self.side, received.messages),
             }
             self.pool.recycle_all(self.packets.drain(..));
             if received.ended {
@@ -338,16 +380,16 @@ impl Loop {
         let Some(end) = &self.end else { return };
         let mut packets = std::mem::take(&mut self.packets);
         match end.receive(&mut packets, BATCH) {
-            Ok(count) => self.device_waits = count == BATCH,
-            Err(_) => {
-                // Deleted: every program sees its descriptor end.
+            Ok(count) if count > 0 || !end.incoming().is_ended() => self.device_waits = count == BATCH,
+            _ => {
+                // Deleted, or nobody at the other end: every program sees its descriptor end.
+                self.packets = packets;
                 self.device_waits = false;
-                self.members.clear();
-                self.choose_enabled();
+                self.end_all();
                 return;
             }
         }
-        let mut lost = 0;
+        let mut lost = Vec::new();
         for packet in packets.drain(..) {
             let chosen = match self.enabled.as_slice() {
                 [only] => *only,
@@ -355,10 +397,7 @@ impl Loop {
             };
             match self.members.get_mut(&chosen) {
                 Some(member) if member.backlog.len() < MAX_BACKLOG => member.backlog.push_back(packet),
-                _ => {
-                    lost += 1;
-                    self.pool.recycle(packet);
-                }
+                _ => lost.push(packet),
             }
         }
         self.packets = packets;

@@ -224,4 +224,4 @@ const PACKET_INFO: usize = 4;
 const OVERFLOW: usize = MAX_LEN + PACKET_INFO + 1 - POOLED_LEN;
 /// Enough for a control message with credentials.
 const CONTROL_WORDS: usize = 8;
-const SEND_BUFFER: usize = 4 << 20;
+pub const SEND_BUFFER: usize = 4 << 20;

@@ -1,11 +1,14 @@
-//! Wake-ups through an eventfd.
+//! Wake-ups: of loops through an eventfd, of threads that sleep through a futex.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use ginnel_core::queue::{Readiness, Wake};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use ginnel_core::queue::Wake;
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::io::Errno;
+use rustix::thread::futex;
 
 /// A descriptor that is readable once it has been woken, until it is [`Waker::clear`]ed.
 /// Waking never blocks and never fails: a counter that is full is readable already.
@@ -37,19 +40,38 @@ impl Wake for Waker {
     }
 }
 
-impl Readiness for Waker {
-    fn set(&self) {
-        self.wake();
+/// Where threads sleep until something has changed.
+#[derive(Default)]
+pub struct Gate {
+    changes: AtomicU32,
+    sleepers: AtomicU32,
+}
+
+impl Gate {
+    /// How often something has changed so far. Ask before you look at what may have changed.
+    pub fn changes(&self) -> u32 {
+        self.changes.load(Ordering::SeqCst)
     }
 
-    fn clear(&self) {
-        Waker::clear(self);
+    /// Sleeps until there were more changes than `seen`, or the time is up, or for no reason. A signal
+    /// ends it with `Interrupted`.
+    pub fn wait(&self, seen: u32, timeout: Option<Duration>) -> io::Result<()> {
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        let slept = futex::wait(&self.changes, futex::Flags::PRIVATE, seen, timeout.as_ref());
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        match slept {
+            Ok(()) | Err(Errno::AGAIN | Errno::TIMEDOUT) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
     }
 }
 
-/// Waits until a descriptor is readable or the time is up. A signal ends it with `Interrupted`.
-pub fn wait_readable(descriptor: impl AsFd, timeout: Option<Duration>) -> io::Result<()> {
-    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-    poll(&mut [PollFd::new(&descriptor, PollFlags::IN)], timeout.as_ref())?;
-    Ok(())
+impl Wake for Gate {
+    fn wake(&self) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            let _ = futex::wake(&self.changes, futex::Flags::PRIVATE, i32::MAX as u32);
+        }
+    }
 }

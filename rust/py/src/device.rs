@@ -1,19 +1,23 @@
 //! `Device` and `End`: the memory device.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{IntoRawFd, RawFd};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ginnel_core::device::{self, Kind, MAX_MTU, MIN_MTU, Refused, Side};
 use ginnel_core::packet::{LocalPool, MAX_LEN, Packet, Pool};
 use ginnel_core::queue::Wake;
-use ginnel_io::wake::{Waker, wait_readable};
+use ginnel_io::link;
+use ginnel_io::pollable::Pollable;
+use ginnel_io::wake::Gate;
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::{PyTimeoutError, PyValueError};
+use pyo3::exceptions::{PyTimeoutError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyDict, PyType};
+use pyo3::types::{PyBytes, PyDict, PyMemoryView, PySlice, PyTuple, PyType};
+
+use crate::link::not_joined;
 
 /// The buffers of all devices and planes of this process: 16 MiB at most lie free.
 pub static POOL: LazyLock<Arc<Pool>> = LazyLock::new(|| Pool::new(8192));
@@ -32,9 +36,7 @@ impl Device {
             "tap" => Kind::Tap,
             _ => return Err(PyValueError::new_err(format!("device kind {kind:?}; write 'tun' or 'tap'"))),
         };
-        if capacity == 0 {
-            return Err(PyValueError::new_err("a device's queue holds at least one packet"));
-        }
+        check_queue_length(capacity)?;
         let device = device::Device::new(kind, MIN_MTU, capacity);
         if !device.set_mtu(mtu) {
             return Err(mtu_error(mtu));
@@ -60,16 +62,26 @@ impl Device {
     }
 
     #[getter]
+    fn queue_length(&self) -> usize {
+        self.device.capacity()
+    }
+
+    fn set_queue_length(&self, packets: usize) -> PyResult<()> {
+        check_queue_length(packets)?;
+        self.device.set_capacity(packets);
+        Ok(())
+    }
+
+    #[getter]
     fn up(&self) -> bool {
         self.device.is_up()
     }
 
     fn set_up(&self, up: bool) -> PyResult<()> {
-        if self.device.is_deleted() {
-            return Err(device_error(libc::EBADFD, "the device was deleted"));
+        match self.device.set_up(up) {
+            true => Ok(()),
+            false => Err(refused(Refused::Gone)),
         }
-        self.device.set_up(up);
-        Ok(())
     }
 
     fn attach(&self, side: &str) -> PyResult<End> {
@@ -80,7 +92,7 @@ impl Device {
                 false => device_error(libc::EBUSY, "somebody holds this end of the device"),
             });
         };
-        End::new(end)
+        Ok(End::new(end))
     }
 
     fn delete(&self) {
@@ -99,8 +111,8 @@ impl Device {
             dict.set_item(format!("{prefix}_packets"), counters.packets)?;
             dict.set_item(format!("{prefix}_bytes"), counters.bytes)?;
             dict.set_item(format!("{prefix}_dropped"), counters.dropped)?;
+            dict.set_item(format!("{prefix}_errors"), counters.errors)?;
         }
-        dict.set_item("errors", statistics.errors)?;
         Ok(dict)
     }
 }
@@ -115,91 +127,96 @@ impl Device {
 #[pyclass(module = "ginnel._core", frozen)]
 pub struct End {
     held: Mutex<Option<Held>>,
-    readiness: Arc<Waker>,
+    gate: Arc<Gate>,
 }
 
 struct Held {
     end: device::End,
     pool: LocalPool,
-}
-
-/// Wakes whoever waits for a packet that will never come.
-struct Deletion {
-    device: Arc<device::Device>,
-    readiness: Arc<Waker>,
-}
-
-impl Wake for Deletion {
-    fn wake(&self) {
-        // The queue wakes its reader for packets too; for these its readiness is exact already.
-        if self.device.is_deleted() {
-            self.readiness.wake();
-        }
-    }
+    /// Empty between calls.
+    packets: Vec<Packet>,
+    /// Made when somebody first asks for a number to poll: keeping it in step costs system calls.
+    pollable: Option<Arc<Pollable>>,
 }
 
 #[pymethods]
 impl End {
     #[pyo3(signature = (timeout=None))]
     fn read<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<Bound<'py, PyBytes>> {
-        let deadline = timeout.map(|seconds| deadline(seconds, Instant::now())).transpose()?.flatten();
-        loop {
-            if let Some(packet) = self.take_packet(py)? {
-                return Ok(packet);
-            }
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            if left == Some(Duration::ZERO) {
-                return Err(PyTimeoutError::new_err("no packet came in time"));
-            }
-            match py.detach(|| wait_readable(&*self.readiness, left)) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => py.check_signals()?,
-                Err(error) => return Err(error.into()),
-            }
+        self.wait_for(py, timeout, || {
+            self.take_packet(|packet| Ok(PyBytes::new(py, packet.map_or(&[], |packet| &packet[..]))))
+        })
+    }
+
+    #[pyo3(signature = (buffer, timeout=None))]
+    fn read_into(&self, py: Python<'_>, buffer: &Bound<'_, PyAny>, timeout: Option<f64>) -> PyResult<usize> {
+        let (buffer, len) = writable_buffer(buffer)?;
+        if len == 0 {
+            return self.with(|held| held.refused_if_gone().map(|()| 0));
         }
+        self.wait_for(py, timeout, || {
+            self.take_packet(|packet| copy_out(py, packet.map_or(&[], |packet| &packet[..]), &buffer, len))
+        })
     }
 
     fn write(&self, py: Python<'_>, packet: &Bound<'_, PyAny>) -> PyResult<usize> {
-        let mut held = self.lock();
-        let Held { end, pool } = held.as_mut().ok_or_else(closed)?;
-        let Some(packet) = copy_in(py, packet, pool)? else {
-            end.count_errors(1);
-            return Err(refused(end.writable().err().unwrap_or(Refused::Malformed)));
-        };
-        let (len, checked) = (packet.len(), end.check(&packet));
-        let mut packets = vec![packet];
-        let sent = end.send(&mut packets);
-        pool.recycle_all(packets);
-        sent.map_err(refused)?;
-        checked.map_err(refused)?;
-        Ok(len)
+        self.with(|held| {
+            let packet = copy_in(py, packet, &mut held.pool)?;
+            let Some(packet) = packet.filter(|packet| held.end.check(packet).is_ok()) else {
+                held.end.count_errors(1);
+                held.refused_if_gone()?;
+                return Err(refused(Refused::Malformed));
+            };
+            let len = packet.len();
+            held.packets.push(packet);
+            held.send().map(|_| len)
+        })
     }
 
     fn read_batch<'py>(&self, py: Python<'py>, limit: usize) -> PyResult<Vec<Bound<'py, PyBytes>>> {
-        let mut packets = Vec::new();
-        let mut held = self.lock();
-        let Held { end, pool } = held.as_mut().ok_or_else(closed)?;
-        end.receive(&mut packets, limit).map_err(refused)?;
-        let batch = packets.iter().map(|packet| PyBytes::new(py, packet)).collect();
-        pool.recycle_all(packets);
-        Ok(batch)
+        self.with(|held| {
+            held.end.receive(&mut held.packets, limit).map_err(refused)?;
+            let batch = held.packets.iter().map(|packet| PyBytes::new(py, packet)).collect();
+            held.pool.recycle_all(held.packets.drain(..));
+            Ok(batch)
+        })
     }
 
-    fn write_batch(&self, py: Python<'_>, packets: Vec<Bound<'_, PyAny>>) -> PyResult<usize> {
-        let mut held = self.lock();
-        let Held { end, pool } = held.as_mut().ok_or_else(closed)?;
-        let copies: Vec<_> =
-            packets.iter().map(|packet| copy_in(py, packet, pool)).collect::<PyResult<_>>()?;
-        let mut whole: Vec<Packet> = copies.into_iter().flatten().collect();
-        end.count_errors(packets.len() - whole.len());
-        let sent = end.send(&mut whole);
-        pool.recycle_all(whole);
-        sent.map_err(refused)
+    fn write_batch(&self, py: Python<'_>, packets: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let packets: Vec<Bound<'_, PyAny>> = packets.try_iter()?.collect::<PyResult<_>>()?;
+        self.with(|held| {
+            let copied = packets.iter().try_for_each(|packet| {
+                match copy_in(py, packet, &mut held.pool)? {
+                    Some(copy) => held.packets.push(copy),
+                    None => held.end.count_errors(1),
+                }
+                Ok(())
+            });
+            if copied.is_err() {
+                held.pool.recycle_all(held.packets.drain(..));
+            }
+            copied.and_then(|()| held.send())
+        })
     }
 
-    fn fileno(&self) -> PyResult<i32> {
-        self.lock().as_ref().ok_or_else(closed)?;
-        Ok(self.readiness.as_fd().as_raw_fd())
+    fn fileno(&self) -> PyResult<RawFd> {
+        self.with(|held| {
+            if let Some(pollable) = &held.pollable {
+                return Ok(pollable.number());
+            }
+            let pollable = Arc::new(Pollable::new()?);
+            // In this order, for a socket that is hung up changes no more.
+            held.end.outgoing().set_writer_readiness(Some(pollable.clone()));
+            held.end.incoming().set_reader_readiness(Some(pollable.clone()));
+            Ok(held.pollable.insert(pollable).number())
+        })
+    }
+
+    fn open_fd(&self) -> PyResult<RawFd> {
+        let (ours, theirs) = link::pair()?;
+        let end = self.take().ok_or_else(closed)?;
+        link::join(end, ours, &POOL).map_err(not_joined)?;
+        Ok(theirs.into_raw_fd())
     }
 
     fn close(&self) {
@@ -210,38 +227,95 @@ impl End {
     fn closed(&self) -> bool {
         self.lock().is_none()
     }
+
+    fn __enter__(this: Bound<'_, Self>) -> Bound<'_, Self> {
+        this
+    }
+
+    #[pyo3(signature = (*_exc_info))]
+    fn __exit__(&self, _exc_info: &Bound<'_, PyTuple>) {
+        self.close();
+    }
 }
 
 impl End {
-    fn new(end: device::End) -> PyResult<End> {
-        let readiness = Arc::new(Waker::new()?);
-        let deletion = Deletion { device: end.device().clone(), readiness: readiness.clone() };
-        end.incoming().set_reader(Some(Arc::new(deletion)));
-        end.incoming().set_readiness(Some(readiness.clone()));
-        Ok(End { held: Mutex::new(Some(Held { end, pool: POOL.local() })), readiness })
+    fn new(end: device::End) -> End {
+        let gate = Arc::new(Gate::default());
+        end.incoming().set_reader(Some(gate.clone()));
+        let held = Held { end, pool: POOL.local(), packets: Vec::new(), pollable: None };
+        End { held: Mutex::new(Some(held)), gate }
     }
 
     /// Takes the end out of Python's hands; the object is closed after.
     pub fn take(&self) -> Option<device::End> {
-        let Held { end, .. } = self.lock().take()?;
-        end.incoming().set_readiness(None);
+        let Held { end, pollable, .. } = self.lock().take()?;
+        end.incoming().set_reader_readiness(None);
+        end.outgoing().set_writer_readiness(None);
         end.incoming().set_reader(None);
-        self.readiness.wake();
+        drop(pollable);
+        self.gate.wake();
         Some(end)
     }
 
-    fn take_packet<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
-        let mut packets = Vec::new();
-        let mut held = self.lock();
-        let Held { end, pool } = held.as_mut().ok_or_else(closed)?;
-        end.receive(&mut packets, 1).map_err(refused)?;
-        let packet = packets.first().map(|packet| PyBytes::new(py, packet));
-        pool.recycle_all(packets);
-        Ok(packet)
+    /// What `take` finds, now or when something has changed.
+    fn wait_for<R>(
+        &self,
+        py: Python<'_>,
+        timeout: Option<f64>,
+        take: impl Fn() -> PyResult<Option<R>>,
+    ) -> PyResult<R> {
+        let mut seen = self.gate.changes();
+        if let Some(result) = take()? {
+            return Ok(result);
+        }
+        let mut patience = Patience::new(timeout)?;
+        loop {
+            let left = patience.left()?;
+            match py.detach(|| self.gate.wait(seen, left)) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => py.check_signals()?,
+                Err(error) => return Err(error.into()),
+            }
+            seen = self.gate.changes();
+            if let Some(result) = take()? {
+                return Ok(result);
+            }
+        }
+    }
+
+    /// Gives `use_packet` the next packet, or none at the end of all; not called while there may be more.
+    fn take_packet<R>(&self, use_packet: impl FnOnce(Option<&Packet>) -> PyResult<R>) -> PyResult<Option<R>> {
+        self.with(|held| {
+            if held.end.receive(&mut held.packets, 1).map_err(refused)? == 0 {
+                return held.end.incoming().is_ended().then(|| use_packet(None)).transpose();
+            }
+            let result = use_packet(held.packets.last());
+            held.pool.recycle_all(held.packets.drain(..));
+            result.map(Some)
+        })
+    }
+
+    fn with<R>(&self, work: impl FnOnce(&mut Held) -> PyResult<R>) -> PyResult<R> {
+        self.lock().as_mut().ok_or_else(closed).and_then(work)
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Held {
+    fn send(&mut self) -> PyResult<usize> {
+        let sent = self.end.send(&mut self.packets);
+        self.pool.recycle_all(self.packets.drain(..));
+        sent.map_err(refused)
+    }
+
+    fn refused_if_gone(&self) -> PyResult<()> {
+        match self.end.writable() {
+            Err(Refused::Gone) => Err(refused(Refused::Gone)),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -267,7 +341,7 @@ pub fn device_error(errno: i32, what: &str) -> PyErr {
 }
 
 /// A copy of a packet given by Python; `None` if it is longer than any packet is.
-fn copy_in(py: Python<'_>, bytes: &Bound<'_, PyAny>, pool: &mut LocalPool) -> PyResult<Option<Packet>> {
+pub fn copy_in(py: Python<'_>, bytes: &Bound<'_, PyAny>, pool: &mut LocalPool) -> PyResult<Option<Packet>> {
     if let Ok(bytes) = bytes.cast::<PyBytes>() {
         let bytes = bytes.as_bytes();
         return Ok((bytes.len() <= MAX_LEN).then(|| pool.packet_from(bytes)));
@@ -281,12 +355,62 @@ fn copy_in(py: Python<'_>, bytes: &Bound<'_, PyAny>, pool: &mut LocalPool) -> Py
     Ok(Some(packet))
 }
 
-/// The instant `seconds` from now; `None` when that is beyond the clock.
-fn deadline(seconds: f64, now: Instant) -> PyResult<Option<Instant>> {
-    if seconds.is_nan() {
-        return Err(PyValueError::new_err("timeout is not a number"));
+/// A view of a buffer that can be written, and its length in bytes.
+pub fn writable_buffer<'py>(buffer: &Bound<'py, PyAny>) -> PyResult<(Bound<'py, PyMemoryView>, usize)> {
+    let bytes = PyBuffer::<u8>::get(buffer)?;
+    if bytes.readonly() {
+        return Err(PyTypeError::new_err("this buffer cannot be written"));
     }
-    Ok(Duration::try_from_secs_f64(seconds.max(0.0)).ok().and_then(|left| now.checked_add(left)))
+    Ok((PyMemoryView::from(buffer)?, bytes.len_bytes()))
+}
+
+/// As much of a packet as a buffer of `len` bytes holds; how much that is.
+pub fn copy_out(
+    py: Python<'_>,
+    packet: &[u8],
+    buffer: &Bound<'_, PyMemoryView>,
+    len: usize,
+) -> PyResult<usize> {
+    let len = packet.len().min(len);
+    let place = buffer.get_item(PySlice::new(py, 0, len as isize, 1))?;
+    PyBuffer::<u8>::get(&place)?.copy_from_slice(py, &packet[..len])?;
+    Ok(len)
+}
+
+/// How long somebody still waits.
+pub struct Patience {
+    deadline: Option<Instant>,
+    over: bool,
+}
+
+impl Patience {
+    /// In seconds; None is for ever, and so is what is beyond the clock.
+    pub fn new(timeout: Option<f64>) -> PyResult<Patience> {
+        let Some(seconds) = timeout else { return Ok(Patience { deadline: None, over: false }) };
+        if seconds.is_nan() {
+            return Err(PyValueError::new_err("timeout is not a number"));
+        }
+        let left = Duration::try_from_secs_f64(seconds.max(0.0)).ok();
+        let deadline = left.and_then(|left| Instant::now().checked_add(left));
+        Ok(Patience { deadline, over: seconds <= 0.0 })
+    }
+
+    /// The time left, None without a limit. TimeoutError when it is over.
+    pub fn left(&mut self) -> PyResult<Option<Duration>> {
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        self.over |= left == Some(Duration::ZERO);
+        if self.over {
+            return Err(PyTimeoutError::new_err((libc::EAGAIN, "no packet came in time")));
+        }
+        Ok(left)
+    }
+}
+
+fn check_queue_length(packets: usize) -> PyResult<()> {
+    match packets {
+        0 => Err(PyValueError::new_err("a device's queue holds at least one packet")),
+        _ => Ok(()),
+    }
 }
 
 fn refused(refused: Refused) -> PyErr {
@@ -297,7 +421,7 @@ fn refused(refused: Refused) -> PyErr {
     }
 }
 
-fn closed() -> PyErr {
+pub fn closed() -> PyErr {
     device_error(libc::EBADFD, "this end of the device is closed")
 }
 

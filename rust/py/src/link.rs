@@ -24,11 +24,11 @@ impl Link {
 
     fn add(&self, py: Python<'_>, fd: RawFd, packet_info: bool) -> PyResult<u64> {
         let descriptor = adopt_messages(fd)?;
-        py.detach(|| self.inner.add(descriptor, packet_info)).map_err(error)
+        py.detach(|| self.inner.add(descriptor, packet_info)).map_err(not_joined)
     }
 
     fn set_enabled(&self, py: Python<'_>, number: u64, enabled: bool) -> PyResult<()> {
-        match py.detach(|| self.inner.set_enabled(number, enabled)).map_err(error)? {
+        match py.detach(|| self.inner.set_enabled(number, enabled)).map_err(not_joined)? {
             true => Ok(()),
             false => Err(unknown(number)),
         }
@@ -58,7 +58,7 @@ impl Link {
     }
 }
 
-fn error(error: NotJoined) -> PyErr {
+pub fn not_joined(error: NotJoined) -> PyErr {
     match error {
         NotJoined::Gone => device_error(libc::EBADFD, "the device was deleted"),
         NotJoined::Busy => device_error(libc::EBUSY, "somebody holds this end of the device"),

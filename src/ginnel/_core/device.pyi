@@ -1,3 +1,6 @@
+from collections.abc import Iterable
+from typing import Self
+
 class Device:
     """A memory device: two ends, a queue of ``capacity`` packets each way. It is down at first."""
 
@@ -10,6 +13,9 @@ class Device:
         """Raises DeviceError (EINVAL) outside the limits."""
 
     @property
+    def queue_length(self) -> int: ...
+    def set_queue_length(self, packets: int) -> None: ...
+    @property
     def up(self) -> bool: ...
     def set_up(self, up: bool) -> None: ...
     def attach(self, side: str) -> End:
@@ -19,29 +25,50 @@ class Device:
     @property
     def deleted(self) -> bool: ...
     def statistics(self) -> dict[str, int]:
-        """rx_packets, rx_bytes, rx_dropped, tx_packets, tx_bytes, tx_dropped, errors, as the interface counts."""
+        """rx_ and tx_ packets, bytes, dropped and errors, as the interface counts."""
 
 class End:
-    """A held end of a device. Every method but `close` raises DeviceError (EBADFD) once it is closed or deleted."""
+    """A held end of a device, as `ginnel.device.base.DeviceEnd` says."""
 
-    def read(self, timeout: float | None = None) -> bytes:
-        """The next packet. Waits for it ``timeout`` seconds (None: for ever, 0: not at all); TimeoutError after."""
-
-    def write(self, packet: bytes | bytearray | memoryview) -> int:
-        """Writes one packet and returns its length. DeviceError: EIO when down, EINVAL when malformed."""
-
-    def read_batch(self, limit: int) -> list[bytes]:
-        """Up to ``limit`` packets that wait now."""
-
-    def write_batch(self, packets: list[bytes]) -> int:
-        """Writes all; returns how many the other end will read. The rest is counted."""
-
+    def read(self, timeout: float | None = None) -> bytes: ...
+    def read_into(self, buffer: bytearray | memoryview, timeout: float | None = None) -> int: ...
+    def write(self, packet: bytes | bytearray | memoryview) -> int: ...
+    def read_batch(self, limit: int) -> list[bytes]: ...
+    def write_batch(self, packets: Iterable[bytes | bytearray | memoryview]) -> int: ...
     def fileno(self) -> int:
-        """A descriptor that is readable exactly while a packet waits. For select and its kin, not for I/O."""
+        """A descriptor to poll, not for I/O. Made when it is first asked for."""
+
+    def open_fd(self) -> int:
+        """Closes this object and gives a descriptor in its place, one half of a SOCK_SEQPACKET pair.
+
+        A message is a packet. A thread serves it until either side closes; then the end is free again.
+        """
 
     def close(self) -> None: ...
     @property
     def closed(self) -> bool: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc_info: object) -> None: ...
+
+class DescriptorEnd:
+    """An end that is a descriptor of whole packets: /dev/net/tun's, or a SOCK_SEQPACKET socket."""
+
+    def __new__(cls, fd: int) -> DescriptorEnd:
+        """Takes the descriptor over and makes it non-blocking."""
+
+    def read(self, timeout: float | None = None) -> bytes: ...
+    def read_into(self, buffer: bytearray | memoryview, timeout: float | None = None) -> int: ...
+    def write(self, packet: bytes | bytearray | memoryview) -> int: ...
+    def read_batch(self, limit: int) -> list[bytes]: ...
+    def write_batch(self, packets: Iterable[bytes | bytearray | memoryview]) -> int: ...
+    def fileno(self) -> int:
+        """The descriptor itself."""
+
+    def close(self) -> None: ...
+    @property
+    def closed(self) -> bool: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc_info: object) -> None: ...
 
 class Link:
     """Joins an end of a device with descriptors that other programs hold, on a thread of its own.

@@ -17,8 +17,9 @@ class MemoryDevice:
     """A `ginnel.device.base.Device` in memory.
 
     ``queue`` is the number of packets that wait for a reader, each way; None for the kind's usual.
-    An end's ``fileno()`` is for select and its kin only. An end that is given to a data plane or a
-    network stack is closed for Python, and held until that is closed: EBUSY meanwhile.
+    An end's ``fileno()`` is for select and its kin only; ``open_fd()`` gives a descriptor to read and
+    write, in place of the end. An end that is given away so, or to a data plane or a network stack, is
+    closed for Python, and held until that is closed: EBUSY meanwhile.
     """
 
     def __init__(self, kind: Kind = "tun", mtu: int = DEFAULT_MTU, queue: int | None = None) -> None:
@@ -51,6 +52,13 @@ class MemoryDevice:
 
     def set_up(self, up: bool) -> None:
         self._device.set_up(up)
+
+    @property
+    def queue_length(self) -> int:
+        return self._device.queue_length
+
+    def set_queue_length(self, packets: int) -> None:
+        self._device.set_queue_length(packets)
 
     @property
     def mtu(self) -> int:
