@@ -2,4 +2,5 @@
 
 from ginnel.device.base import Device as Device
 from ginnel.device.base import DeviceEnd as DeviceEnd
+from ginnel.device.kernel import KernelDevice as KernelDevice
 from ginnel.device.memory import MemoryDevice as MemoryDevice
