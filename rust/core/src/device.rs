@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::packet::{MAX_LEN, Packet, lock};
-use crate::queue::{Counters, Queue};
+use crate::queue::{Counters, Observer, Queue};
 
 /// The lowest and highest MTU; an Ethernet frame needs 14 bytes of the highest for its header.
 pub const MIN_MTU: u32 = 68;
@@ -150,6 +150,16 @@ impl Device {
 
     pub fn statistics(&self) -> Statistics {
         Statistics { received: self.to_interface.counters(), sent: self.to_application.counters() }
+    }
+
+    /// Who sees the packets on their way to each end, from now on.
+    pub fn set_observers(
+        &self,
+        application: Option<Arc<dyn Observer>>,
+        interface: Option<Arc<dyn Observer>>,
+    ) {
+        self.to_application.set_observer(application);
+        self.to_interface.set_observer(interface);
     }
 
     /// Counts writes at a side that were refused before they became packets.

@@ -27,6 +27,12 @@ pub trait Readiness: Send + Sync {
     fn hung_up(&self, now: bool);
 }
 
+/// Someone who sees what goes through a queue, under the queue's lock: in order, and before the reader.
+pub trait Observer: Send + Sync {
+    /// These were taken in, and as many as `dropped` were not.
+    fn pushed(&self, packets: &[Packet], dropped: u64);
+}
+
 /// What has gone through a queue since it was made. Whatever was written is in one of `packets`,
 /// `dropped` and `errors`, or waits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,6 +60,7 @@ struct Inner {
     writer: Option<Arc<dyn Wake>>,
     writer_readiness: Option<Arc<dyn Readiness>>,
     writer_waits: bool,
+    observer: Option<Arc<dyn Observer>>,
     up: bool,
     has_reader: bool,
     has_writer: bool,
@@ -82,6 +89,7 @@ impl Queue {
                 writer: None,
                 writer_readiness: None,
                 writer_waits: false,
+                observer: None,
                 up: false,
                 has_reader: false,
                 has_writer: false,
@@ -166,6 +174,11 @@ impl Queue {
         lock(&self.inner).writer = writer;
     }
 
+    /// Who sees every packet that is taken in from now on, and hears of every one that is dropped.
+    pub fn set_observer(&self, observer: Option<Arc<dyn Observer>>) {
+        lock(&self.inner).observer = observer;
+    }
+
     /// How many packets the queue would take now. On 0 the writer is woken when there is room again.
     pub fn room(&self) -> usize {
         let mut inner = lock(&self.inner);
@@ -185,7 +198,11 @@ impl Queue {
             }
             let room = if inner.has_reader { inner.capacity.saturating_sub(inner.packets.len()) } else { 0 };
             let taken = room.min(packets.len());
-            inner.counters.dropped += (packets.len() - taken) as u64;
+            let dropped = (packets.len() - taken) as u64;
+            inner.counters.dropped += dropped;
+            if let Some(observer) = &inner.observer {
+                observer.pushed(&packets[..taken], dropped);
+            }
             inner.packets.extend(packets.drain(..taken));
             Ok(taken)
         })
@@ -229,10 +246,10 @@ impl Queue {
 
     /// Counts packets as dropped that were read here and then lost on their way to the reader.
     pub fn count_lost(&self, packets: u64, bytes: u64) {
-        let counters = &mut lock(&self.inner).counters;
-        counters.packets -= packets;
-        counters.bytes -= bytes;
-        counters.dropped += packets;
+        let mut inner = lock(&self.inner);
+        inner.counters.packets -= packets;
+        inner.counters.bytes -= bytes;
+        inner.count_dropped(packets);
     }
 
     /// Changes the queue, and tells each side what that means for it.
@@ -285,8 +302,15 @@ impl Inner {
     }
 
     fn drop_all(&mut self) {
-        self.counters.dropped += self.packets.len() as u64;
+        self.count_dropped(self.packets.len() as u64);
         self.packets.clear();
+    }
+
+    fn count_dropped(&mut self, count: u64) {
+        self.counters.dropped += count;
+        if let (Some(observer), 1..) = (&self.observer, count) {
+            observer.pushed(&[], count);
+        }
     }
 }
 
@@ -352,6 +376,31 @@ mod tests {
         assert_eq!(queue.pop(&mut got, 9), 3);
         assert_eq!(got.iter().map(|packet| packet[0]).collect::<Vec<_>>(), [0, 1, 2]);
         assert_eq!(queue.counters(), Counters { packets: 3, bytes: 3, dropped: 2, errors: 0 });
+    }
+
+    #[derive(Default)]
+    struct Seen(Mutex<(Vec<u8>, u64)>);
+
+    impl Observer for Seen {
+        fn pushed(&self, packets: &[Packet], dropped: u64) {
+            let mut seen = lock(&self.0);
+            seen.0.extend(packets.iter().map(|packet| packet[0]));
+            seen.1 += dropped;
+        }
+    }
+
+    #[test]
+    fn an_observer_sees_what_is_taken_and_hears_of_all_that_is_dropped() {
+        let queue = open(3);
+        let seen = Arc::new(Seen::default());
+        queue.set_observer(Some(seen.clone()));
+        queue.push(&mut packets(5)).unwrap();
+        assert_eq!(*lock(&seen.0), (vec![0, 1, 2], 2));
+        queue.pop(&mut Vec::new(), 1);
+        queue.count_lost(1, 1);
+        queue.delete();
+        assert_eq!(lock(&seen.0).1, 5);
+        assert_eq!(queue.counters().dropped, 5);
     }
 
     #[test]

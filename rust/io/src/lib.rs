@@ -1,6 +1,7 @@
 //! ginnel's loops and system calls. All of ginnel's unsafe code stands here, each with its reason.
 
 pub mod calls;
+pub mod capture;
 pub mod link;
 pub mod packet_file;
 pub mod pollable;

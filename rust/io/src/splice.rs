@@ -30,13 +30,18 @@ pub fn adopt_messages(descriptor: RawFd) -> io::Result<OwnedFd> {
     adopt(descriptor, SocketType::SEQPACKET)
 }
 
-fn adopt(descriptor: RawFd, kind: SocketType) -> io::Result<OwnedFd> {
+/// Takes over any descriptor that is open.
+pub fn adopt_file(descriptor: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: asks about a number, whatever it stands for.
     if unsafe { libc::fcntl(descriptor, libc::F_GETFD) } < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: it is open, and the caller's contract gives it away.
-    let socket = unsafe { OwnedFd::from_raw_fd(descriptor) };
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+fn adopt(descriptor: RawFd, kind: SocketType) -> io::Result<OwnedFd> {
+    let socket = adopt_file(descriptor)?;
     if sockopt::socket_type(&socket)? == kind { Ok(socket) } else { Err(Errno::PROTOTYPE.into()) }
 }
 

@@ -31,11 +31,7 @@ pub struct Device {
 impl Device {
     #[new]
     fn new(kind: &str, mtu: u32, capacity: usize) -> PyResult<Device> {
-        let kind = match kind {
-            "tun" => Kind::Tun,
-            "tap" => Kind::Tap,
-            _ => return Err(PyValueError::new_err(format!("device kind {kind:?}; write 'tun' or 'tap'"))),
-        };
+        let kind = parse_kind(kind)?;
         check_queue_length(capacity)?;
         let device = device::Device::new(kind, MIN_MTU, capacity);
         if !device.set_mtu(mtu) {
@@ -316,6 +312,15 @@ impl Held {
             Err(Refused::Gone) => Err(refused(Refused::Gone)),
             _ => Ok(()),
         }
+    }
+}
+
+/// A kind by its name.
+pub fn parse_kind(kind: &str) -> PyResult<Kind> {
+    match kind {
+        "tun" => Ok(Kind::Tun),
+        "tap" => Ok(Kind::Tap),
+        _ => Err(PyValueError::new_err(format!("device kind {kind:?}; write 'tun' or 'tap'"))),
     }
 }
 

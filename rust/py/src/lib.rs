@@ -1,5 +1,6 @@
 //! The Python binding of ginnel's Rust half: one file a class. `src/ginnel/_core/*.pyi` mirrors it.
 
+mod capture;
 mod descriptor;
 mod device;
 mod link;
@@ -10,6 +11,8 @@ use pyo3::prelude::*;
 
 #[pymodule]
 mod _core {
+    #[pymodule_export]
+    use crate::capture::Capture;
     #[pymodule_export]
     use crate::descriptor::DescriptorEnd;
     #[pymodule_export]

@@ -104,3 +104,27 @@ class Link:
 
     def close(self) -> None:
         """Closes every descriptor, gives the end back and ends the thread. Idempotent."""
+
+class Capture:
+    """A pcapng file to which a thread of its own writes packets. Whoever moves them never waits for it."""
+
+    def __new__(cls, fd: int, kind: str, name: str) -> Capture:
+        """Takes over an empty file's descriptor. ``kind`` and ``name`` are the interface's. Raises OSError."""
+
+    def observe(self, device: Device) -> None:
+        """Notes every packet of a device, until the capture is closed. A device has one capture at a time."""
+
+    def note(self, packet: bytes, outbound: bool) -> None:
+        """Notes one packet. ``outbound``: the interface sends it."""
+
+    def statistics(self) -> dict[str, int]:
+        """packets: that passed; dropped: by the device; lost: that passed and are not in the file."""
+
+    def failure(self) -> int | None:
+        """The errno of the first write that failed."""
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when a write has failed, until `failure` is called."""
+
+    def close(self) -> None:
+        """Writes what is left. Idempotent."""

@@ -85,10 +85,7 @@ class Interfaces:
             await self.delete(interface)
 
     def _choose(self, pattern: str) -> str:
-        if not _NAME.fullmatch(pattern) or pattern in (".", "..") or len(pattern) > MAX_NAME:
-            raise DeviceError(
-                errno.EINVAL, f"{pattern!r} is no name for a device: 1 to {MAX_NAME} letters, digits and -_."
-            )
+        check_name(pattern)
         if "%d" not in pattern:
             if pattern in self._interfaces:
                 raise DeviceError(errno.EEXIST, f"there is a device {pattern} already")
@@ -272,6 +269,12 @@ class Interface:
         self.stack.set_addresses([str(own.interface) for own in self._addresses])
         for call in list(self.on_change):
             call()
+
+
+def check_name(pattern: str) -> None:
+    """Raises DeviceError (EINVAL) for what cannot be an interface's name, or its pattern with one ``%d``."""
+    if not _NAME.fullmatch(pattern) or pattern in ("", ".", "..") or len(pattern) > MAX_NAME:
+        raise DeviceError(errno.EINVAL, f"{pattern!r} is no name for a device: 1 to {MAX_NAME} letters, digits and -_.")
 
 
 def parse_address(text: str) -> Address:

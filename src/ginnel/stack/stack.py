@@ -164,14 +164,17 @@ class Stack:
 
         Raises OSError: EADDRINUSE, EADDRNOTAVAIL.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, bound, number = self._bind_datagrams(host, port)
         ours.setblocking(False)
-        try:
-            number, bound = self._core.open_datagram(host, port, theirs.detach())
-        except BaseException:
-            ours.close()
-            raise
         return DatagramSocket(self, number, bound, ours)
+
+    def bind_datagrams(self, host: str | None = None, port: int = 0) -> tuple[socket.socket, int]:
+        """As :meth:`open_datagram`, for another program: the socket, which frees the port when it ends, and the port.
+
+        A message on it is a datagram, its other side's address in front (:func:`ginnel.stack.sockets.pack_address`).
+        """
+        ours, bound, _ = self._bind_datagrams(host, port)
+        return ours, bound
 
     async def ping(self, host: str, *, timeout: float = 5.0, payload: bytes = b"ginnel") -> float:
         """Sends an echo request. Returns the seconds until the reply; TimeoutError without one."""
@@ -262,6 +265,15 @@ class Stack:
                     pong = self._pongs.get((host, identifier, sequence))
                     if pong is not None and not pong.done():
                         pong.set_result(None)
+
+    def _bind_datagrams(self, host: str | None, port: int) -> tuple[socket.socket, int, int]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            number, bound = self._core.open_datagram(host, port, theirs.detach())
+        except BaseException:
+            ours.close()
+            raise
+        return ours, bound, number
 
     async def _connect(self, remote: Address) -> Flow:
         try:

@@ -1,0 +1,85 @@
+"""Captures: every packet of a device in a pcapng file, for Wireshark and its kin.
+
+The packets never enter Python: the device leaves copies, a thread writes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from ginnel._core import Capture as CoreCapture
+from ginnel.device.base import Kind
+from ginnel.device.memory import MemoryDevice
+from ginnel.errors import ConfigError
+
+if TYPE_CHECKING:
+    from typing import Self
+
+log = logging.getLogger(__name__)
+
+
+class Capture:
+    """A pcapng file that is being written. A context manager that ends it.
+
+    Each packet has its direction (as the interface sees it), its time in nanoseconds, and the number of those
+    that the device dropped before it. What the disk does not keep up with, or has no room for, is counted, noted
+    in the file, and, inside a running event loop, said once in the log; the device is never held up.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], kind: Kind, name: str) -> None:
+        """Writes the file anew, readable for its owner alone. ``name`` is the interface's. Raises ConfigError."""
+        self.path = os.fspath(path)
+        self._core = CoreCapture(_open(self.path), kind, name)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        with contextlib.suppress(RuntimeError):
+            self._loop = asyncio.get_running_loop()
+            self._loop.add_reader(self._core.fileno(), self._warn)
+
+    def observe(self, device: MemoryDevice) -> None:
+        """Notes every packet of a device, both ways."""
+        self._core.observe(device.core)
+
+    def note(self, packet: bytes, *, outbound: bool) -> None:
+        """Notes one packet, of a device that is not in memory. ``outbound``: the interface has sent it."""
+        self._core.note(packet, outbound)
+
+    def statistics(self) -> dict[str, int]:
+        """packets: that passed; dropped: by the device; lost: that passed and are not in the file."""
+        return self._core.statistics()
+
+    def close(self) -> None:
+        """Writes what is left. Idempotent."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._core.fileno())
+        self._core.close()
+        self._warn()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _warn(self) -> None:
+        number = self._core.failure()
+        if number is not None and self._failure is None:
+            self._failure = number
+            log.warning("cannot write %s: %s; what is lost is counted", self.path, os.strerror(number))
+
+    _failure: int | None = None
+
+
+def _open(path: str) -> int:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            # It may have been there before, for everybody to read.
+            os.fchmod(descriptor, 0o600)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}", option="capture") from None
+    return descriptor

@@ -1,0 +1,316 @@
+"""Devices with a name: an interface of this process that other processes of this user open, show and set.
+
+Each has a socket in `ginnel.device.directory`. A message there is a JSON object, ``{"do": what, ...}``,
+and is answered with one: what was asked for, or ``{"errno": number, "error": line}``. What is a
+descriptor comes beside the answer (SCM_RIGHTS).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import json
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ginnel.device.base import DEFAULT_MTU, Kind
+from ginnel.device.capture import Capture
+from ginnel.device.directory import Claim, claim_name
+from ginnel.device.interface import Interface, parse_address
+from ginnel.errors import ConfigError, DeviceError
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from ginnel.stack import Stack
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A program that holds a queue of the application end. ``pid`` is 0 where it is not known."""
+
+    pid: int
+    program: str
+    shares: bool = False
+    """It leaves room for others, each with a queue of its own."""
+
+
+class Service:
+    """Serves an interface under a name that was claimed, until it is closed. An asynchronous context manager.
+
+    It closes neither the interface nor the claim.
+    """
+
+    def __init__(
+        self, interface: Interface, claim: Claim, *, on_delete: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """``on_delete`` is called when somebody deletes the device; None: that closes the interface."""
+        self.interface = interface
+        self.name = claim.name
+        self.holders: dict[int, Holder] = {}
+        """Who holds which queue. Whoever attaches a program in another way than through us notes it here."""
+        self._on_delete = on_delete or interface.aclose
+        self._deleted = asyncio.Event()
+        self._freed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._clients: set[asyncio.Task[None]] = set()
+        self._listener = claim.listen()
+        self._listener.setblocking(False)
+        self._retry: asyncio.TimerHandle | None = None
+        self._listen()
+        interface.on_detach.append(self._detached)
+
+    @property
+    def stack(self) -> Stack:
+        """The network stack on the interface end."""
+        return self.interface.stack
+
+    async def wait_deleted(self) -> None:
+        """Returns when somebody has deleted the device."""
+        await self._deleted.wait()
+
+    def describe(self) -> dict[str, Any]:
+        """What ``ginnel device show`` shows."""
+        interface, routes = self.interface, self.interface.routes
+        return {
+            "name": self.name,
+            "kind": interface.kind,
+            "state": "up" if interface.up else "down",
+            "mtu": interface.mtu,
+            "mac": interface.mac.hex(":") or None,
+            "addresses": [_words(address.interface, peer=address.peer) for address in interface.addresses],
+            "routes": [
+                _words(route.destination, gateway=route.gateway, metric=route.metric or None)
+                for route in routes[:MAX_ROUTES]
+            ],
+            "route_count": len(routes),
+            "queue_length": interface.queue_length,
+            "application": [
+                {"queue": number, "pid": holder.pid, "program": holder.program}
+                for number, holder in sorted(self.holders.items())
+            ],
+            "interface": {"pid": os.getpid(), "program": program_name(os.getpid())},
+            "statistics": interface.statistics(),
+            "stack": interface.stack.statistics(),
+        }
+
+    async def aclose(self) -> None:
+        """Idempotent."""
+        if self._listener.fileno() < 0:
+            return
+        self._loop.remove_reader(self._listener)
+        if self._retry is not None:
+            self._retry.cancel()
+        self._listener.close()
+        self.interface.on_detach.remove(self._detached)
+        # Whoever deleted the device is one of them, and waits for an answer.
+        if self._clients:
+            await asyncio.wait(self._clients, timeout=0.5 if self._deleted.is_set() else 0)
+        for client in self._clients:
+            client.cancel()
+        await asyncio.gather(*self._clients, return_exceptions=True)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    def _listen(self) -> None:
+        self._loop.add_reader(self._listener, self._accept)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError:
+            # No descriptor is free: whoever waits is still there in a while.
+            self._loop.remove_reader(self._listener)
+            self._retry = self._loop.call_later(1, self._listen)
+            return
+        pid, user = _peer(sock)
+        if user not in (os.geteuid(), 0) or len(self._clients) >= MAX_CLIENTS:
+            sock.close()
+            return
+        sock.setblocking(False)
+        client = self._loop.create_task(self._serve(sock, pid))
+        self._clients.add(client)
+        client.add_done_callback(self._clients.discard)
+
+    async def _serve(self, sock: socket.socket, pid: int) -> None:
+        with sock, contextlib.suppress(OSError, TimeoutError):
+            while True:
+                async with asyncio.timeout(IDLE):
+                    message = await self._loop.sock_recv(sock, MAX_REQUEST + 1)
+                if not message:
+                    return
+                descriptors: list[socket.socket] = []
+                try:
+                    answer = await self._answer(_parse(message), pid, descriptors)
+                except OSError as error:
+                    answer = {"errno": error.errno or errno.EIO, "error": str(error)}
+                try:
+                    numbers = [descriptor.fileno() for descriptor in descriptors]
+                    socket.send_fds(sock, [json.dumps(answer).encode()], numbers)
+                finally:
+                    for descriptor in descriptors:
+                        descriptor.close()
+                if self.interface.device.closed:
+                    return
+
+    async def _answer(self, request: dict[str, Any], pid: int, descriptors: list[socket.socket]) -> dict[str, Any]:
+        match request:
+            case {"do": "show"}:
+                return self.describe()
+            case {"do": "open", "packet_info": bool(packet_info), "share": bool(share)}:
+                return await self._open(packet_info, Holder(pid, program_name(pid), share), descriptors)
+            case {"do": "set", **settings} if settings and set(settings) <= {"up", "mtu"}:
+                return self._set(**settings)
+            case {"do": "delete"}:
+                self._deleted.set()
+                await self._on_delete()
+                return {}
+            case {"do": "ping", "address": str(address), "timeout": int() | float() as timeout}:
+                return await self._ping(address, min(max(timeout, 0.0), PING_PATIENCE))
+            case {"do": "datagrams", "port": int(port)} if 0 <= port < 65536:
+                return self._datagrams(port, descriptors)
+        raise DeviceError(errno.EINVAL, "not a request that ginnel knows; are both of the same version?")
+
+    async def _open(self, packet_info: bool, holder: Holder, descriptors: list[socket.socket]) -> dict[str, Any]:
+        def is_taken() -> bool:
+            self.holders = {number: held for number, held in self.holders.items() if number in self.interface.queues}
+            return bool(self.interface.queues) and not (
+                holder.shares and all(held.shares for held in self.holders.values())
+            )
+
+        # One that has just died is noted in a moment.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DYING):
+                while is_taken():
+                    self._freed.clear()
+                    await self._freed.wait()
+        if is_taken():
+            who = ", ".join(f"{held.program} (pid {held.pid})" for held in self.holders.values()) or "another program"
+            raise DeviceError(errno.EBUSY, f"{self.name} is held by {who}")
+        descriptor, number = self.interface.attach(packet_info)
+        descriptors.append(descriptor)
+        self.holders[number] = holder
+        return {"name": self.name, "kind": self.interface.kind, "mtu": self.interface.mtu}
+
+    def _set(self, *, up: object = None, mtu: object = None) -> dict[str, Any]:
+        if not isinstance(up, bool | None) or not isinstance(mtu, int | None):
+            raise DeviceError(errno.EINVAL, "up is true or false, mtu a number")
+        if mtu is not None:
+            if not 0 <= mtu < 1 << 32:
+                raise DeviceError(errno.EINVAL, f"MTU {mtu}")
+            self.interface.set_mtu(mtu)
+        if up is not None:
+            self.interface.set_up(up)
+        return {}
+
+    async def _ping(self, address: str, timeout: float) -> dict[str, Any]:
+        if not self.interface.up:
+            raise DeviceError(errno.ENETDOWN, f"{self.name} is down; set it up with `ginnel device set {self.name} up`")
+        if not self.interface.addresses:
+            raise DeviceError(errno.EADDRNOTAVAIL, f"{self.name} has no address to send from")
+        try:
+            ipaddress.ip_address(address)
+        except ValueError:
+            raise DeviceError(errno.EINVAL, f"{address!r} is no address") from None
+        try:
+            return {"seconds": await self.stack.ping(address, timeout=timeout)}
+        except TimeoutError:
+            return {"seconds": None}
+
+    def _datagrams(self, port: int, descriptors: list[socket.socket]) -> dict[str, Any]:
+        descriptor, bound = self.stack.bind_datagrams(None, port)
+        descriptors.append(descriptor)
+        return {"port": bound}
+
+    def _detached(self, number: int) -> None:
+        self.holders.pop(number, None)
+        self._freed.set()
+
+
+@contextlib.asynccontextmanager
+async def create(
+    name: str | None = None,
+    *,
+    kind: Kind = "tun",
+    addresses: Iterable[str] = (),
+    mtu: int = DEFAULT_MTU,
+    up: bool | None = None,
+    capture: str | os.PathLike[str] | None = None,
+) -> AsyncIterator[Service]:
+    """A named device with a network stack on its interface end, for the time of the block.
+
+    ``name`` may hold a ``%d`` for the next free number (None: ``tun%d``, ``tap%d``), ``addresses`` are in CIDR
+    notation. Without ``up`` it is up if it has an address. ``capture``: a pcapng file for all packets. Raises
+    DeviceError (EEXIST, EINVAL, EPERM), ConfigError.
+    """
+    parsed = []
+    for text in addresses:
+        try:
+            parsed.append(parse_address(text))
+        except ValueError:
+            raise ConfigError(f"{text!r} is no address", instead="write one as 10.0.0.1/24 or fd00::1/64") from None
+    with claim_name(name or f"{kind}%d") as claim:
+        async with contextlib.AsyncExitStack() as stack:
+            interface = Interface(claim.name, 1, kind, mtu)
+            stack.push_async_callback(interface.aclose)
+            if capture is not None:
+                stack.enter_context(Capture(capture, interface.kind, claim.name)).observe(interface.device)
+            for address in parsed:
+                interface.add_address(address)
+            if bool(parsed) if up is None else up:
+                interface.set_up(True)
+            yield await stack.enter_async_context(Service(interface, claim))
+
+
+def program_name(pid: int) -> str:
+    """What the system calls a process; ``?`` where it does not say."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip() or "?"
+    except OSError:
+        return "?"
+
+
+def _peer(sock: socket.socket) -> tuple[int, int]:
+    """Process and user at the other side of a unix socket."""
+    pid, user, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, user
+
+
+def _parse(message: bytes) -> dict[str, Any]:
+    if len(message) > MAX_REQUEST:
+        raise DeviceError(errno.EMSGSIZE, f"a request is longer than {MAX_REQUEST} bytes")
+    # Too deep a nesting is a RecursionError.
+    with contextlib.suppress(ValueError, RecursionError):
+        request = json.loads(message, parse_constant=_refuse)
+        if isinstance(request, dict):
+            return request
+    raise DeviceError(errno.EINVAL, "a request is no JSON object")
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
+def _words(subject: object, **more: object) -> str:
+    return " ".join([str(subject), *(f"{key} {value}" for key, value in more.items() if value is not None)])
+
+
+MAX_REQUEST = 4096
+MAX_ROUTES = 500
+MAX_CLIENTS = 64
+IDLE = 60.0
+PING_PATIENCE = 60.0
+DYING = 0.5
