@@ -82,4 +82,8 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 _SUMMARIES = {
     "connect": "Connect to an OpenVPN server, in user space.",
+    "device": "Make, list, show, set and delete devices with a name.",
+    "echo": "Send datagrams through a device and have them sent back.",
+    "ping": "Send echo requests through a device.",
+    "pong": "Answer echo requests at a device's application end.",
 }

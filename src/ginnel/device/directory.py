@@ -80,7 +80,9 @@ class Directory:
         if "%d" not in pattern:
             claim = self._try(pattern)
             if claim is None:
-                raise DeviceError(errno.EEXIST, f"there is a device {pattern} already; see `ginnel device show {pattern}`")
+                raise DeviceError(
+                    errno.EEXIST, f"there is a device {pattern} already; see `ginnel device show {pattern}`"
+                )
             return claim
         for number in range(MAX_INTERFACES):
             name = pattern.replace("%d", str(number))
@@ -171,7 +173,7 @@ def _place() -> Path:
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     # Another user's is in the environment after su and sudo.
     with contextlib.suppress(OSError):
-        if runtime.startswith("/") and os.stat(runtime).st_uid == os.geteuid():
+        if runtime.startswith("/") and Path(runtime).stat().st_uid == os.geteuid():
             return Path(runtime) / "ginnel"
     return Path(f"/tmp/ginnel-{os.geteuid()}")
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import socket
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ginnel._core import DescriptorEnd
@@ -34,13 +35,16 @@ class NamedEnd:
     def read(self, timeout: float | None = None) -> bytes:
         return self._end.read(timeout)
 
+    def read_into(self, buffer: bytearray | memoryview, timeout: float | None = None) -> int:
+        return self._end.read_into(buffer, timeout)
+
     def write(self, packet: bytes | bytearray | memoryview) -> int:
         return self._end.write(packet)
 
     def read_batch(self, limit: int) -> list[bytes]:
         return self._end.read_batch(limit)
 
-    def write_batch(self, packets: list[bytes]) -> int:
+    def write_batch(self, packets: Iterable[bytes | bytearray | memoryview]) -> int:
         return self._end.write_batch(packets)
 
     def fileno(self) -> int:

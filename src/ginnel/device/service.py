@@ -276,11 +276,16 @@ async def create(
 
 
 def program_name(pid: int) -> str:
-    """What the system calls a process; ``?`` where it does not say."""
+    """The program that a process runs, of a Python's its script; ``?`` where the system does not say."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip() or "?"
+        words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+        name = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
     except OSError:
         return "?"
+    if name.startswith("python") and "-c" not in words:
+        name = next((Path(word).name for word in words[1:] if word and not word.startswith("-")), name)
+    # It is shown on terminals.
+    return "".join(letter if letter.isprintable() else "?" for letter in name)[:MAX_PROGRAM] or "?"
 
 
 def _peer(sock: socket.socket) -> tuple[int, int]:
@@ -309,6 +314,7 @@ def _words(subject: object, **more: object) -> str:
 
 
 MAX_REQUEST = 4096
+MAX_PROGRAM = 40
 MAX_ROUTES = 500
 MAX_CLIENTS = 64
 IDLE = 60.0
