@@ -41,7 +41,7 @@ class EthernetEnd:
         parsed = parse_ip(payload)
         if parsed is None:
             return payload
-        sender, target, protocol, message = parsed
+        sender, _, protocol, message = parsed
         if protocol == ICMPV6 and message[:1] in (SOLICITATION, ADVERTISEMENT):
             self._answer_discovery(sender, message)
             return None
@@ -81,8 +81,10 @@ class EthernetEnd:
         if len(body) < 28 or body[:6] != ARP_HEADER:
             return
         operation, mac, sender, target = body[6:8], body[8:14], body[14:18], body[24:28]
-        if any(sender):
-            self._learn(sender, mac)
+        if not any(sender):
+            # It looks whether its own address is taken, and it is not.
+            return
+        self._learn(sender, mac)
         if operation == b"\0\x01" and target != sender:
             answer = ARP_HEADER + b"\0\x02" + self._mac + target + mac + sender
             self._end.write(mac + self._mac + ARP + answer)

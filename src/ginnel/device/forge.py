@@ -127,7 +127,7 @@ def checksum(data: bytes) -> bytes:
     """The Internet checksum (RFC 1071): 2 bytes; zero over data that carries its own."""
     if len(data) % 2:
         data += b"\0"
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return (~total & 0xFFFF).to_bytes(2, "big")
