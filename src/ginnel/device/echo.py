@@ -184,7 +184,7 @@ class MessageProbe:
     """Datagrams through a network stack, for `Messages`."""
 
     def __init__(self, source: str, destination: str, port: int, size: int) -> None:
-        self.sources = [source]
+        self.sources: Sequence[str] = [source]
         self._address = pack_address(destination, port)
         self._content = _Content(size)
 
@@ -256,8 +256,8 @@ def ask(
     rounds, following = 0, time.monotonic()
     while True:
         now = time.monotonic()
-        for key in [key for key, (sent, _) in waiting.items() if now - sent >= pace.timeout]:
-            del waiting[key]
+        while waiting and now - next(iter(waiting.values()))[0] >= pace.timeout:
+            del waiting[next(iter(waiting))]
         is_over = pace.count is not None and rounds == pace.count
         if is_over and not waiting:
             return

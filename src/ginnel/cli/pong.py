@@ -1,0 +1,24 @@
+"""``ginnel pong``: answers echo requests at a device's application end."""
+
+from __future__ import annotations
+
+import click
+
+from ginnel.cli.target import json_option, open_target, reporting_answered, tap_option
+from ginnel.device.echo import Answered, answer_echo, respond
+
+
+@click.command(name="pong")
+@click.argument("name", required=False)
+@tap_option
+@json_option
+def command(name: str | None, tap: bool, as_json: bool) -> int:
+    """Answer the echo requests that the interface of the device NAME sends, to whatever address, IPv4 and IPv6.
+
+    NAME is a device in user space (see `ginnel device`) or the kernel's; without it a new one of /dev/net/tun.
+    Runs until SIGINT or SIGTERM, or until the device is deleted, and says then whom it has answered.
+    """
+    seen = Answered()
+    with reporting_answered(seen, "echo requests", as_json), open_target(name, tap) as target:
+        respond(target.packets, answer_echo, seen)
+    return 0
