@@ -107,20 +107,25 @@ def show_command(name: str, as_json: bool) -> None:
 
 @command.command(name="set")
 @click.argument("name")
-@click.argument("what", nargs=-1, required=True, metavar="up|down|mtu N ...")
+@click.argument("what", nargs=-1, required=True, metavar="up|down|mtu N|address ADDR/LEN ...")
 def set_command(name: str, what: tuple[str, ...]) -> None:
-    """Set a device up or down, or its MTU."""
+    """Set a device up or down, or its MTU, or give it an address. Several words are taken in turn."""
     words = list(what)
     while words:
         match words[:2]:
             case ["up" | "down" as state, *_]:
                 named.set_up(name, state == "up")
                 del words[0]
+            case ["address", address]:
+                named.add_address(name, address)
+                del words[:2]
             case ["mtu", number] if number.isascii() and number.isdigit():
                 named.set_mtu(name, int(number))
                 del words[:2]
             case _:
-                raise ConfigError(f"cannot set {' '.join(words)!r}", instead="write up, down, or mtu and a number")
+                raise ConfigError(
+                    f"cannot set {' '.join(words)!r}", instead="write up, down, mtu N or address ADDR/LEN"
+                )
 
 
 @command.command(name="delete")

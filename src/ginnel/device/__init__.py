@@ -6,6 +6,7 @@ from ginnel.device.capture import Capture as Capture
 from ginnel.device.kernel import KernelDevice as KernelDevice
 from ginnel.device.memory import MemoryDevice as MemoryDevice
 from ginnel.device.named import NamedEnd as NamedEnd
+from ginnel.device.named import add_address as add_address
 from ginnel.device.named import delete as delete
 from ginnel.device.named import list_devices as list_devices
 from ginnel.device.named import open as open

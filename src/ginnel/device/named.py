@@ -110,6 +110,11 @@ def set_mtu(name: str, mtu: int) -> None:
     _ask(name, {"do": "set", "mtu": mtu})
 
 
+def add_address(name: str, address: str) -> None:
+    """``address`` in CIDR notation. Raises DeviceError: ENODEV, EINVAL, EEXIST."""
+    _ask(name, {"do": "set", "address": address})
+
+
 def delete(name: str) -> None:
     """Deletes a named device: its owner ends, and so do the descriptors of those who hold it."""
     _ask(name, {"do": "delete"})

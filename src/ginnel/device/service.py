@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 from ginnel.device.base import DEFAULT_MTU, Kind
 from ginnel.device.capture import Capture
 from ginnel.device.directory import Claim, claim_name
-from ginnel.device.interface import Interface, parse_address
-from ginnel.errors import ConfigError, DeviceError
+from ginnel.device.interface import Address, Interface, parse_address
+from ginnel.errors import DeviceError
 
 if TYPE_CHECKING:
     from typing import Self
@@ -172,8 +172,15 @@ class Service:
                 return self.describe()
             case {"do": "open", "packet_info": bool(packet_info), "share": bool(share)}:
                 return await self._open(packet_info, Holder(pid, program_name(pid), share), descriptors)
-            case {"do": "set", **settings} if settings and set(settings) <= {"up", "mtu"}:
-                return self._set(**settings)
+            case {"do": "set", "up": bool(up)}:
+                self.interface.set_up(up)
+                return {}
+            case {"do": "set", "mtu": int(mtu)} if 0 <= mtu < 1 << 32:
+                self.interface.set_mtu(mtu)
+                return {}
+            case {"do": "set", "address": str(address)}:
+                self.interface.add_address(_address(address))
+                return {}
             case {"do": "delete"}:
                 self._deleted.set()
                 await self._on_delete()
@@ -204,17 +211,6 @@ class Service:
         descriptors.append(descriptor)
         self.holders[number] = holder
         return {"name": self.name, "kind": self.interface.kind, "mtu": self.interface.mtu}
-
-    def _set(self, *, up: object = None, mtu: object = None) -> dict[str, Any]:
-        if not isinstance(up, bool | None) or not isinstance(mtu, int | None):
-            raise DeviceError(errno.EINVAL, "up is true or false, mtu a number")
-        if mtu is not None:
-            if not 0 <= mtu < 1 << 32:
-                raise DeviceError(errno.EINVAL, f"MTU {mtu}")
-            self.interface.set_mtu(mtu)
-        if up is not None:
-            self.interface.set_up(up)
-        return {}
 
     async def _ping(self, address: str, timeout: float) -> dict[str, Any]:
         if not self.interface.up:
@@ -254,14 +250,9 @@ async def create(
 
     ``name`` may hold a ``%d`` for the next free number (None: ``tun%d``, ``tap%d``), ``addresses`` are in CIDR
     notation. Without ``up`` it is up if it has an address. ``capture``: a pcapng file for all packets. Raises
-    DeviceError (EEXIST, EINVAL, EPERM), ConfigError.
+    DeviceError (EEXIST, EINVAL, EPERM), ConfigError for the capture's file.
     """
-    parsed = []
-    for text in addresses:
-        try:
-            parsed.append(parse_address(text))
-        except ValueError:
-            raise ConfigError(f"{text!r} is no address", instead="write one as 10.0.0.1/24 or fd00::1/64") from None
+    parsed = [_address(text) for text in addresses]
     with claim_name(name or f"{kind}%d") as claim:
         async with contextlib.AsyncExitStack() as stack:
             interface = Interface(claim.name, 1, kind, mtu)
@@ -286,6 +277,13 @@ def program_name(pid: int) -> str:
         name = next((Path(word).name for word in words[1:] if word and not word.startswith("-")), name)
     # It is shown on terminals.
     return "".join(letter if letter.isprintable() else "?" for letter in name)[:MAX_PROGRAM] or "?"
+
+
+def _address(text: str) -> Address:
+    try:
+        return parse_address(text)
+    except ValueError:
+        raise DeviceError(errno.EINVAL, f"{text!r} is no address; write one as 10.0.0.1/24 or fd00::1/64") from None
 
 
 def _peer(sock: socket.socket) -> tuple[int, int]:
