@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 use rustix::io::Errno;
 
-use crate::device::{Patience, closed, copy_out, device_error, writable_buffer};
+use crate::device::{Patience, closed, copy_out, device_error, system_error, writable_buffer};
 
 #[pyclass(module = "ginnel._core", frozen)]
 pub struct DescriptorEnd {
@@ -22,7 +22,7 @@ pub struct DescriptorEnd {
 impl DescriptorEnd {
     #[new]
     fn new(fd: RawFd) -> PyResult<DescriptorEnd> {
-        Ok(DescriptorEnd { held: Mutex::new(Some(Arc::new(PacketFile::adopt(fd)?))) })
+        Ok(DescriptorEnd { held: Mutex::new(Some(Arc::new(PacketFile::adopt(fd).map_err(system_error)?))) })
     }
 
     #[pyo3(signature = (timeout=None))]
@@ -115,7 +115,7 @@ impl DescriptorEnd {
             match py.detach(|| file.wait(left)) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => py.check_signals()?,
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(system_error(error)),
             }
             self.file()?;
         }

@@ -91,6 +91,10 @@ impl Device {
         Ok(End::new(end))
     }
 
+    fn is_held(&self, side: &str) -> PyResult<bool> {
+        Ok(self.device.is_attached(parse_side(side)?))
+    }
+
     fn delete(&self) {
         self.device.delete();
     }
@@ -200,7 +204,7 @@ impl End {
             if let Some(pollable) = &held.pollable {
                 return Ok(pollable.number());
             }
-            let pollable = Arc::new(Pollable::new()?);
+            let pollable = Arc::new(Pollable::new().map_err(system_error)?);
             // In this order, for a socket that is hung up changes no more.
             held.end.outgoing().set_writer_readiness(Some(pollable.clone()));
             held.end.incoming().set_reader_readiness(Some(pollable.clone()));
@@ -209,7 +213,7 @@ impl End {
     }
 
     fn open_fd(&self) -> PyResult<RawFd> {
-        let (ours, theirs) = link::pair()?;
+        let (ours, theirs) = link::pair().map_err(system_error)?;
         let end = self.take().ok_or_else(closed)?;
         link::join(end, ours, &POOL).map_err(not_joined)?;
         Ok(theirs.into_raw_fd())
@@ -270,7 +274,7 @@ impl End {
             match py.detach(|| self.gate.wait(seen, left)) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => py.check_signals()?,
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(system_error(error)),
             }
             seen = self.gate.changes();
             if let Some(result) = take()? {
@@ -343,6 +347,11 @@ pub fn device_error(errno: i32, what: &str) -> PyErr {
         Ok(class) => PyErr::from_type(class.clone(), (errno, what.to_owned())),
         Err(error) => error,
     })
+}
+
+/// DeviceError with the system's errno.
+pub fn system_error(error: io::Error) -> PyErr {
+    device_error(error.raw_os_error().unwrap_or(libc::EIO), "the system refuses a descriptor")
 }
 
 /// A copy of a packet given by Python; `None` if it is longer than any packet is.

@@ -7,7 +7,7 @@ use ginnel_io::splice::adopt_messages;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::device::{Device, POOL, device_error, parse_side};
+use crate::device::{Device, POOL, device_error, parse_side, system_error};
 
 #[pyclass(module = "ginnel._core.device", frozen)]
 pub struct Link {
@@ -19,11 +19,11 @@ impl Link {
     #[new]
     fn new(device: &Device, side: &str) -> PyResult<Link> {
         let side = parse_side(side)?;
-        Ok(Link { inner: link::Link::start(device.inner().clone(), side, &POOL)? })
+        Ok(Link { inner: link::Link::start(device.inner().clone(), side, &POOL).map_err(system_error)? })
     }
 
     fn add(&self, py: Python<'_>, fd: RawFd, packet_info: bool) -> PyResult<u64> {
-        let descriptor = adopt_messages(fd)?;
+        let descriptor = adopt_messages(fd).map_err(system_error)?;
         py.detach(|| self.inner.add(descriptor, packet_info)).map_err(not_joined)
     }
 
@@ -63,7 +63,7 @@ pub fn not_joined(error: NotJoined) -> PyErr {
         NotJoined::Gone => device_error(libc::EBADFD, "the device was deleted"),
         NotJoined::Busy => device_error(libc::EBUSY, "somebody holds this end of the device"),
         NotJoined::TooMany => device_error(libc::E2BIG, "the device has 256 descriptors already"),
-        NotJoined::Descriptor(errno) => std::io::Error::from(errno).into(),
+        NotJoined::Descriptor(errno) => system_error(errno.into()),
     }
 }
 

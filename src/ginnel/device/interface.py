@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 from ginnel._core import Link
-from ginnel.device.base import DEFAULT_MTU, QUEUE, Kind
+from ginnel.device.base import DEFAULT_MTU, Kind
 from ginnel.device.memory import MemoryDevice
 from ginnel.errors import DeviceError
 from ginnel.stack import Stack
@@ -118,7 +118,6 @@ class Interface:
         self._queues: set[int] = set()
         self._addresses: list[Address] = []
         self._routes: list[Route] = []
-        self._queue_length = QUEUE[kind]
         # A locally administered address of its own.
         self._mac = bytes([0x02]) + secrets.token_bytes(5)
         self._loop = asyncio.get_running_loop()
@@ -164,10 +163,10 @@ class Interface:
     @property
     def queue_length(self) -> int:
         """Packets that wait for a program at most."""
-        return self._queue_length
+        return self.device.queue_length
 
     def set_queue_length(self, length: int) -> None:
-        self._queue_length = length
+        self.device.set_queue_length(length)
         self._changed()
 
     @property

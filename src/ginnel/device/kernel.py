@@ -13,7 +13,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ginnel._core import DescriptorEnd
@@ -144,9 +144,12 @@ class KernelDevice:
         """EEXIST when it is there already."""
         self._netlink(lambda ip: ip.addr("add", **self._address_words(address)))
 
-    def remove_address(self, address: Address) -> None:
-        """EADDRNOTAVAIL when it is not there."""
-        self._netlink(lambda ip: ip.addr("del", **self._address_words(address)))
+    def remove_address(self, interface: IPv4Interface | IPv6Interface) -> None:
+        """EADDRNOTAVAIL when the device does not have it."""
+        own = next((each for each in self.addresses if each.interface == interface), None)
+        if own is None:
+            raise DeviceError(errno.EADDRNOTAVAIL, f"{self.name} does not have the address {interface}")
+        self._netlink(lambda ip: ip.addr("del", **self._address_words(own)))
 
     @property
     def routes(self) -> tuple[Route, ...]:

@@ -1,0 +1,216 @@
+"""Devices as `ginnel.testing.check_device` sees them: something to read and write at either side.
+
+A subject belongs to a column of the contract: ``memory``, ``lent`` (a descriptor for a program, with
+a memory device behind it) or ``kernel`` (/dev/net/tun; needs CAP_NET_ADMIN and CAP_NET_RAW, and a
+network namespace of its own if the machine's is not to be touched).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+from pyroute2 import IPRoute
+
+from ginnel._core import DescriptorEnd
+from ginnel.device.base import DeviceEnd, Kind
+from ginnel.device.kernel import KernelDevice
+from ginnel.device.memory import MemoryDevice
+from ginnel.errors import DeviceError
+
+if TYPE_CHECKING:
+    from typing import Self
+
+Column = Literal["memory", "lent", "kernel"]
+
+
+class Subject(ABC):
+    """A device that is down, its application end open."""
+
+    column: Column
+    kind: Kind
+    device: MemoryDevice | KernelDevice
+    end: DeviceEnd
+    """The application end, as its program has it."""
+
+    @abstractmethod
+    def open(self) -> DeviceEnd:
+        """Opens the application end again, when its holder has closed or died."""
+
+    @abstractmethod
+    def give_away(self) -> int:
+        """The application end as a descriptor for another process; ``end`` is closed."""
+
+    @abstractmethod
+    def inject(self, packet: bytes) -> None:
+        """The system sends a packet out of the interface. Never waits."""
+
+    @abstractmethod
+    def observe(self, timeout: float = 20) -> bytes:
+        """The next packet that the interface received from the application. Raises TimeoutError."""
+
+    @abstractmethod
+    def refused(self) -> int:
+        """How many of the application's writes were refused so far."""
+
+    @abstractmethod
+    def held(self) -> bool:
+        """Whether a program still has the application end."""
+
+    @abstractmethod
+    def delete(self) -> None:
+        """Somebody deletes the device; the application still has its end."""
+
+    def close(self) -> None:
+        self.end.close()
+        self.device.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+Factory = Callable[[Kind], Subject]
+
+
+class MemorySubject(Subject):
+    """Both ends are objects in this process."""
+
+    column: Column = "memory"
+    device: MemoryDevice
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self.device = MemoryDevice(kind)
+        self.end = self.open()
+
+    def open(self) -> DeviceEnd:
+        return self.device.application
+
+    def give_away(self) -> int:
+        return self.device.application.open_fd()
+
+    def inject(self, packet: bytes) -> None:
+        self.device.interface.write(packet)
+
+    def observe(self, timeout: float = 20) -> bytes:
+        return self.device.interface.read(timeout)
+
+    def refused(self) -> int:
+        return self.device.statistics()["rx_errors"]
+
+    def held(self) -> bool:
+        return self.device.core.is_held("application")
+
+    def delete(self) -> None:
+        self.device.core.delete()
+
+
+class LentSubject(MemorySubject):
+    """The application end is a descriptor such as a lent program is handed, read and written for real."""
+
+    column: Column = "lent"
+
+    def open(self) -> DeviceEnd:
+        # The thread that serves a descriptor learns a moment later that it was closed.
+        while True:
+            try:
+                return DescriptorEnd(self.device.application.open_fd())
+            except DeviceError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+            os.sched_yield()
+
+    def give_away(self) -> int:
+        descriptor = os.dup(self.end.fileno())
+        self.end.close()
+        return descriptor
+
+
+class KernelSubject(Subject):
+    """/dev/net/tun, persistent so that its programs may come and go; the system's side is a packet socket."""
+
+    column: Column = "kernel"
+    device: KernelDevice
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self.device = KernelDevice(kind=kind, persist=True)
+        try:
+            # Of its own accord the interface sends nothing then, and the queues hold what the tests put there.
+            set_ipv6(self.device.name, False)
+            self.end = self.device.application
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 256 << 20)
+            self._socket.bind((self.device.name, ETH_P_ALL))
+            self._sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            self._sender.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 64 << 20)
+        except BaseException:
+            self.device.close()
+            raise
+
+    def open(self) -> DeviceEnd:
+        return self.device.application
+
+    def give_away(self) -> int:
+        descriptor = os.dup(self.end.fileno())
+        self.end.close()
+        return descriptor
+
+    def inject(self, packet: bytes) -> None:
+        protocol = struct.unpack("!H", packet[12:14])[0] if self.kind == "tap" else ETHERTYPES[packet[0] >> 4]
+        with contextlib.suppress(BlockingIOError):
+            self._sender.sendto(packet, socket.MSG_DONTWAIT, (self.device.name, protocol))
+
+    def observe(self, timeout: float = 20) -> bytes:
+        self._socket.settimeout(timeout)
+        while True:
+            try:
+                packet, (_, _, direction, *_) = self._socket.recvfrom(1 << 17)
+            except OSError as error:
+                # It says once that the interface went down, and receives again when that is up.
+                if error.errno != errno.ENETDOWN:
+                    raise
+                continue
+            if direction != PACKET_OUTGOING:
+                return packet
+
+    def refused(self) -> int:
+        counted = self.device.statistics()
+        return counted["rx_dropped"] + counted["rx_errors"]
+
+    def held(self) -> bool:
+        # The kernel takes it back before close() returns, or a process is reaped.
+        return not self.end.closed
+
+    def delete(self) -> None:
+        with IPRoute() as ip:
+            ip.link("del", index=self.device.index)
+
+    def close(self) -> None:
+        self._socket.close()
+        self._sender.close()
+        super().close()
+
+
+def set_ipv6(name: str, enabled: bool) -> None:
+    """Whether the kernel speaks IPv6 on an interface of its."""
+    with open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "w") as file:
+        file.write("0" if enabled else "1")
+
+
+SUBJECTS: dict[Column, Factory] = {"memory": MemorySubject, "lent": LentSubject, "kernel": KernelSubject}
+
+ETH_P_ALL = 3
+ETHERTYPES = {4: 0x0800, 6: 0x86DD}
+PACKET_OUTGOING = 4
+SO_SNDBUFFORCE = 32
+SO_RCVBUFFORCE = 33
