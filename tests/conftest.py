@@ -1,4 +1,4 @@
-"""What all tests share. Those in ``interop`` make network namespaces, which takes root."""
+"""What all tests share. Those in ``interop`` make network namespaces, and so does a fixture of this name; it takes root."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.geteuid() == 0:
         return
     for item in items:
-        if "interop" in item.path.parts:
+        if "interop" in item.path.parts or "namespace" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.skip(reason="makes network namespaces, which takes root"))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ginnel._core import DescriptorEnd
 from ginnel.device.base import DEFAULT_MTU, Kind
-from ginnel.device.interface import Address, Route
+from ginnel.device.interface import MAX_NAME, Address, Route
 from ginnel.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -65,9 +65,11 @@ class KernelDevice:
         self._kind: Kind = kind
         self._flags = FLAGS[kind] | IFF_NO_PI
         self._flags |= (IFF_MULTI_QUEUE if queues > 1 else 0) | (IFF_VNET_HDR if vnet_header else 0)
+        wanted = f"{kind}%d" if name is None else name
+        if len(wanted.encode()) > MAX_NAME:
+            raise DeviceError(errno.EINVAL, f"{wanted} is too long for a device's name: {MAX_NAME} bytes at most")
         self._closed = False
         self._queues: list[DescriptorEnd] = []
-        wanted = f"{kind}%d" if name is None else name
         self._found = wanted in (known for _, known in socket.if_nameindex())
         self.name = wanted
         try:
@@ -202,7 +204,7 @@ class KernelDevice:
         except OSError as error:
             raise _explained(error, self.name) from None
         try:
-            request = struct.pack("16sH22x", _name_bytes(self.name), self._flags)
+            request = struct.pack("16sH22x", self.name.encode(), self._flags)
             answer = fcntl.ioctl(descriptor, TUNSETIFF, request)
         except OSError as error:
             os.close(descriptor)
@@ -287,13 +289,6 @@ def _route(message: Any) -> Route:
         ip_address(gateway) if gateway else None,
         message.get_attr("RTA_PRIORITY") or 0,
     )
-
-
-def _name_bytes(name: str) -> bytes:
-    encoded = name.encode()
-    if len(encoded) > 15:
-        raise DeviceError(errno.EINVAL, f"{name} is too long for a device's name: 15 bytes at most")
-    return encoded
 
 
 def _explained(error: OSError, name: str) -> DeviceError:

@@ -16,8 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pyroute2 import IPRoute
-
 from ginnel.device.base import DeviceEnd, Kind
 from ginnel.device.interface import Interface, Interfaces
 from ginnel.device.kernel import FLAGS, NODE, TUNSETIFF, KernelDevice
@@ -282,6 +280,8 @@ class Network:
 
 def network_state() -> list[str]:
     """The links, addresses and routes of this network namespace, a line each."""
+    from pyroute2 import IPRoute
+
     with IPRoute() as ip:
         names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in ip.get_links()}
         lines = [f"link {name}" for name in names.values()]
@@ -311,6 +311,8 @@ def opened(path: str) -> Iterator[int]:
 @contextlib.contextmanager
 def packet_information(kind: Kind) -> Iterator[tuple[int, Callable[[bytes], object]]]:
     """A descriptor of a kernel's device whose packets have 4 bytes in front, and how the system sends one."""
+    from pyroute2 import IPRoute
+
     with opened(NODE) as descriptor, socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as system:
         answer = fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", f"{kind}%d".encode(), FLAGS[kind]))
         name = answer[:16].rstrip(b"\0").decode()

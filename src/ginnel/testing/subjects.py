@@ -16,8 +16,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from pyroute2 import IPRoute
-
 from ginnel._core import DescriptorEnd
 from ginnel.device.base import DeviceEnd, Kind
 from ginnel.device.kernel import KernelDevice
@@ -192,6 +190,8 @@ class KernelSubject(Subject):
         return not self.end.closed
 
     def delete(self) -> None:
+        from pyroute2 import IPRoute
+
         with IPRoute() as ip:
             ip.link("del", index=self.device.index)
 

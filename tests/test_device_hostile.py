@@ -1,0 +1,141 @@
+"""What may come to a device from outside: programs that are killed, and bytes that are no packets."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ginnel._core import DescriptorEnd
+from ginnel.device import MemoryDevice
+from ginnel.device.base import Kind
+from ginnel.errors import DeviceError
+from ginnel.testing.probes import packet, sound, until
+from ginnel.testing.subjects import SUBJECTS, Column
+from tests.harness.network import Namespace
+
+SEED = int(os.environ.get("GINNEL_SEED", "29"))
+
+OWNERS = """
+import os, socket, sys
+from ginnel.device import MemoryDevice
+
+parent = socket.socket(fileno=0)
+while parent.recv(1):
+    if pid := os.fork():
+        os.waitpid(pid, 0)
+        parent.send(b"reaped")
+        continue
+    device = MemoryDevice()
+    interface = device.interface
+    device.set_up(True)
+    socket.send_fds(parent, [str(os.getpid()).encode()], [device.application.open_fd()])
+    while each := interface.read():
+        interface.write(each)
+    os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def namespace() -> Iterator[None]:
+    with Namespace() as own, own.entered():
+        yield
+
+
+def tasks_and_descriptors(process: int | str = "self") -> tuple[int, int]:
+    return tuple(sum(1 for _ in Path(f"/proc/{process}/{what}").iterdir()) for what in ("task", "fd"))  # type: ignore[return-value]
+
+
+def errno_of(call: Callable[..., object], *arguments: object) -> int:
+    """0 when there is none."""
+    try:
+        call(*arguments)
+    except DeviceError as error:
+        return error.errno or 0
+    return 0
+
+
+def read_all(end: DescriptorEnd) -> None:
+    while end.read(60):
+        pass
+
+
+def test_programs_that_are_killed_leave_the_device_to_the_next() -> None:
+    chance = random.Random(SEED)
+    with MemoryDevice() as device:
+        interface = device.interface
+        device.set_up(True)
+        device.application.close()
+        before = tasks_and_descriptors()
+        for turn in range(100):
+            until(lambda: not device.core.is_held("application"))
+            descriptor = device.application.open_fd()
+            with subprocess.Popen(["cat"], stdin=descriptor, stdout=descriptor) as echo:
+                os.close(descriptor)
+                interface.write(packet("tun", turn, 255))
+                while interface.read(60) != packet("tun", turn, 255):
+                    pass
+                interface.write_batch([packet("tun", number) for number in range(chance.randrange(400))])
+                for _ in range(chance.randrange(20)):
+                    interface.read(60)
+                echo.kill()
+            interface.write(packet("tun", 0))
+            while interface.read(60):
+                pass
+        until(lambda: tasks_and_descriptors() == before)
+
+
+def test_owners_that_are_killed_end_the_program_s_descriptor() -> None:
+    chance = random.Random(SEED)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with subprocess.Popen([sys.executable, "-c", OWNERS], stdin=theirs) as owners, ours:
+        theirs.close()
+        before = None
+        for turn in range(100):
+            ours.send(b"1")
+            pid, [descriptor], _, _ = socket.recv_fds(ours, 64, 1)
+            with DescriptorEnd(descriptor) as end:
+                end.write(packet("tun", turn))
+                assert end.read(60) == packet("tun", turn)
+                end.write_batch([packet("tun", number) for number in range(chance.randrange(100))])
+                for _ in range(chance.randrange(3)):
+                    end.read_batch(5)
+                os.kill(int(pid), signal.SIGKILL)
+                # If it died before it had read all that we wrote, that is told first.
+                assert errno_of(read_all, end) in (0, errno.ECONNRESET)
+                assert errno_of(read_all, end) == 0
+                assert errno_of(end.write, packet("tun", 0)) == errno.EPIPE
+            assert ours.recv(64) == b"reaped"
+            state = tasks_and_descriptors(), tasks_and_descriptors(owners.pid)
+            before = before or state
+        assert state == before
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("kind", ["tun", "tap"])
+@pytest.mark.parametrize("column", SUBJECTS)
+def test_whatever_is_written_is_read_refused_or_counted(column: Column, kind: Kind) -> None:
+    chance = random.Random(SEED)
+    with SUBJECTS[column](kind) as subject:
+        subject.device.set_up(True)
+        refused = 0
+        for turn in range(3000):
+            length = chance.choice((chance.randrange(100), chance.randrange(65_536)))
+            each = chance.randbytes(length)
+            valid = length > 0 and sound(kind, each)
+            error = errno_of(subject.end.write, each)
+            assert error == (0 if valid or column == "lent" else errno.EINVAL), f"turn {turn} of seed {SEED}"
+            refused += not valid
+            if valid:
+                assert subject.observe() == each, f"turn {turn} of seed {SEED}"
+        # The kernel does not count writes of nothing.
+        until(lambda: subject.refused() == refused or column == "kernel")
+        assert subject.device.statistics()["rx_packets"] == 3000 - refused

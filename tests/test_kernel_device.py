@@ -1,0 +1,207 @@
+"""The kernel's device beyond the contract's lines, which tests/test_device_contract.py runs."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from ipaddress import ip_address, ip_interface, ip_network
+
+import pytest
+
+from ginnel.device import KernelDevice
+from ginnel.device.base import DeviceEnd
+from ginnel.device.interface import Address, Route
+from ginnel.errors import DeviceError
+from ginnel.testing.probes import Background, network_state, refuses, until
+from ginnel.testing.subjects import set_ipv6
+from tests.harness.network import Namespace
+
+OWN = Address(ip_interface("10.9.0.1/24"))
+
+
+@pytest.fixture(autouse=True)
+def namespace() -> Iterator[Namespace]:
+    with Namespace() as own, own.entered():
+        yield own
+
+
+@pytest.fixture
+def device() -> Iterator[KernelDevice]:
+    with KernelDevice() as made:
+        set_ipv6(made.name, False)
+        made.set_up(True)
+        made.add_address(OWN)
+        yield made
+
+
+def datagram(port: int, payload: bytes) -> bytes:
+    """From 10.9.0.2 to our 10.9.0.1, without a UDP checksum."""
+    total = 28 + len(payload)
+    header = struct.pack("!BBHIBBH4s4s", 0x45, 0, total, 0, 64, 17, 0, bytes([10, 9, 0, 2]), bytes([10, 9, 0, 1]))
+    words = struct.unpack("!10H", header)
+    checksum = 0xFFFF - (sum(words) % 0xFFFF or 0xFFFF)
+    header = header[:10] + struct.pack("!H", checksum) + header[12:]
+    return header + struct.pack("!HHHH", 4000, port, 8 + len(payload), 0) + payload
+
+
+def test_the_kernel_s_stack_and_a_program_talk(device: KernelDevice) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+        own.bind(("10.9.0.1", 0))
+        own.settimeout(20)
+        own.sendto(b"question", ("10.9.0.2", 4000))
+        assert device.application.read(20)[28:] == b"question"
+        device.application.write(datagram(own.getsockname()[1], b"answer"))
+        assert own.recvfrom(100) == (b"answer", ("10.9.0.2", 4000))
+
+
+def test_eight_writers_and_eight_readers_lose_nothing_uncounted(device: KernelDevice) -> None:
+    senders, count = 8, 4000
+    got: list[list[bytes]] = [[] for _ in range(senders)]
+
+    def send(number: int) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+            for turn in range(count):
+                own.sendto(struct.pack("!BI", number, turn), ("10.9.0.2", 4000))
+
+    def read(number: int) -> None:
+        while (each := device.application.read(60))[28:] != b"end":
+            got[number].append(each[28:])
+
+    with contextlib.ExitStack() as stack:
+        for number in range(senders):
+            stack.enter_context(Background(partial(read, number)))
+        with contextlib.ExitStack() as sending:
+            for number in range(senders):
+                sending.enter_context(Background(partial(send, number)))
+        until(lambda: not select.select([device.application], [], [], 0)[0])
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+            for _ in range(senders):
+                own.sendto(b"end", ("10.9.0.2", 4000))
+    every = Counter(each for some in got for each in some)
+    assert set(every.values()) == {1}
+    assert every.total() + device.statistics()["tx_dropped"] == senders * count
+    for some in got:
+        for number in range(senders):
+            turns = [each for each in some if each[0] == number]
+            assert turns == sorted(turns)
+
+
+def test_a_program_that_is_killed_leaves_a_persistent_device_to_the_next() -> None:
+    with KernelDevice("tun3", persist=True) as device:
+        set_ipv6(device.name, False)
+        device.set_up(True)
+        device.add_address(OWN)
+        for turn in range(20):
+            with subprocess.Popen(["cat"], stdin=device.application, stdout=device.application) as program:
+                device.application.close()
+                program.kill()
+            refuses(errno.EAGAIN, device.application.read, 0)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+                own.sendto(bytes([turn]), ("10.9.0.2", 4000))
+            assert device.application.read(20)[28:] == bytes([turn])
+
+
+def test_several_queues_share_the_flows() -> None:
+    with KernelDevice(queues=4) as device:
+        set_ipv6(device.name, False)
+        device.set_up(True)
+        device.add_address(OWN)
+        assert len({queue.fileno() for queue in device.queues}) == 4
+        for flow in range(64):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+                own.bind(("10.9.0.1", 5000 + flow))
+                for _ in range(3):
+                    own.sendto(b"", ("10.9.0.2", 4000))
+        flows = [[each[20:22] for each in queue.read_batch(1000)] for queue in device.queues]
+        assert sum(map(len, flows)) == 64 * 3
+        assert sum(1 for flow in flows if flow) > 1
+        every = Counter(source for flow in flows for source in set(flow))
+        assert set(every.values()) == {1}, "a flow keeps to its queue"
+
+
+def test_a_vnet_header_stands_in_front() -> None:
+    with KernelDevice(vnet_header=True) as device:
+        set_ipv6(device.name, False)
+        device.set_up(True)
+        device.add_address(OWN)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+            own.sendto(b"payload", ("10.9.0.2", 4000))
+        assert device.application.read(20)[10 + 28 :] == b"payload"
+
+
+def test_addresses_and_routes_are_the_kernel_s(device: KernelDevice, namespace: Namespace) -> None:
+    peer = Address(ip_interface("10.8.0.1/32"), ip_address("10.8.0.2"))
+    device.add_address(peer)
+    route = Route(ip_network("10.70.0.0/16"), ip_address("10.9.0.7"), 5)
+    device.add_route(route)
+    assert device.addresses == (OWN, peer)
+    assert route in device.routes
+    shown = namespace.run(["ip", "address", "show", device.name]) + namespace.run(["ip", "route"])
+    assert "inet 10.8.0.1 peer 10.8.0.2/32" in shown
+    assert "10.70.0.0/16 via 10.9.0.7" in shown
+    device.remove_route(route)
+    device.remove_address(peer.interface)
+    assert (device.addresses, route in device.routes) == ((OWN,), False)
+
+
+async def test_it_is_configured_from_within_a_running_loop(device: KernelDevice) -> None:
+    device.set_mtu(1400)
+    assert device.mtu == 1400
+
+
+def test_nothing_is_left_behind() -> None:
+    before, descriptors = network_state(), len(os.listdir("/proc/self/fd"))
+    for _ in range(10):
+        with KernelDevice(persist=True) as device:
+            device.set_up(True)
+        device.close()
+    with pytest.raises(DeviceError):
+        KernelDevice("tun%d", mtu=67)
+    assert network_state() == before
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_a_device_that_was_there_stays(namespace: Namespace) -> None:
+    namespace.ip("tuntap add tun4 mode tun")
+    with KernelDevice("tun4") as device:
+        device.set_up(True)
+        with pytest.raises(DeviceError, match="held by another program"):
+            KernelDevice("tun4")
+    assert "link tun4" in network_state()
+    refuses(errno.EINVAL, KernelDevice, "tun4", "tap")
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "text"),
+    [("lo", errno.EINVAL, "lo cannot be"), ("a" * 16, errno.EINVAL, "too long"), ("tun/1", errno.EINVAL, "tun/1")],
+)
+def test_a_refusal_says_what_and_what_to_do(name: str, number: int, text: str) -> None:
+    with pytest.raises(DeviceError, match=text) as caught:
+        KernelDevice(name)
+    assert caught.value.errno == number
+    assert "\n" not in str(caught.value)
+
+
+def test_without_privileges_it_says_what_else_works() -> None:
+    code = "from ginnel.device import KernelDevice; KernelDevice()"
+    ordinary = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-c", code]
+    done = subprocess.run(ordinary, capture_output=True, text=True, timeout=60)
+    assert "takes CAP_NET_ADMIN; without it use `ginnel connect` without --tun, or `ginnel lend`" in done.stderr
+
+
+def test_the_interface_end_is_the_kernel_s(device: KernelDevice) -> None:
+    refuses(errno.EBUSY, getattr, device, "interface")
+    end: DeviceEnd = device.application
+    device.close()
+    refuses(errno.EBADFD, end.read, 0)
+    refuses(errno.EBADFD, getattr, device, "application")
+    assert device.closed
