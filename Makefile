@@ -36,9 +36,11 @@ check: $(VENV)/.built
 
 bench: $(VENV)/.built target/wheels/.built
 	@scripts/need root openvpn curl ip setpriv /usr/bin/python3
+	@$(BIN)/python -m tests.bench.bench_device
 	@$(BIN)/python -m tests.bench.bench_connect $(BENCH)
 
 soak: $(VENV)/.built
+	GINNEL_PACKETS=10000000 cargo test --release --locked --quiet -p ginnel-core --test many
 	GINNEL_SEEDS=5000 $(BIN)/pytest -n $(WORKERS) --timeout 3600 tests/test_noisy_wire.py
 
 clean:

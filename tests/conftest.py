@@ -1,4 +1,4 @@
-"""What all tests share. Those in ``interop`` make network namespaces, and so does a fixture of this name; it takes root."""
+"""What all tests share. Those in ``interop`` and those with a ``namespace`` take root: for network namespaces."""
 
 from __future__ import annotations
 

@@ -18,8 +18,9 @@ import pytest
 from ginnel._core import DescriptorEnd
 from ginnel.device import Device, MemoryDevice
 from ginnel.device.base import DeviceEnd
+from ginnel.device.interface import Interfaces
 from ginnel.errors import DeviceError, GinnelError
-from ginnel.testing.probes import Background, asleep, packet, refuses
+from ginnel.testing.probes import Background, asleep, packet, refuses, switches
 
 PACKET = packet("tun", 0)
 
@@ -230,6 +231,38 @@ def test_devices_leave_no_descriptors_and_no_threads() -> None:
     while (descriptors(), len(threads())) != (before, running):
         assert time.monotonic() < deadline
         os.sched_yield()
+
+
+def test_idle_devices_switch_no_context_in_ten_seconds() -> None:
+    async def hold(ready: threading.Event, enough: threading.Event) -> None:
+        interfaces = Interfaces()
+        made = [interfaces.create() for _ in range(3)]
+        programs = [interface.attach()[0] for interface in made]
+        for interface in made:
+            interface.set_up(True)
+        loop = asyncio.get_running_loop()
+        loop.call_soon(ready.set)
+        await loop.run_in_executor(None, enough.wait)
+        await interfaces.aclose()
+        for program in programs:
+            program.close()
+
+    ready, enough = threading.Event(), threading.Event()
+    with MemoryDevice() as device, Background(lambda: asyncio.run(hold(ready, enough))) as loop:
+        device.set_up(True)
+        try:
+            with Background(device.application.read) as reader:
+                assert ready.wait(60)
+                asleep(reader)
+                asleep(loop)
+                ours = [each for each in os.listdir("/proc/self/task") if int(each) != threading.get_native_id()]
+                assert len(ours) >= 8
+                before = {each: switches(each) for each in ours}
+                time.sleep(10)
+                assert {each: switches(each) for each in ours} == before
+                device.interface.write(PACKET)
+        finally:
+            enough.set()
 
 
 def test_a_descriptor_end_is_closed_for_all_who_wait(device: MemoryDevice) -> None:
