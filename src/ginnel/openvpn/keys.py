@@ -28,6 +28,7 @@ class Proto(IntFlag):
     AUTH_PENDING_KW = 1 << 4
     CC_EXIT_NOTIFY = 1 << 7
     AUTH_FAIL_TEMP = 1 << 8
+    DYN_TLS_CRYPT = 1 << 9
     DNS_OPTION_V2 = 1 << 11
 
 

@@ -81,6 +81,9 @@ class Tunnel:
 
     ``exported``: data keys come from TLS's exporter. ``exit_notify``: how many times (or, with
     ``cc_exit``, for how many seconds) the end is announced to the peer; 0 for not at all.
+    ``dyn_tls_crypt``: renegotiations are wrapped with a key of this session's alone. ``inactive``: the
+    session ends when within so many seconds no more than ``inactive_bytes`` passed the device, and after
+    ``session_timeout`` seconds in any case; 0 for never.
     """
 
     cipher: str
@@ -92,6 +95,10 @@ class Tunnel:
     mss: int
     cc_exit: bool
     exit_notify: int
+    dyn_tls_crypt: bool = False
+    inactive: float = 0.0
+    inactive_bytes: int = 0
+    session_timeout: float = 0.0
 
 
 class Policy(Exchange, Protocol):

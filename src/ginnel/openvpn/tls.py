@@ -38,27 +38,57 @@ class VerifyName:
 
 @dataclass(frozen=True)
 class TlsSettings:
-    """Certificates as PEM text. Without ``ca``, ``peer_fingerprints`` (64 hexadecimal digits, colons
-    allowed, of SHA-256) name the only certificates that are accepted; with it they are an extra check.
+    """Certificates as PEM text. Each value is what the option of a similar name has.
 
-    ``extra_certs`` are intermediates to send along. ``client_certificate`` concerns servers only:
-    whether a client must have one. ``cipher_list`` takes OpenSSL's names and ``TLS-…-WITH-…``.
+    - ``ca``, ``cert``, ``key``, ``extra_certs`` (intermediates to send along).
+    - ``pkcs12``: a PKCS #12 file's bytes, instead of ``cert`` and ``key``; its CA certificates are trusted
+      when ``ca`` is None, and sent along otherwise.
+    - ``key_password``: opens ``key`` or ``pkcs12`` (``askpass``). Not needed for what isn't encrypted.
+    - ``crl``: one or more revocation lists (``crl-verify``). An expired list refuses all of its issuer's
+      certificates, a missing one none, as in stock.
+    - ``peer_fingerprints``: SHA-256, 64 hexadecimal digits, colons allowed. Without ``ca`` they name the only
+      certificates that are accepted, whatever else is wrong with these; with it they are an extra check.
+    - ``issuer_fingerprints``: ``verify-hash``, SHA-256 or (40 digits) SHA-1 of the certificate that signed the peer's.
+    - ``remote_cert_tls``, ``remote_cert_ku`` (numbers, one of which must be met), ``remote_cert_eku`` (an OID or
+      OpenSSL's name). ``remote_cert_tls`` stands beside the others.
+    - ``verify_name`` is compared with what ``username_fields`` (``x509-username-field``: "CN", "emailAddress",
+      "serialNumber", "ext:subjectAltName", an OID ...; several are joined by "_") yield.
+    - ``version_min``, ``version_max``: "1.0" to "1.3". ``cipher_list``: ``tls-cipher``, OpenSSL's names and
+      ``TLS-...-WITH-...``, with ``@SECLEVEL=N``. ``cipher_suites``: ``tls-ciphersuites``, both ways of writing.
+      ``groups``: ``tls-groups``, a colon between two. ``cert_profile``: ``tls-cert-profile``.
+    - ``client_certificate`` concerns servers only: whether a client must have one.
     """
 
     ca: str | None = None
     cert: str | None = None
     key: str | None = field(default=None, repr=False)
     key_password: str | None = field(default=None, repr=False)
+    pkcs12: bytes | None = field(default=None, repr=False)
     extra_certs: str | None = None
     crl: str | None = None
     peer_fingerprints: tuple[str, ...] = ()
+    issuer_fingerprints: tuple[str, ...] = ()
     remote_cert_tls: Literal["server", "client"] | None = None
+    remote_cert_ku: tuple[int, ...] = ()
+    remote_cert_eku: str | None = None
     verify_name: VerifyName | None = None
+    username_fields: tuple[str, ...] = ("CN",)
     version_min: str = "1.2"
     version_max: str | None = None
     cipher_list: str | None = None
     cipher_suites: str | None = None
+    groups: str | None = None
+    cert_profile: Literal["insecure", "legacy", "preferred", "suiteb"] | None = None
     client_certificate: bool = True
+
+
+class KeyPasswordError(ConfigError):
+    """The private key is encrypted: ``wrong`` says whether a password was given. Ask for one and try again."""
+
+    def __init__(self, option: str, *, wrong: bool) -> None:
+        self.wrong = wrong
+        message = "the private key's password is wrong" if wrong else "the private key needs a password"
+        super().__init__(message, option=option, instead="give it with askpass")
 
 
 class TlsContext:

@@ -1,7 +1,8 @@
 """The outer protection of control packets: none, ``tls-auth`` or ``tls-crypt``.
 
-`NoWrap`, `TlsAuth` and `TlsCrypt` are settings with keys. ``start()`` makes the state of one session
-from them: its sending counter and its replay window. On the wire (OpenVPN ``ssl_pkt.c``,
+`NoWrap`, `TlsAuth` and `TlsCrypt` are settings with keys (`tls_crypt_v2` has more). ``start()`` makes
+the state of one session from them: its sending counter and its replay window. `renew()` makes that of
+its renegotiations (``dyn-tls-crypt``). On the wire (OpenVPN ``ssl_pkt.c``,
 ``tls_crypt.c``), after the nine bytes of the header:
 
 - tls-auth: HMAC, packet id (4), time (4), body. The HMAC covers packet id, time, header, body.
@@ -20,7 +21,7 @@ from typing import Protocol
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from ginnel.errors import ConfigError, LocalProtocolError
-from ginnel.openvpn.packets import HEADER_SIZE, PacketError
+from ginnel.openvpn.packets import HEADER_SIZE, Opcode, PacketError
 
 
 class UnauthenticatedError(PacketError):
@@ -34,8 +35,17 @@ class ReplayError(PacketError):
 class Wrapper(Protocol):
     """The wrap of one session."""
 
-    overhead: int
-    """How many bytes longer a packet becomes."""
+    @property
+    def overhead(self) -> int:
+        """How many bytes longer a packet becomes, without a wrapped key."""
+
+    @property
+    def wrapped_key(self) -> bytes:
+        """What a tls-crypt-v2 client appends to its reset and to P_CONTROL_WKC_V1; b"" without."""
+
+    @property
+    def secret(self) -> bytes:
+        """The 256 bytes of key behind it, b"" without one."""
 
     def wrap(self, packet: bytes, now: float) -> bytes: ...
     def unwrap(self, datagram: bytes) -> bytes:
@@ -45,8 +55,9 @@ class Wrapper(Protocol):
 class Wrap(Protocol):
     """Settings of a wrap."""
 
-    def start(self, *, server: bool, unix_time: float, now: float) -> Wrapper:
-        """``unix_time`` is the wall clock's time at ``now``."""
+    def start(self, *, server: bool, unix_time: float, now: float, sent: int = 0) -> Wrapper:
+        """``unix_time`` is the wall clock's time at ``now``. ``sent``: so many packets left under this key
+        before, by someone who kept nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ class StaticKey:
 class NoWrap:
     """Control packets as they are."""
 
-    def start(self, *, server: bool, unix_time: float, now: float) -> Wrapper:
+    def start(self, *, server: bool, unix_time: float, now: float, sent: int = 0) -> Wrapper:
         return _NoWrapper()
 
 
@@ -106,16 +117,8 @@ class TlsAuth:
         if self.direction not in (None, 0, 1):
             raise ConfigError(f"key-direction is 0 or 1, not {self.direction!r}")
 
-    def start(self, *, server: bool, unix_time: float, now: float) -> Wrapper:
-        send, receive = (0, 0) if self.direction is None else (self.direction, 1 - self.direction)
-        size = DIGESTS[self.digest.upper()]
-        return _TlsAuthWrapper(
-            self.digest.lower(),
-            size,
-            self.key.hmac(send)[:size],
-            self.key.hmac(receive)[:size],
-            _net_clock(unix_time, now),
-        )
+    def start(self, *, server: bool, unix_time: float, now: float, sent: int = 0) -> Wrapper:
+        return _TlsAuthWrapper(self, PacketIdSender(_net_clock(unix_time, now), sent))
 
 
 @dataclass(frozen=True)
@@ -124,17 +127,22 @@ class TlsCrypt:
 
     key: StaticKey
 
-    def start(self, *, server: bool, unix_time: float, now: float) -> Wrapper:
-        send, receive = (0, 1) if server else (1, 0)
-        return _TlsCryptWrapper(
-            (self.key.cipher(send)[:32], self.key.hmac(send)[:32]),
-            (self.key.cipher(receive)[:32], self.key.hmac(receive)[:32]),
-            _net_clock(unix_time, now),
-        )
+    def start(self, *, server: bool, unix_time: float, now: float, sent: int = 0) -> Wrapper:
+        return TlsCryptWrapper(self.key, server=server, unix_time=unix_time, now=now, sent=sent)
+
+
+def renew(wrapper: Wrapper, exported: bytes, *, server: bool, unix_time: float, now: float) -> Wrapper:
+    """``dyn-tls-crypt``: the wrap of the renegotiations that follow, from 256 bytes of TLS's exporter with the
+    label `RENEW_LABEL` and the key of the wrap so far (``tls_crypt.c``)."""
+    before = wrapper.secret or bytes(KEY_FILE_SIZE)
+    mixed = bytes(a ^ b for a, b in zip(exported, before, strict=True))
+    return TlsCrypt(StaticKey(mixed)).start(server=server, unix_time=unix_time, now=now)
 
 
 class _NoWrapper:
     overhead = 0
+    wrapped_key = b""
+    secret = b""
 
     def wrap(self, packet: bytes, now: float) -> bytes:
         return packet
@@ -144,14 +152,18 @@ class _NoWrapper:
 
 
 class _TlsAuthWrapper:
-    def __init__(self, digest: str, size: int, send: bytes, receive: bytes, clock: NetClock) -> None:
-        self._digest = digest
-        self._size = size
-        self._send = send
-        self._receive = receive
-        self._sender = PacketIdSender(clock)
+    wrapped_key = b""
+
+    def __init__(self, settings: TlsAuth, sender: PacketIdSender) -> None:
+        send, receive = (0, 0) if settings.direction is None else (settings.direction, 1 - settings.direction)
+        self._digest = settings.digest.lower()
+        self._size = DIGESTS[settings.digest.upper()]
+        self._send = settings.key.hmac(send)[: self._size]
+        self._receive = settings.key.hmac(receive)[: self._size]
+        self._sender = sender
         self._window = ReplayWindow()
-        self.overhead = size + PACKET_ID_SIZE
+        self.overhead = self._size + PACKET_ID_SIZE
+        self.secret = settings.key.data
 
     def wrap(self, packet: bytes, now: float) -> bytes:
         packet_id = self._sender.take(now)
@@ -171,21 +183,36 @@ class _TlsAuthWrapper:
         return packet
 
 
-class _TlsCryptWrapper:
+class TlsCryptWrapper:
+    """With a ``wrapped_key``, the first packet has the number ``sent`` + 1."""
+
     overhead = 8 + 32
 
-    def __init__(self, send: tuple[bytes, bytes], receive: tuple[bytes, bytes], clock: NetClock) -> None:
-        self._send = send
-        self._receive = receive
-        self._sender = PacketIdSender(clock)
+    def __init__(
+        self,
+        key: StaticKey,
+        *,
+        server: bool,
+        unix_time: float,
+        now: float,
+        sent: int = 0,
+        wrapped_key: bytes = b"",
+    ) -> None:
+        send, receive = (0, 1) if server else (1, 0)
+        self._send = key.cipher(send)[:32], key.hmac(send)[:32]
+        self._receive = key.cipher(receive)[:32], key.hmac(receive)[:32]
+        self._sender = PacketIdSender(_net_clock(unix_time, now), sent)
         self._window = ReplayWindow()
+        self.secret = key.data
+        self.wrapped_key = wrapped_key
 
     def wrap(self, packet: bytes, now: float) -> bytes:
         cipher, mac = self._send
         head = packet[:HEADER_SIZE] + self._sender.take(now)
         body = packet[HEADER_SIZE:]
         tag = hmac.digest(mac, head + body, "sha256")
-        return head + tag + _aes_ctr(cipher, tag[:16], body)
+        tail = self.wrapped_key if packet[0] >> 3 in WITH_WRAPPED_KEY else b""
+        return head + tag + aes_ctr(cipher, tag[:16], body) + tail
 
     def unwrap(self, datagram: bytes) -> bytes:
         cipher, mac = self._receive
@@ -194,7 +221,7 @@ class _TlsCryptWrapper:
         if len(datagram) < body_at:
             raise PacketError("too short for tls-crypt")
         head, tag = datagram[:tag_at], datagram[tag_at:body_at]
-        body = _aes_ctr(cipher, tag[:16], datagram[body_at:])
+        body = aes_ctr(cipher, tag[:16], datagram[body_at:])
         if not hmac.compare_digest(tag, hmac.digest(mac, head + body, "sha256")):
             raise UnauthenticatedError("the tag is wrong")
         self._window.accept(head[HEADER_SIZE:])
@@ -206,18 +233,21 @@ NetClock = Callable[[float], int]
 
 
 class PacketIdSender:
-    """Packet ids with a time that stays that of the first packet (OpenVPN ``packet_id.c``)."""
+    """Packet ids with a time that stays that of the first packet, until they run out (OpenVPN ``packet_id.c``)."""
 
-    def __init__(self, clock: NetClock) -> None:
+    def __init__(self, clock: NetClock, sent: int = 0) -> None:
         self._clock = clock
         self._time: int | None = None
-        self._id = 0
+        self._id = sent
 
     def take(self, now: float) -> bytes:
         if self._time is None:
             self._time = self._clock(now)
         if self._id == 0xFFFFFFFF:
-            raise LocalProtocolError("four thousand million control packets in one session")
+            time = self._clock(now)
+            if time <= self._time:
+                raise LocalProtocolError("four thousand million control packets within a second")
+            self._time, self._id = time, 0
         self._id += 1
         return struct.pack(">II", self._id, self._time)
 
@@ -252,10 +282,12 @@ def _net_clock(unix_time: float, start: float) -> NetClock:
     return lambda now: int(unix_time + (now - start)) & 0xFFFFFFFF
 
 
-def _aes_ctr(key: bytes, counter: bytes, data: bytes) -> bytes:
+def aes_ctr(key: bytes, counter: bytes, data: bytes) -> bytes:
     return Cipher(algorithms.AES(key), modes.CTR(counter)).encryptor().update(data)
 
 
+RENEW_LABEL = b"EXPORTER-OpenVPN-dynamic-tls-crypt"
+WITH_WRAPPED_KEY = frozenset({Opcode.HARD_RESET_CLIENT_V3, Opcode.CONTROL_WKC_V1})
 KEY_HEAD = "-----BEGIN OpenVPN Static key V1-----"
 KEY_FOOT = "-----END OpenVPN Static key V1-----"
 KEY_FILE_SIZE = 256
