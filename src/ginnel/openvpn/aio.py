@@ -332,6 +332,10 @@ class _Attempt:
                 plane.swap(peer, handle)
             case events.SendDataMessage(peer, data):
                 plane.send_data_message(peer, data)
+            case events.CountBytes(peer):
+                counted = plane.peer_statistics(peer)
+                report = events.BytesCounted(peer, counted["rx_bytes"] + counted["tx_bytes"])
+                self.session.data_event(report, self._loop.time())
 
 
 async def _resolve(remote: Remote) -> list[tuple[str, int] | OSError]:

@@ -202,6 +202,7 @@ class ClientPolicy:
             mss=self._mss(reply),
             cc_exit="cc-exit" in reply.protocol_flags,
             exit_notify=settings.explicit_exit_notify if exit_notify is None else exit_notify,
+            dyn_tls_crypt="dyn-tls-crypt" in reply.protocol_flags,
         )
 
     def _choose_cipher(self, reply: PushReply) -> str:
@@ -292,7 +293,7 @@ PUSH_REQUEST_INTERVAL = 5.0
 # Packet id and tag of an AEAD cipher.
 AEAD_OVERHEAD = 4 + 16
 HARMLESS_COMPRESSION = (None, "compress migrate")
-SUPPORTED_FLAGS = {"cc-exit", "tls-ekm"}
+SUPPORTED_FLAGS = {"cc-exit", "tls-ekm", "dyn-tls-crypt"}
 OUR_PROTO = (
     Proto.DATA_V2
     | Proto.REQUEST_PUSH
@@ -300,5 +301,6 @@ OUR_PROTO = (
     | Proto.AUTH_PENDING_KW
     | Proto.CC_EXIT_NOTIFY
     | Proto.AUTH_FAIL_TEMP
+    | Proto.DYN_TLS_CRYPT
     | Proto.DNS_OPTION_V2
 )

@@ -102,6 +102,13 @@ class SendDataMessage:
     data: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class CountBytes:
+    """Say, with a `BytesCounted`, how many bytes passed the device."""
+
+    peer: int
+
+
 # Reports of the data plane.
 
 
@@ -142,6 +149,14 @@ class KeyLimit:
 
     peer: int
     handle: int
+
+
+@dataclass(frozen=True, slots=True)
+class BytesCounted:
+    """The bytes of a peer's inner packets, both ways, since it was created. Pings don't count."""
+
+    peer: int
+    total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +212,7 @@ class Closed:
     delay: float = 0.0
 
 
-Command = NewPeer | SetPeer | DelPeer | NewKey | DelKey | Swap | SendDataMessage
-Report = DataMessage | PeerExpired | PeerFloat | KeyLimit | PathClosed
+Command = NewPeer | SetPeer | DelPeer | NewKey | DelKey | Swap | SendDataMessage | CountBytes
+Report = DataMessage | PeerExpired | PeerFloat | KeyLimit | BytesCounted | PathClosed
 News = Established | Rekeyed | Notice | Closed
 Event = Command | News

@@ -27,7 +27,7 @@ from typing import Protocol
 from ginnel.errors import LocalProtocolError
 from ginnel.openvpn import keys
 from ginnel.openvpn.keys import KeyMessage
-from ginnel.openvpn.packets import ControlPacket, Header, Opcode
+from ginnel.openvpn.packets import ControlPacket, Header, Opcode, resend_wrapped_key
 from ginnel.openvpn.reliability import AckQueue, ReceiveWindow, SendWindow
 from ginnel.openvpn.tls import TlsConnection
 
@@ -61,8 +61,12 @@ class Handshake:
         server: bool,
         timeout: float,
         now: float,
+        opened: bool = False,
+        wrapped_key_size: int = 0,
     ) -> None:
-        """``header`` is that of our reset; ``timeout`` the first one before a packet is sent again."""
+        """``header`` is that of our reset; ``timeout`` the first one before a packet is sent again.
+        ``opened``: both resets were exchanged and acknowledged already. ``wrapped_key_size``: how much
+        longer P_CONTROL_WKC_V1 makes a packet."""
         self.key_id = header.key_id
         self.started = now
         self.state = State.RESET
@@ -73,13 +77,16 @@ class Handshake:
         self._session_id = header.session_id
         self._exchange = exchange
         self._server = server
-        self._send = SendWindow(timeout)
-        self._receive = ReceiveWindow()
+        self._send = SendWindow(timeout, int(opened))
+        self._receive = ReceiveWindow(int(opened))
+        self._wrapped_key_size = wrapped_key_size
+        self._resend_wrapped_key = False
         self._acks = AckQueue()
         self._ours: KeyMessage | None = None
         self._theirs: KeyMessage | None = None
         self._early_messages: list[bytes] = []
-        self._send.push(header.opcode, b"", now)
+        if not opened:
+            self._send.push(header.opcode, b"", now)
 
     @property
     def settled(self) -> bool:
@@ -124,7 +131,14 @@ class Handshake:
         """The next packet to send now, with up to ``chunk`` bytes of TLS; None when there is none."""
         if self.state is not State.RESET:
             while self._send.room > 0 and self.tls.has_output:
-                self._send.push(Opcode.CONTROL_V1, self.tls.take_output(chunk), now)
+                if self._owes_wrapped_key:
+                    first = max(chunk - self._wrapped_key_size, MIN_CHUNK)
+                    self._send.push(Opcode.CONTROL_WKC_V1, self.tls.take_output(first), now)
+                else:
+                    self._send.push(Opcode.CONTROL_V1, self.tls.take_output(chunk), now)
+        if self._owes_wrapped_key and self._acks.due:
+            # Not an ACK: nobody would send that again, and the server can't read on without the key.
+            self._send.push(Opcode.CONTROL_WKC_V1, b"", now)
         entry = self._send.take_due(now)
         if entry is not None:
             self.retransmitted += entry.tries > 1
@@ -155,7 +169,10 @@ class Handshake:
     def _advance(self) -> None:
         """Takes every step of the table that can be taken."""
         while (payload := self._receive.take_next()) is not None:
-            self.tls.feed(payload)
+            if self.key_id == 0 and self._receive.next_id == 1:
+                self._read_reset(payload)
+            else:
+                self.tls.feed(payload)
         if self.state is State.RESET:
             if not self._send.empty:
                 return
@@ -177,9 +194,19 @@ class Handshake:
             self._early_messages.clear()
             self.tls.step()
 
+    def _read_reset(self, payload: bytes) -> None:
+        if not self._server and self._wrapped_key_size:
+            self._resend_wrapped_key = resend_wrapped_key(payload)
+
+    @property
+    def _owes_wrapped_key(self) -> bool:
+        return self._resend_wrapped_key and self._send.next_id == 1
+
     def _write_key_message(self) -> None:
         self._ours = self._exchange.key_message()
         self.tls.write(self._ours.emit())
 
 
 PIGGYBACKED_ACKS = 4
+# However large a wrapped key is, some of TLS goes along with it, as in stock.
+MIN_CHUNK = 16

@@ -87,7 +87,10 @@ class ControlPacket:
         (packet_id,) = struct.unpack(">I", reader.take(4))
         if header.opcode in HARD_RESETS and packet_id != 0:
             raise PacketError(f"a hard reset with packet id {packet_id}")
-        return cls(header, acks, peer_session_id, packet_id, reader.rest())
+        payload = reader.rest()
+        if len(payload) > MAX_PAYLOAD:
+            raise PacketError(f"{len(payload)} bytes of payload in one packet")
+        return cls(header, acks, peer_session_id, packet_id, payload)
 
     def emit(self) -> bytes:
         return self.header.emit() + self.emit_body()
@@ -97,6 +100,20 @@ class ControlPacket:
         if self.packet_id is not None:
             parts += [struct.pack(">I", self.packet_id), self.payload]
         return b"".join(parts)
+
+
+def resend_wrapped_key(payload: bytes) -> bool:
+    """Whether a server's reset asks its client to repeat the wrapped key. The payload is a list of type (2),
+    length (2), value; unknown types are skipped. Raises `PacketError`."""
+    reader, asked = _Reader(payload, 0), False
+    while not reader.at_end:
+        kind, size = struct.unpack(">HH", reader.take(4))
+        value = reader.take(size)
+        if kind == EARLY_FLAGS:
+            if size != 2:
+                raise PacketError("flags of the wrong length")
+            asked = asked or bool(value[1] & FLAG_RESEND_WKC)
+    return asked
 
 
 class _Reader:
@@ -115,10 +132,19 @@ class _Reader:
     def rest(self) -> bytes:
         return self._data[self._at :]
 
+    @property
+    def at_end(self) -> bool:
+        return self._at == len(self._data)
+
 
 SESSION_ID_SIZE = 8
 HEADER_SIZE = 1 + SESSION_ID_SIZE
 NO_SESSION = bytes(SESSION_ID_SIZE)
 MAX_ACKS = 8
+# Stock OpenVPN's buffer (common.h, TLS_CHANNEL_BUF_SIZE): nobody sends more.
+MAX_PAYLOAD = 2048
 HARD_RESETS = frozenset({Opcode.HARD_RESET_CLIENT_V2, Opcode.HARD_RESET_SERVER_V2, Opcode.HARD_RESET_CLIENT_V3})
+EARLY_FLAGS = 1
+FLAG_RESEND_WKC = 1
+ASK_FOR_WRAPPED_KEY = struct.pack(">HHH", EARLY_FLAGS, 2, FLAG_RESEND_WKC)
 CONTROL_OPCODES = frozenset(Opcode) - {Opcode.DATA_V1, Opcode.DATA_V2}

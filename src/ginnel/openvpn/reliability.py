@@ -29,14 +29,19 @@ class Outgoing:
 class SendWindow:
     """What we sent and the peer didn't acknowledge yet."""
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, next_id: int = 0) -> None:
         self._timeout = timeout
-        self._next_id = 0
+        self._next_id = next_id
         self._waiting: dict[int, Outgoing] = {}
 
     @property
     def empty(self) -> bool:
         return not self._waiting
+
+    @property
+    def next_id(self) -> int:
+        """The number of the packet that is pushed next."""
+        return self._next_id
 
     @property
     def room(self) -> int:
@@ -81,9 +86,14 @@ class SendWindow:
 class ReceiveWindow:
     """What came from the peer, put into order."""
 
-    def __init__(self) -> None:
-        self._next_id = 0
+    def __init__(self, next_id: int = 0) -> None:
+        self._next_id = next_id
         self._waiting: dict[int, bytes] = {}
+
+    @property
+    def next_id(self) -> int:
+        """The number of the packet that `take_next` would give."""
+        return self._next_id
 
     def receive(self, packet_id: int, payload: bytes) -> bool:
         """True if the packet is to be acknowledged: it was kept, or is a replay."""

@@ -134,6 +134,7 @@ class ServerPolicy:
             mss=self.settings.mss,
             cc_exit="cc-exit" in reply.protocol_flags,
             exit_notify=0,
+            dyn_tls_crypt="dyn-tls-crypt" in reply.protocol_flags,
         )
         self._session.open_tunnel(tunnel, reply, now)
         if Proto.REQUEST_PUSH in proto:
@@ -157,14 +158,16 @@ class ServerPolicy:
         """Adds what is negotiated (``push.c``, prepare_push_reply)."""
         exported = Proto.TLS_KEY_EXPORT in proto
         cc_exit = Proto.CC_EXIT_NOTIFY in proto
-        flags = ("cc-exit", *(["tls-ekm"] if exported else [])) if cc_exit else ()
+        flags = ["cc-exit", *(["tls-ekm"] if exported else [])] if cc_exit else []
+        if Proto.DYN_TLS_CRYPT in proto:
+            flags.append("dyn-tls-crypt")
         return replace(
             self._push,
             cipher=cipher,
             peer_id=self._peer_id if Proto.DATA_V2 in proto else None,
             ping=self.settings.ping,
             ping_restart=self.settings.ping_restart,
-            protocol_flags=flags,
+            protocol_flags=tuple(flags),
             key_derivation="tls-ekm" if exported and not cc_exit else None,
         )
 

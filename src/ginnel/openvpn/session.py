@@ -9,10 +9,12 @@ Key slots. A finished negotiation's keys go into the *primary* slot and are inst
 at once; the keys before them become the *lame duck*. A side is done as soon as its own packets are
 acknowledged, and can't know whether its last ACKs arrived; a server may also still be waiting for a
 password check. So, as in stock OpenVPN (``ssl.c``, tls_select_encryption_key), data goes on with the
-lame duck for a while: for ``hand_window``, or half the time between two keys where that is shorter,
-counted from the end of the negotiation, which may have been a long one on a bad line.
-It moves earlier when the peer is heard in the next negotiation, which it can't begin without having
-the primary keys. Either way the peer has the key by then, so that no packet is lost.
+lame duck for a while: for ``hand_window``, or half of ``reneg_sec`` where that is shorter, counted from
+the end of the negotiation, which may have been a long one on a bad line.
+But a stock peer drops its lame duck as soon as the next negotiation begins. When it is the peer that
+begins, that is a trip before we can know, and so the shortest time that it took between two of its own
+counts like our ``reneg_sec``. When we begin, data moves over first, unless the primary keys are so new
+that the peer may lack them.
 
 Both sides may begin a renegotiation at once: each reset then answers the other, as both carry the
 same next key id. A renegotiation that isn't done within ``hand_window`` ends the session.
@@ -42,7 +44,16 @@ from ginnel.openvpn.packets import (
 )
 from ginnel.openvpn.push import PushReply
 from ginnel.openvpn.tls import TlsContext, TlsError
-from ginnel.openvpn.wrap import NoWrap, ReplayError, UnauthenticatedError, Wrap
+from ginnel.openvpn.wrap import (
+    KEY_FILE_SIZE,
+    RENEW_LABEL,
+    NoWrap,
+    ReplayError,
+    UnauthenticatedError,
+    Wrap,
+    Wrapper,
+    renew,
+)
 
 
 class Timer(Enum):
@@ -54,6 +65,8 @@ class Timer(Enum):
     RENEGOTIATE = "the keys are old enough"
     SWAP = "the peer has the new keys for sure"
     LAME_DUCK = "the old keys must go"
+    INACTIVE = "the bytes must be counted"
+    SESSION_TIMEOUT = "the session is old enough"
     EXIT_NOTICE = "the next exit notice is due"
     LINGER = "the last message was given enough time"
 
@@ -130,17 +143,37 @@ class DataKey:
     started: float
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Both resets were exchanged already, by someone who kept nothing of it (`endpoint`)."""
+
+    session_id: bytes
+    peer_session_id: bytes
+
+
 class Session:
     """See the module. Errors of the peer become a `Closed` event; nothing is raised for them."""
 
-    def __init__(self, policy: Policy, *, path: Path, random: Callable[[int], bytes], now: float) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        path: Path,
+        random: Callable[[int], bytes],
+        now: float,
+        opened: Opened | None = None,
+    ) -> None:
         """``path`` leads to the peer; ``random`` gives so many bytes."""
         self._policy = policy
         self._settings = policy.settings
         self._path = path
-        self._session_id = _random_session_id(random)
-        self._peer_session_id: bytes | None = None
-        self._wrap = self._settings.wrap.start(server=policy.server, unix_time=policy.unix_time, now=now)
+        self._started = now
+        self._session_id = _random_session_id(random) if opened is None else opened.session_id
+        self._peer_session_id = None if opened is None else opened.peer_session_id
+        self._wrap = self._settings.wrap.start(
+            server=policy.server, unix_time=policy.unix_time, now=now, sent=int(opened is not None)
+        )
+        self._next_wrap: Wrapper | None = None
         self._timers: dict[Timer, float] = {}
         self._events: deque[Event] = deque()
         self._statistics = dict.fromkeys(COUNTERS, 0)
@@ -149,13 +182,17 @@ class Session:
         self._lame_duck: DataKey | None = None
         self._sending: DataKey | None = None
         self._handles = 0
+        self._peers_pace = float("inf")
+        self._settled = now
+        self._bytes_counted = 0
+        self._active_at = now
         self._closing: events.Closed | None = None
         self._finish_on_ack = False
         self._closed = False
         self._drained = False
         policy.attach(self, random)
         self._previous: Handshake | None = None
-        self._current = self._begin(0, now)
+        self._current = self._begin(0, now, opened=opened is not None)
 
     # The owner's side.
 
@@ -196,6 +233,8 @@ class Session:
                     self.renegotiate(now)
                 else:
                     self._swap()
+            case events.BytesCounted(total=total):
+                self._check_activity(total, now)
             case events.PathClosed(path=path, errno=errno):
                 if path == self._path:
                     error = UnreachableError(f"the socket to {_show(path)} failed (errno {errno})")
@@ -206,7 +245,8 @@ class Session:
         datagrams: list[tuple[bytes, Path]] = []
         for handshake in self._negotiations():
             while (packet := self._take_packet(handshake, now)) is not None:
-                datagrams.append((self._wrap.wrap(packet.emit(), now), self._path))
+                wrap = self._wrap_of(handshake.key_id)
+                datagrams.append((wrap.wrap(packet.emit(), now), self._path))
         self._statistics["sent"] += len(datagrams)
         self._drained = self._closed
         return datagrams
@@ -232,6 +272,8 @@ class Session:
     def renegotiate(self, now: float) -> None:
         """Begins to make new keys. Nothing happens before there are any, or while it is under way."""
         if self._closing is None and not self._closed and self._is_settled_on_primary():
+            if now >= self._settled + SETTLING:
+                self._swap()
             self._renegotiate(now)
 
     def close(self, now: float, notify: bool = True) -> None:
@@ -299,6 +341,19 @@ class Session:
         self._emit(events.Swap(peer, key.handle))
         self._schedule_renegotiation(now)
         tls = self._current.tls
+        if tunnel.dyn_tls_crypt:
+            self._next_wrap = renew(
+                self._wrap,
+                tls.export(RENEW_LABEL, KEY_FILE_SIZE),
+                server=self._policy.server,
+                unix_time=self._policy.unix_time + now - self._started,
+                now=now,
+            )
+        self._active_at = now
+        if tunnel.inactive:
+            self._timers[Timer.INACTIVE] = now + tunnel.inactive / ACTIVITY_CHECKS
+        if tunnel.session_timeout:
+            self._timers[Timer.SESSION_TIMEOUT] = now + tunnel.session_timeout
         self._emit(events.Established(push, tls.version, tls.cipher, tunnel.cipher, tls.peer_common_name))
 
     def peer_left(self) -> None:
@@ -347,19 +402,22 @@ class Session:
         if path != self._path:
             self._count("wrong_path")
             return None
+        if header.opcode in HARD_RESETS and header.key_id != 0:
+            self._count("wrong_key")
+            return None
         if self._peer_session_id is None:
-            if header.opcode is not self._peers_reset() or header.key_id != 0:
+            if header.opcode not in self._peers_resets:
                 self._count("wrong_session")
                 return None
         elif header.session_id != self._peer_session_id:
-            # A reset among them is someone else's or an older answer. Stock would negotiate anew beside
-            # the running session; a server that lost its state answers a new client only, never us.
+            # A reset among them is someone else's or an older answer. A server that lost its state answers
+            # a new client only, never us; a client that did is its endpoint's business, not this session's.
             self._count("stray_resets" if header.opcode in HARD_RESETS else "wrong_session")
             return None
-        elif header.opcode in HARD_RESETS and header.opcode is not self._peers_reset():
+        elif header.opcode in OF_CLIENTS | OF_SERVERS and header.opcode not in self._peers_own:
             self._count("wrong_session")
             return None
-        packet = ControlPacket.parse(self._wrap.unwrap(data))
+        packet = ControlPacket.parse(self._wrap_of(header.key_id).unwrap(data))
         if packet.peer_session_id not in (None, self._session_id):
             self._count("wrong_session")
             return None
@@ -384,6 +442,8 @@ class Session:
             self._current.peer_is_done()
             self._follow(self._current, now)
             if self._is_settled_on_primary():
+                self._peers_pace = min(self._peers_pace, now - self._current.started)
+                self._swap()
                 self._renegotiate(now)
         if key_id == self._current.key_id:
             return self._current
@@ -428,6 +488,11 @@ class Session:
                 self._swap()
             case Timer.LAME_DUCK:
                 self._bury_lame_duck()
+            case Timer.INACTIVE:
+                self._emit(events.CountBytes(self._policy.peer))
+            case Timer.SESSION_TIMEOUT:
+                self.notice("the session has lasted as long as session-timeout lets it")
+                self.close(now)
             case Timer.EXIT_NOTICE:
                 self._emit(events.SendDataMessage(self._policy.peer, EXIT_NOTICE))
                 self._timers[Timer.EXIT_NOTICE] = now + EXIT_NOTICE_INTERVAL
@@ -451,6 +516,21 @@ class Session:
             text = f"nothing heard from {_show(self._path)} for {tunnel.ping_restart:g} s"
             self.finish(UnreachableError(text), retry=not tunnel.ping_exit and not self._policy.server)
 
+    def _check_activity(self, total: int, now: float) -> None:
+        """``inactive``: enough bytes begin a new period. They are counted several times a period, as nobody
+        says when they passed."""
+        tunnel = self._tunnel
+        if tunnel is None or not tunnel.inactive or self._closing is not None:
+            return
+        if total - self._bytes_counted >= max(tunnel.inactive_bytes, 1):
+            self._bytes_counted, self._active_at = total, now
+        if now >= self._active_at + tunnel.inactive:
+            self.notice(f"nothing passed the tunnel for {tunnel.inactive:g} s (inactive)")
+            self.close(now)
+        else:
+            next_check = min(now + tunnel.inactive / ACTIVITY_CHECKS, self._active_at + tunnel.inactive)
+            self._timers[Timer.INACTIVE] = next_check
+
     # Negotiations and key slots.
 
     def _negotiations(self) -> list[Handshake]:
@@ -459,10 +539,11 @@ class Session:
             return []
         return [self._current] if self._previous is None else [self._previous, self._current]
 
-    def _begin(self, key_id: int, now: float) -> Handshake:
+    def _begin(self, key_id: int, now: float, *, opened: bool = False) -> Handshake:
         opcode = Opcode.SOFT_RESET_V1
         if key_id == 0:
-            opcode = Opcode.HARD_RESET_SERVER_V2 if self._policy.server else Opcode.HARD_RESET_CLIENT_V2
+            opcode = Opcode.HARD_RESET_CLIENT_V3 if self._wrap.wrapped_key else Opcode.HARD_RESET_CLIENT_V2
+            opcode = Opcode.HARD_RESET_SERVER_V2 if self._policy.server else opcode
         self._timers[Timer.HAND_WINDOW] = now + self._settings.hand_window
         return Handshake(
             Header(opcode, key_id, self._session_id),
@@ -471,6 +552,8 @@ class Session:
             server=self._policy.server,
             timeout=self._settings.tls_timeout,
             now=now,
+            opened=opened,
+            wrapped_key_size=len(self._wrap.wrapped_key),
         )
 
     def _renegotiate(self, now: float) -> None:
@@ -496,13 +579,18 @@ class Session:
         self._bury_lame_duck()
         self._lame_duck = old
         self._primary = self._new_key(tunnel)
-        started = self._current.started
-        windows = [self._settings.hand_window, max(SETTLING, (started - old.started) / 2)]
-        if self._settings.reneg_sec:
-            windows.append(self._settings.reneg_sec / 2)
-        self._timers[Timer.SWAP] = now + min(windows)
-        self._timers[Timer.LAME_DUCK] = max(now, started + self._settings.tran_window)
+        self._settled = now
+        self._timers[Timer.SWAP] = now + self._swap_delay()
+        self._timers[Timer.LAME_DUCK] = max(now, self._current.started + self._settings.tran_window)
         self._schedule_renegotiation(now)
+
+    def _swap_delay(self) -> float:
+        pace = self._peers_pace
+        return min(
+            self._settings.hand_window,
+            self._settings.reneg_sec / 2 or float("inf"),
+            max(pace / 2, min(SETTLING, pace - BEFORE_THE_NEXT)),
+        )
 
     def _new_key(self, tunnel: Tunnel) -> DataKey:
         handshake = self._current
@@ -538,15 +626,26 @@ class Session:
 
     def _take_packet(self, handshake: Handshake, now: float) -> ControlPacket | None:
         headers = IPV6_UDP if ":" in self._path[1] else IPV4_UDP
-        chunk = self._settings.max_packet_size - headers - MAX_OVERHEAD - self._wrap.overhead
+        overhead = self._wrap_of(handshake.key_id).overhead
+        chunk = self._settings.max_packet_size - headers - MAX_OVERHEAD - overhead
         # SoftEther drops a packet with more than four ACKs (ssl_pkt.c, write_control_auth).
         softether = self._wrap.overhead == 0 and not self._policy.server
         if softether and not (self._tunnel is not None and self._tunnel.exported):
             return handshake.take_packet(self._peer_session_id, chunk, MAX_ACKS // 2, now)
         return handshake.take_packet(self._peer_session_id, chunk, MAX_ACKS, now)
 
-    def _peers_reset(self) -> Opcode:
-        return Opcode.HARD_RESET_CLIENT_V2 if self._policy.server else Opcode.HARD_RESET_SERVER_V2
+    def _wrap_of(self, key_id: int) -> Wrapper:
+        """The key id 0 is the first negotiation's alone, all others are of renegotiations."""
+        return self._next_wrap if key_id and self._next_wrap is not None else self._wrap
+
+    @property
+    def _peers_own(self) -> frozenset[Opcode]:
+        """What only a peer of this role sends."""
+        return OF_CLIENTS if self._policy.server else OF_SERVERS
+
+    @property
+    def _peers_resets(self) -> frozenset[Opcode]:
+        return self._peers_own & HARD_RESETS
 
     def _count(self, what: str) -> None:
         self._statistics[what] += 1
@@ -573,8 +672,14 @@ def _show(path: Path) -> str:
 
 EXIT_NOTICE = bytes.fromhex("287f346bd4ef7a812d56b8d3afc5459c") + b"\x06"
 EXIT_NOTICE_INTERVAL = 1.0
-# Enough for a last ACK that got lost to be asked for twice again.
+# Time for a last ACK that got lost to be asked for twice again.
 SETTLING = 10.0
+# A stock peer counts whole seconds, and may be one early.
+BEFORE_THE_NEXT = 2.0
+# How many times the bytes are counted within ``inactive``.
+ACTIVITY_CHECKS = 10
+OF_CLIENTS = frozenset({Opcode.HARD_RESET_CLIENT_V2, Opcode.HARD_RESET_CLIENT_V3, Opcode.CONTROL_WKC_V1})
+OF_SERVERS = frozenset({Opcode.HARD_RESET_SERVER_V2})
 MAX_NOTICES = 100
 IPV4_UDP = 20 + 8
 IPV6_UDP = 40 + 8

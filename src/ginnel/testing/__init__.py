@@ -335,6 +335,10 @@ class Pair:
                 channel.swap(peer, handle)
             case events.SendDataMessage(peer, data):
                 self._put(side, channel.send_data_message(peer, data, self.now))
+            case events.CountBytes(peer):
+                counted = channel.peer_statistics(peer)
+                total = counted["rx_bytes"] + counted["tx_bytes"]
+                side.session.data_event(events.BytesCounted(peer, total), self.now)
             case _:
                 pass
 
