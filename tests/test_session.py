@@ -131,7 +131,7 @@ def rekeys(side: Side) -> int:
 
 @pytest.mark.parametrize("policy", [ClientPolicy, OldClientPolicy])
 @pytest.mark.parametrize("tls", ["1.2", "1.3"])
-@pytest.mark.parametrize("wrap", ["none", "tls-auth", "tls-crypt"])
+@pytest.mark.parametrize("wrap", ["none", "tls-auth", "tls-crypt", "tls-crypt-v2"])
 def test_both_sides_get_the_same_keys_crosswise(wrap: str, tls: str, policy: type[ClientPolicy]) -> None:
     pair = establish(make_pair(wrap, tls, policy=policy))
     (ours,), (theirs,) = keys_of(pair.client), keys_of(pair.server)
@@ -536,7 +536,7 @@ def test_key_method_1_ends_the_session() -> None:
 # Strange packets.
 
 
-@pytest.mark.parametrize("wrap", ["none", "tls-auth", "tls-crypt"])
+@pytest.mark.parametrize("wrap", ["none", "tls-auth", "tls-crypt", "tls-crypt-v2"])
 @pytest.mark.parametrize("opcode", [*sorted(CONTROL_OPCODES), 1, 2, 6, 9, 12, 31])
 def test_first_packets_of_every_length_leave_a_session_unharmed(wrap: str, opcode: int) -> None:
     pair = make_pair(wrap)
@@ -643,7 +643,7 @@ def test_asking_for_the_timer_changes_nothing() -> None:
 # Renegotiation.
 
 
-@pytest.mark.parametrize("wrap", ["none", "tls-auth", "tls-crypt"])
+@pytest.mark.parametrize("wrap", ["none", "tls-auth", "tls-crypt", "tls-crypt-v2"])
 @pytest.mark.parametrize("who", ["client", "server"])
 def test_either_side_renegotiates_a_hundred_times(who: str, wrap: str) -> None:
     pair = establish(make_pair(wrap))

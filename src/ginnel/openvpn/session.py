@@ -144,11 +144,12 @@ class DataKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """Both resets were exchanged already, by someone who kept nothing of it (`endpoint`)."""
+class First:
+    """The packet that led to a session, with the wrap that it was taken out of (`endpoint`). When it is no
+    reset, both resets were exchanged already, and it names the session id that we had in ours."""
 
-    session_id: bytes
-    peer_session_id: bytes
+    wrap: Wrapper
+    packet: ControlPacket
 
 
 class Session:
@@ -161,18 +162,21 @@ class Session:
         path: Path,
         random: Callable[[int], bytes],
         now: float,
-        opened: Opened | None = None,
+        first: First | None = None,
     ) -> None:
         """``path`` leads to the peer; ``random`` gives so many bytes."""
         self._policy = policy
         self._settings = policy.settings
         self._path = path
         self._started = now
-        self._session_id = _random_session_id(random) if opened is None else opened.session_id
-        self._peer_session_id = None if opened is None else opened.peer_session_id
-        self._wrap = self._settings.wrap.start(
-            server=policy.server, unix_time=policy.unix_time, now=now, sent=int(opened is not None)
-        )
+        opened = first is not None and first.packet.header.opcode not in HARD_RESETS
+        cookie = first.packet.peer_session_id if first is not None and opened else None
+        self._session_id = _random_session_id(random) if cookie is None else cookie
+        self._peer_session_id: bytes | None = None
+        if first is None:
+            self._wrap = self._settings.wrap.start(server=policy.server, unix_time=policy.unix_time, now=now)
+        else:
+            self._wrap = first.wrap
         self._next_wrap: Wrapper | None = None
         self._timers: dict[Timer, float] = {}
         self._events: deque[Event] = deque()
@@ -192,7 +196,9 @@ class Session:
         self._drained = False
         policy.attach(self, random)
         self._previous: Handshake | None = None
-        self._current = self._begin(0, now, opened=opened is not None)
+        self._current = self._begin(0, now, opened=opened)
+        if first is not None:
+            self._guard(self._receive, first.packet, now)
 
     # The owner's side.
 

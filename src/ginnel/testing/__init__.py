@@ -1,6 +1,7 @@
-"""Two sessions in one process, on virtual time, over a wire that loses and damages what it carries.
+"""Sessions in one process, on virtual time, over a wire that loses and damages what it carries.
 
-`Pair` joins a client and a server session, and their data channels if asked to. All that happens
+`Pair` joins a client and a server session, and their data channels if asked to; `Crowd` joins many
+clients and one server's endpoint. All that happens
 follows from the seed: the wire decides by the ordinal of a datagram, never by its content, as what
 TLS sends differs from run to run. `Pair.trace` is therefore the same again for the same seed.
 """
@@ -22,15 +23,18 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ginnel.openvpn import events
 from ginnel.openvpn.client import ClientSettings
+from ginnel.openvpn.endpoint import Endpoint, Limits, MakePolicy
 from ginnel.openvpn.events import Event, Path, Report
 from ginnel.openvpn.server import ServerSettings
-from ginnel.openvpn.session import Policy, Session
+from ginnel.openvpn.session import Policy, Session, SessionSettings
 from ginnel.openvpn.tls import TlsContext, TlsSettings
+from ginnel.openvpn.tls_crypt_v2 import USER, ClientKey, Metadata, ServerKey, TlsCryptV2, TlsCryptV2Server
 from ginnel.openvpn.wrap import NoWrap, StaticKey, TlsAuth, TlsCrypt, Wrap
 
 if TYPE_CHECKING:
     from ginnel._core import DataChannel
 
+WrapName = Literal["none", "tls-auth", "tls-crypt", "tls-crypt-v2"]
 FOREVER = datetime(2120, 1, 1, tzinfo=UTC)
 
 
@@ -150,7 +154,7 @@ class Authority:
 
 
 def matching_settings(
-    wrap: Literal["none", "tls-auth", "tls-crypt"] = "none", *, tls: str = "1.3", auth: str = "SHA256"
+    wrap: WrapName = "none", *, tls: str = "1.3", auth: str = "SHA256"
 ) -> tuple[ClientSettings, ServerSettings]:
     """Settings of a client and a server that fit together; change them by `dataclasses.replace`."""
     contexts = _contexts(tls)
@@ -160,6 +164,10 @@ def matching_settings(
         wraps = TlsAuth(static, auth, 1), TlsAuth(static, auth, 0)
     elif wrap == "tls-crypt":
         wraps = TlsCrypt(static), TlsCrypt(static)
+    elif wrap == "tls-crypt-v2":
+        server_key = ServerKey(bytes(range(128)))
+        client_key = ClientKey(static, server_key.wrap(static, Metadata(USER, b"client")))
+        wraps = TlsCryptV2(client_key), TlsCryptV2Server(server_key)
     return (
         ClientSettings(tls=contexts[0], wrap=wraps[0], auth=auth),
         ServerSettings(tls=contexts[1], wrap=wraps[1], auth=auth),
@@ -343,6 +351,102 @@ class Pair:
                 pass
 
 
+class Crowd:
+    """Many clients and the `Endpoint` of one server, on one wire and virtual time."""
+
+    def __init__(
+        self,
+        settings: SessionSettings,
+        make_policy: MakePolicy,
+        wire: NoisyWire | None = None,
+        *,
+        limits: Limits | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.clock = FakeClock()
+        self.wire = wire or NoisyWire.quiet()
+        self.clients: dict[Path, Side] = {}
+        self.server_events: list[tuple[int, Event]] = []
+        self._random = random.Random(seed)
+        self._agenda: list[tuple[float, int, Path | None, Path, bytes]] = []
+        self._entries = 0
+        self.endpoint = Endpoint(
+            settings, make_policy, random=self._random.randbytes, unix_time=UNIX_TIME, now=self.now, limits=limits
+        )
+
+    @property
+    def now(self) -> float:
+        return self.clock.now
+
+    def join(self, policy: Policy, path: Path | None = None) -> Side:
+        """A new client, at a path of its own if none is given; it takes the place of one that was there."""
+        number = len(self.clients)
+        path = path or (0, f"192.0.2.{number % 250}", 1024 + number)
+        session = Session(policy, path=PATHS["server"], random=self._random.randbytes, now=self.now)
+        side = self.clients[path] = Side("client", session, None)
+        self._flush(path)
+        return side
+
+    def run_until(self, condition: Callable[[], bool], limit: float) -> None:
+        """As `Pair.run_until`."""
+        end = self.now + limit
+        self._flush(None)
+        while not condition():
+            if not self._agenda or self._agenda[0][0] > end:
+                raise TimeoutError(f"not so within {limit:g} s; wire seed {self.wire.seed}")
+            self._step()
+
+    def run_for(self, seconds: float) -> None:
+        end = self.now + seconds
+        for path in (None, *self.clients):
+            self._flush(path)
+        while self._agenda and self._agenda[0][0] <= end:
+            self._step()
+        self.clock.advance_to(end)
+
+    def inject(self, datagram: bytes, path: Path) -> list[tuple[bytes, Path]]:
+        """Gives the endpoint a datagram at once, and returns what it sends, which goes nowhere."""
+        self.endpoint.receive_datagram(datagram, path, self.now)
+        return self.endpoint.datagrams_to_send(self.now)
+
+    def _step(self) -> None:
+        """The next thing on the agenda: a datagram for the client at a path, or from there for the endpoint
+        (None); an empty one stands for a timer."""
+        time, _, path, origin, datagram = heapq.heappop(self._agenda)
+        self.clock.advance_to(time)
+        party = self._party(path)
+        if datagram:
+            party.receive_datagram(datagram, origin, self.now)
+        elif (due := party.get_timer()) is None or due > self.now:
+            return
+        else:
+            party.handle_timer(self.now)
+        self._flush(path)
+
+    def _party(self, path: Path | None) -> Session | Endpoint:
+        return self.endpoint if path is None else self.clients[path].session
+
+    def _flush(self, path: Path | None) -> None:
+        for datagram, to in self._party(path).datagrams_to_send(self.now):
+            target, origin = (to, PATHS["server"]) if path is None else (None, path)
+            for delay, copy in self.wire.carry(datagram):
+                self._schedule(self.now + delay, target, origin, copy)
+        if path is None:
+            while (entry := self.endpoint.next_event()) is not None:
+                self.server_events.append(entry)
+        else:
+            side = self.clients[path]
+            while (event := side.session.next_event()) is not None:
+                side.events.append(event)
+        if (timer := self._party(path).get_timer()) is not None:
+            self._schedule(timer, path, PATHS["server"], b"")
+
+    def _schedule(self, time: float, target: Path | None, origin: Path, datagram: bytes) -> None:
+        if target is None or target in self.clients:
+            self._entries += 1
+            heapq.heappush(self._agenda, (time, self._entries, target, origin, datagram))
+
+
 @cache
 def _contexts(version: str) -> tuple[TlsContext, TlsContext]:
     authority = Authority()
@@ -374,6 +478,7 @@ SIGNS_ONLY = x509.KeyUsage(
     encipher_only=False,
     decipher_only=False,
 )
+UNIX_TIME = 1.7e9
 DRAWS_A_COPY = 5
 DRAWS = 2 + 2 * DRAWS_A_COPY
 MAX_RECORD = 1000
