@@ -1,19 +1,15 @@
 """A server's endpoint: strangers, cookies, limits, and many sessions at once."""
 
-import tracemalloc
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from ginnel.openvpn import events
 from ginnel.openvpn.client import ClientPolicy, ClientSettings
 from ginnel.openvpn.endpoint import Limits
 from ginnel.openvpn.events import Path
-from ginnel.openvpn.packets import ControlPacket, Header, Opcode
 from ginnel.openvpn.push import PushReply
 from ginnel.openvpn.server import ServerPolicy
-from ginnel.openvpn.tls_crypt_v2 import TlsCryptV2Server
 from ginnel.testing import UNIX_TIME, Crowd, NoisyWire, Side, WrapName, matching_settings
 
 PUSH = PushReply.parse(["ifconfig 10.8.0.2 255.255.255.0", "topology subnet"])
