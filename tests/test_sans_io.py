@@ -33,8 +33,8 @@ def test_a_protocol_module_imports_no_clock_socket_thread_or_loop(module: str) -
     assert imports(FOLDER / module) & FORBIDDEN <= EXCEPTIONS.get(module, set())
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "tls.py"])
-def test_openssl_is_used_in_one_place(module: str) -> None:
+@pytest.mark.parametrize("module", [name for name in MODULES if name not in ("tls.py", "tls_settings.py")])
+def test_openssl_is_used_by_tls_alone(module: str) -> None:
     assert "OpenSSL" not in imports(FOLDER / module)
 
 
