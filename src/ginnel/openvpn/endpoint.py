@@ -37,7 +37,7 @@ from ginnel.openvpn.packets import (
 )
 from ginnel.openvpn.session import First, Policy, Session, SessionSettings
 from ginnel.openvpn.tls_crypt_v2 import TlsCryptV2Server, negotiates_early
-from ginnel.openvpn.wrap import ReplayError, UnauthenticatedError, Wrapper
+from ginnel.openvpn.wrap import WITH_WRAPPED_KEY, ReplayError, UnauthenticatedError, Wrap, Wrapper
 
 
 class MakePolicy(Protocol):
@@ -95,7 +95,12 @@ class Endpoint:
         self._sessions_left = None if self._limits.connect_freq is None else Limiter(*self._limits.connect_freq)
         # A script that looks at metadata runs for those alone whose address is proven.
         wrap = settings.wrap
-        self._strangers_wrap = replace(wrap, verify=None) if isinstance(wrap, TlsCryptV2Server) else wrap
+        self._first_opcodes = FIRST_OPCODES
+        if isinstance(wrap, TlsCryptV2Server):
+            self._strangers_wrap: Wrap = replace(wrap, verify=None)
+        else:
+            self._strangers_wrap = wrap
+            self._first_opcodes -= WITH_WRAPPED_KEY
         self._entries: dict[int, _Entry] = {}
         self._at: dict[Path, dict[bytes, int]] = {}
         self._negotiating = 0
@@ -195,7 +200,7 @@ class Endpoint:
 
     def _meet(self, data: bytes, header: Header, path: Path, now: float) -> None:
         """A packet of no session: an answer, a session, or nothing. Raises `PacketError`."""
-        if header.key_id != 0 or header.opcode not in FIRST_OPCODES:
+        if header.key_id != 0 or header.opcode not in self._first_opcodes:
             self._count("strays")
             return
         wrapper = self._strangers_wrap.start(server=True, unix_time=self._clock + now, now=now)

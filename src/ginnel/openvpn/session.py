@@ -44,9 +44,11 @@ from ginnel.openvpn.packets import (
 )
 from ginnel.openvpn.push import PushReply
 from ginnel.openvpn.tls import TlsContext, TlsError
+from ginnel.openvpn.tls_crypt_v2 import TlsCryptV2Server
 from ginnel.openvpn.wrap import (
     KEY_FILE_SIZE,
     RENEW_LABEL,
+    WITH_WRAPPED_KEY,
     NoWrap,
     ReplayError,
     UnauthenticatedError,
@@ -407,6 +409,9 @@ class Session:
         header = Header.parse(data)
         if path != self._path:
             self._count("wrong_path")
+            return None
+        if header.opcode in WITH_WRAPPED_KEY and not isinstance(self._settings.wrap, TlsCryptV2Server):
+            self._count("malformed")
             return None
         if header.opcode in HARD_RESETS and header.key_id != 0:
             self._count("wrong_key")
