@@ -1,0 +1,225 @@
+"""Renegotiations: new keys, and when which one is used."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ginnel.errors import RemoteProtocolError
+from ginnel.openvpn import events
+from ginnel.openvpn.client import ClientSettings, Credentials
+from ginnel.openvpn.packets import Opcode
+from ginnel.testing import NoisyWire, Pair, matching_settings
+from tests.sessions import (
+    Case,
+    Tap,
+    closing,
+    establish,
+    keys_of,
+    make_pair,
+    rekeys,
+)
+
+
+@pytest.mark.parametrize("wrap", ["none", "tls-auth", "tls-crypt", "tls-crypt-v2"])
+@pytest.mark.parametrize("who", ["client", "server"])
+def test_either_side_renegotiates_a_hundred_times(who: str, wrap: str) -> None:
+    pair = establish(make_pair(wrap))
+    starter = pair.client if who == "client" else pair.server
+    for number in range(1, 101 if wrap == "none" else 11):
+        starter.session.renegotiate(pair.now)
+        pair.run_until(lambda: rekeys(pair.client) == rekeys(pair.server) == number, 100)  # noqa: B023
+        assert pair.client.events[-1] == events.Rekeyed((number - 1) % 7 + 1)
+        check_keys(pair)
+
+
+def check_keys(pair: Pair) -> None:
+    """The newest keys fit, and no side holds more than three at a time."""
+    ours, theirs = keys_of(pair.client)[-1], keys_of(pair.server)[-1]
+    assert (ours.key_id, ours.encrypt, ours.decrypt) == (theirs.key_id, theirs.decrypt, theirs.encrypt)
+    for side in (pair.client, pair.server):
+        held = 0
+        for event in side.events:
+            held += isinstance(event, events.NewKey) - isinstance(event, events.DelKey)
+            assert held <= 3
+        assert held <= 2
+
+
+def test_both_sides_begin_at_once() -> None:
+    pair = establish(make_pair("tls-auth"))
+    for number in range(1, 20):
+        pair.client.session.renegotiate(pair.now)
+        pair.server.session.renegotiate(pair.now)
+        pair.run_until(lambda: rekeys(pair.client) == rekeys(pair.server) == number, 100)  # noqa: B023
+        check_keys(pair)
+    assert len(keys_of(pair.client)) == 20
+
+
+def test_renegotiating_as_fast_as_possible_on_a_noisy_wire() -> None:
+    pair = establish(make_pair("tls-crypt"))
+    pair.wire = NoisyWire(seed=11)
+    for number in range(2, 60):
+        starter = pair.client if number % 3 else pair.server
+        pair.run_until(lambda: len(keys_of(starter)) >= number - 1, 60)  # noqa: B023
+        # The other side may still wait for its last ACKs.
+        starter.session.renegotiate(pair.now)
+        pair.run_until(lambda: len(keys_of(starter)) >= number, 60)  # noqa: B023
+    pair.run_for(60)
+    check_keys(pair)
+    assert pair.client.closed is None
+    assert pair.server.closed is None
+
+
+def test_no_side_sends_with_a_key_that_the_other_does_not_have() -> None:
+    """Every swap of one side comes a whole trip after the other side's key, and before its removal."""
+    log: list[tuple[float, str, Any]] = []
+    pair = establish(make_pair("tls-crypt", wire=NoisyWire(seed=3)))
+    held = {"client": {0}, "server": {0}}
+    sending = {"client": 0, "server": 0}
+    seen = {"client": len(pair.client.events), "server": len(pair.server.events)}
+    ids = {"client": {1: 0}, "server": {1: 0}}
+
+    def follow() -> None:
+        for side in (pair.client, pair.server):
+            for event in side.events[seen[side.name] :]:
+                match event:
+                    case events.NewKey(handle=handle, key_id=key_id):
+                        held[side.name].add(key_id)
+                        ids[side.name][handle] = key_id
+                    case events.DelKey(handle=handle):
+                        held[side.name].discard(ids[side.name][handle])
+                    case events.Swap(handle=handle):
+                        sending[side.name] = ids[side.name][handle]
+                log.append((pair.now, side.name, event))
+            seen[side.name] = len(side.events)
+        assert sending["client"] in held["server"], log[-20:]
+        assert sending["server"] in held["client"], log[-20:]
+
+    for number in range(30):
+        (pair.client if number % 2 else pair.server).session.renegotiate(pair.now)
+        for _ in range(600):
+            pair.run_for(0.02)
+            follow()
+
+
+def lose_final_acks(pair: Case, wire: Tap) -> None:
+    """Lets the client renegotiate on a wire that loses its last ACKs, which the server waits for."""
+    client_id = wire.session_id(pair.client)
+    wire.lost = lambda packet: packet[0] == Opcode.ACK_V1 << 3 | 1 and packet[1:9] == client_id
+    pair.client.session.renegotiate(pair.now)
+    pair.run_until(lambda: len(keys_of(pair.client)) == 2, 5)
+    pair.run_for(1)
+
+
+def test_a_side_is_done_only_when_its_packets_are_acknowledged() -> None:
+    wire = Tap()
+    pair = establish(make_pair(wire=wire))
+    lose_final_acks(pair, wire)
+    assert len(keys_of(pair.server)) == 1
+    wire.lost = lambda packet: False
+    pair.run_until(lambda: len(keys_of(pair.server)) == 2, 5)
+
+
+def test_the_next_negotiation_acknowledges_what_the_last_one_lacked() -> None:
+    """A stock peer that began the next negotiation answers nothing of the last one any more."""
+    wire = Tap()
+    pair = establish(make_pair(wire=wire))
+    lose_final_acks(pair, wire)
+    pair.client.session.renegotiate(pair.now)
+    pair.run_until(lambda: len(keys_of(pair.client)) == len(keys_of(pair.server)) == 3, 30)
+    assert pair.server.session.statistics()["wrong_key"] == 0
+
+
+def test_an_ended_session_sends_once_more_and_never_again() -> None:
+    pair = make_pair()
+    pair.run_for(0.03)
+    session = pair.client.session
+    session.close(pair.now)
+    session.datagrams_to_send(pair.now)
+    assert session.datagrams_to_send(pair.now + 100) == []
+
+
+def test_data_stays_with_the_old_key_while_the_peer_may_not_have_the_new_one() -> None:
+    pair = establish(make_pair(client={"reneg_sec": 0.0}, server={"reneg_sec": 0.0}))
+    pair.run_for(500)
+    start = pair.now
+    pair.client.session.renegotiate(start)
+    pair.run_until(lambda: len(keys_of(pair.client)) == 2, 5)
+    assert rekeys(pair.client) == 0
+    pair.run_until(lambda: rekeys(pair.client) == 1, 100)
+    assert pair.now == pytest.approx(start + 60, abs=1)
+    pair.run_until(lambda: pair.client.first(events.DelKey) is not None, 4000)
+    assert pair.now == pytest.approx(start + 3600, abs=0.1)
+
+
+def test_keys_are_renewed_after_reneg_sec_the_servers_a_little_earlier() -> None:
+    pair = establish(make_pair(client={"reneg_sec": 0.0}, server={"reneg_sec": 1000.0}))
+    pair.run_until(lambda: len(keys_of(pair.client)) == 2, 1100)
+    assert 1900 < pair.now < 2002
+    pair = establish(make_pair(client={"reneg_sec": 1000.0}, server={"reneg_sec": 0.0}))
+    pair.run_until(lambda: len(keys_of(pair.client)) == 2, 1100)
+    assert pair.now == pytest.approx(2000, abs=1)
+
+
+def test_a_key_near_its_limit_is_renewed_once() -> None:
+    pair = establish(make_pair())
+    for _ in range(3):
+        pair.client.session.data_event(events.KeyLimit(0, 1), pair.now)
+    pair.run_until(lambda: rekeys(pair.client) == 1, 100)
+    pair.client.session.data_event(events.KeyLimit(0, 1), pair.now)
+    pair.run_for(10)
+    assert len(keys_of(pair.client)) == 2
+
+
+def test_an_old_key_at_its_limit_makes_way_for_the_new_one() -> None:
+    pair = establish(make_pair())
+    pair.client.session.renegotiate(pair.now)
+    pair.run_until(lambda: len(keys_of(pair.client)) == 2, 5)
+    assert rekeys(pair.client) == 0
+    pair.client.session.data_event(events.KeyLimit(0, 1), pair.now)
+    pair.run_for(0)
+    assert pair.client.events[-2:] == [events.Swap(0, 2), events.Rekeyed(1)]
+
+
+def test_a_renegotiation_that_does_not_end_is_given_up() -> None:
+    pair = establish(make_pair())
+    pair.wire.drop = 1.0
+    pair.client.session.renegotiate(pair.now)
+    closed = closing(pair, pair.client)
+    assert "didn't finish making new keys within 60 s" in str(closed.error)
+    assert closed.retry
+
+
+def test_a_password_that_no_longer_holds_ends_a_renegotiation() -> None:
+    answers: list[str | None] = [None, "expired"]
+    pair = establish(make_pair(server={"verify": lambda *_: answers.pop(0)}))
+    pair.client.session.renegotiate(pair.now)
+    assert isinstance(closing(pair, pair.server).error, RemoteProtocolError)
+
+
+def test_messages_are_not_lost_across_a_renegotiation() -> None:
+    pair = establish(make_pair())
+    pair.server.session.renegotiate(pair.now)
+    pair.say("INFO,during")
+    pair.run_for(5)
+    pair.say("INFO,after")
+    pair.run_for(5)
+    texts = [event.text for event in pair.client.events if isinstance(event, events.Notice)]
+    assert texts == ["the server says: during", "the server says: after"]
+
+
+def test_control_packets_follow_a_peer_that_floated() -> None:
+    pair = establish(make_pair())
+    elsewhere = (0, "198.51.100.7", 4000)
+    pair.server.session.data_event(events.PeerFloat(0, elsewhere), pair.now)
+    pair.server.session.renegotiate(pair.now)
+    assert {path for _, path in pair.server.session.datagrams_to_send(pair.now)} == {elsewhere}
+
+
+def test_secrets_are_not_shown() -> None:
+    pair = establish(make_pair(client={"credentials": Credentials("bob", "hunter2")}))
+    for side in (pair.client, pair.server):
+        for key in keys_of(side):
+            assert repr(key.encrypt[:8])[2:-1] not in repr(side.events)
+    ours: ClientSettings = replace(matching_settings()[0], credentials=Credentials("bob", "hunter2"))
+    assert "hunter2" not in repr(ours)

@@ -1,0 +1,123 @@
+"""Strange, forged and misplaced control packets."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ginnel.errors import RemoteProtocolError, UnreachableError
+from ginnel.openvpn.packets import CONTROL_OPCODES, ControlPacket, Header, Opcode
+from ginnel.openvpn.wrap import StaticKey, TlsCrypt
+from ginnel.testing import PATHS
+from tests.sessions import (
+    OldClientPolicy,
+    Tap,
+    establish,
+    make_pair,
+    rekeys,
+)
+
+
+@pytest.mark.parametrize("wrap", ["none", "tls-auth", "tls-crypt", "tls-crypt-v2"])
+@pytest.mark.parametrize("opcode", [*sorted(CONTROL_OPCODES), 1, 2, 6, 9, 12, 31])
+def test_first_packets_of_every_length_leave_a_session_unharmed(wrap: str, opcode: int) -> None:
+    pair = make_pair(wrap)
+    for side in (pair.client, pair.server):
+        path = PATHS["server" if side is pair.client else "client"]
+        for length in [*range(9), 9, 13, 100, 1500, 65507]:
+            head = bytes([opcode << 3]) + b"\xaa" * 7
+            side.session.receive_datagram((head + bytes(length))[: length + 1], path, pair.now)
+            side.session.receive_datagram(head[:1] + b"\xaa" * length, path, pair.now)
+    assert pair.client.closed is None
+    assert pair.server.closed is None
+
+
+@pytest.mark.parametrize("length", range(9))
+def test_control_payloads_of_every_small_length(length: int) -> None:
+    wire = Tap()
+    pair = make_pair(wire=wire)
+    pair.run_until(lambda: any("opcode 8" in what for _, _, what in pair.trace), 5)
+    header = Header(Opcode.CONTROL_V1, 0, wire.session_id(pair.client))
+    packet = ControlPacket(header, (), None, 1, b"\x16" * length)
+    pair.server.session.receive_datagram(packet.emit(), PATHS["client"], pair.now)
+    pair.run_for(100)
+    # What isn't TLS ends the session as an error of the peer's, and nothing else. Here the forged
+    # packet takes the place of the client's first one, so that not even an empty one leads on.
+    assert pair.server.closed is not None
+    assert isinstance(pair.server.closed.error, RemoteProtocolError | UnreachableError)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_packets_in_any_state_are_dropped_or_end_the_session(data: st.DataObject) -> None:
+    wire = Tap()
+    pair = make_pair(wire=wire)
+    pair.run_for(data.draw(st.sampled_from([0.0, 0.03, 0.05, 0.07, 0.09, 0.2, 2.0])))
+    side = data.draw(st.sampled_from([pair.client, pair.server]))
+    other = pair.server if side is pair.client else pair.client
+    for _ in range(data.draw(st.integers(1, 6))):
+        opcode = data.draw(st.sampled_from(sorted(CONTROL_OPCODES)))
+        sender = data.draw(st.sampled_from([wire.session_id(other), b"stranger"]))
+        header = Header(opcode, data.draw(st.integers(0, 7)), sender)
+        acks = tuple(data.draw(st.lists(st.integers(0, 12), max_size=8)))
+        packet = ControlPacket(
+            header,
+            acks,
+            wire.session_id(side) if acks else None,
+            None if opcode is Opcode.ACK_V1 else data.draw(st.integers(0, 14)),
+            data.draw(st.binary(max_size=20)),
+        )
+        side.session.receive_datagram(packet.emit(), PATHS[other.name], pair.now)
+    pair.run_for(100)
+    for end in (pair.client, pair.server):
+        assert end.closed is not None or end.established
+
+
+def test_wrong_paths_session_ids_and_key_ids_are_dropped_and_counted() -> None:
+    wire = Tap()
+    pair = establish(make_pair(wire=wire, policy=OldClientPolicy))
+    server, now = pair.server.session, pair.now
+    before = server.statistics()
+    real, stranger = wire.session_id(pair.client), b"stranger"
+    empty = (), None, 9, b""
+
+    def send(opcode: Opcode, key_id: int, session_id: bytes, *rest: Any, path: str = "client") -> None:
+        packet = ControlPacket(Header(opcode, key_id, session_id), *rest)
+        server.receive_datagram(packet.emit(), PATHS[path], now)
+
+    send(Opcode.CONTROL_V1, 0, real, *empty, path="server")
+    send(Opcode.CONTROL_V1, 0, stranger, *empty)
+    send(Opcode.CONTROL_V1, 0, real, (1,), stranger, 9, b"")
+    send(Opcode.HARD_RESET_SERVER_V2, 0, real, (), None, 0, b"")
+    send(Opcode.HARD_RESET_CLIENT_V2, 0, stranger, (), None, 0, b"")
+    send(Opcode.CONTROL_V1, 3, real, *empty)
+    send(Opcode.SOFT_RESET_V1, 2, real, (), None, 0, b"")
+    send(Opcode.CONTROL_V1, 0, real, (), None, 5000, b"")
+    after = server.statistics()
+    changed = {name: after[name] - before[name] for name in after if after[name] != before[name]}
+    assert changed == {
+        "received": 8,
+        "wrong_path": 1,
+        "wrong_session": 3,
+        "stray_resets": 1,
+        "wrong_key": 2,
+        "out_of_window": 1,
+    }
+    assert pair.server.closed is None
+
+
+def test_a_server_that_started_anew_does_not_disturb_a_running_session() -> None:
+    pair = establish(make_pair("tls-crypt"))
+    wrap = TlsCrypt(StaticKey(bytes(range(256)))).start(server=True, unix_time=1.8e9, now=pair.now)
+    reset = ControlPacket(Header(Opcode.HARD_RESET_SERVER_V2, 0, b"newerone"), (), None, 0).emit()
+    pair.client.session.receive_datagram(wrap.wrap(reset, pair.now), PATHS["server"], pair.now)
+    assert pair.client.session.statistics()["stray_resets"] == 1
+    pair.client.session.renegotiate(pair.now)
+    pair.run_until(lambda: rekeys(pair.client) == 1, 100)
+
+
+def test_asking_for_the_timer_changes_nothing() -> None:
+    pair = establish(make_pair())
+    first = pair.client.session.get_timer()
+    assert [pair.client.session.get_timer() for _ in range(3)] == [first] * 3
