@@ -57,8 +57,8 @@ class Tap(NoisyWire):
 
     def session_id(self, side: Side) -> bytes:
         """A side's session id as its first packet has it in clear, another before that."""
-        opcode = 7 if side.name == "client" else 8
-        return next((packet[1:9] for packet in self.datagrams if packet[0] >> 3 == opcode), b"unknown!")
+        opcodes = (7, 10) if side.name == "client" else (8,)
+        return next((packet[1:9] for packet in self.datagrams if packet[0] >> 3 in opcodes), b"unknown!")
 
 
 class Case(Pair):

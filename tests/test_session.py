@@ -1,5 +1,6 @@
 """A session from its first packet to its last: how it is established, what is said in it, how it ends."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from ginnel.openvpn.client import ClientPolicy, Credentials, MssFix
 from ginnel.openvpn.keys import KeyMessage
 from ginnel.openvpn.push import PullFilter, PushReply
 from ginnel.openvpn.server import ServerPolicy
-from ginnel.openvpn.session import Session
+from ginnel.openvpn.session import Session, Tunnel
 from ginnel.openvpn.tls import TlsContext, TlsSettings
 from ginnel.openvpn.wrap import StaticKey, TlsAuth, TlsCrypt
 from ginnel.testing import PATHS, Authority, NoisyWire, matching_settings
@@ -430,3 +431,48 @@ def test_key_method_1_ends_the_session() -> None:
 
     pair = make_pair(policy=Method1Policy)
     assert "key method 1" in str(closing(pair, pair.server).error)
+
+
+# Sessions that may not last.
+
+
+def lasting(**limits: float) -> type[ClientPolicy]:
+    """A client's policy with limits of the tunnel's."""
+
+    class Lasting(ClientPolicy):
+        def _tunnel(self, reply: PushReply) -> Tunnel:
+            return replace(super()._tunnel(reply), **limits)  # type: ignore[arg-type]
+
+    return Lasting
+
+
+def test_a_session_timeout_ends_the_session_as_its_user_would() -> None:
+    pair = establish(make_pair(policy=lasting(session_timeout=500, exit_notify=1)))
+    start = pair.now
+    closed = closing(pair, pair.client, 600)
+    assert pair.now == pytest.approx(start + 500, abs=2)
+    assert (closed.error, closed.retry) == (None, False)
+    assert "session-timeout" in str(pair.client.first(events.Notice))
+    assert "ended the session" in str(closing(pair, pair.server).error)
+
+
+@pytest.mark.parametrize(("bytes_a_minute", "lives"), [(0, False), (999, False), (1000, True), (5000, True)])
+def test_an_inactive_session_ends(bytes_a_minute: int, lives: bool) -> None:
+    pair = establish(make_pair(policy=lasting(inactive=60, inactive_bytes=1000)))
+    start, total, counted = pair.now, 0, 0
+    seen = 0
+    while pair.now < start + 600 and pair.client.closed is None:
+        pair.run_for(1)
+        total = bytes_a_minute * int((pair.now - start) / 60 + 1)
+        questions = [event for event in pair.client.events if isinstance(event, events.CountBytes)]
+        for _ in questions[seen:]:
+            pair.client.session.data_event(events.BytesCounted(0, total), pair.now)
+            counted += 1
+        seen = len(questions)
+    assert (pair.client.closed is None) == lives
+    assert 5 < counted < 200
+    if not lives:
+        pair.run_for(0)
+        # Less than asked for is collected until it is enough.
+        assert start + 60 <= pair.now <= start + (62 if bytes_a_minute == 0 else 130)
+        assert "inactive" in str(pair.client.first(events.Notice))

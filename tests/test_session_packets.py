@@ -7,13 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ginnel.errors import RemoteProtocolError, UnreachableError
-from ginnel.openvpn.packets import CONTROL_OPCODES, ControlPacket, Header, Opcode
+from ginnel.openvpn.packets import ASK_FOR_WRAPPED_KEY, CONTROL_OPCODES, ControlPacket, Header, Opcode
 from ginnel.openvpn.wrap import StaticKey, TlsCrypt
-from ginnel.testing import PATHS
+from ginnel.testing import PATHS, NoisyWire, matching_settings
 from tests.sessions import (
     OldClientPolicy,
     Tap,
+    closing,
     establish,
+    keys_of,
     make_pair,
     rekeys,
 )
@@ -121,3 +123,94 @@ def test_asking_for_the_timer_changes_nothing() -> None:
     pair = establish(make_pair())
     first = pair.client.session.get_timer()
     assert [pair.client.session.get_timer() for _ in range(3)] == [first] * 3
+
+
+@pytest.mark.parametrize("key_id", range(1, 8))
+def test_a_hard_reset_with_another_key_id_than_0_changes_nothing(key_id: int) -> None:
+    wire = Tap()
+    fresh = make_pair()
+    live = establish(make_pair(wire=wire, policy=OldClientPolicy))
+    live.server.session.renegotiate(live.now)
+    live.run_for(0.01)
+    for pair, sender in ((fresh, b"stranger"), (live, wire.session_id(live.client))):
+        reset = ControlPacket(Header(Opcode.HARD_RESET_CLIENT_V2, key_id, sender), (), None, 0).emit()
+        pair.server.session.receive_datagram(reset, PATHS["client"], pair.now)
+        assert pair.server.session.statistics()["wrong_key"] == 1
+    establish(fresh)
+    live.run_until(lambda: len(keys_of(live.client)) == 2, 10)
+
+
+@pytest.mark.parametrize("opcode", [1, 2])
+def test_the_resets_of_key_method_1_are_no_packets(opcode: int) -> None:
+    pair = make_pair()
+    for side, other in ((pair.client, "server"), (pair.server, "client")):
+        data = bytes([opcode << 3]) + b"stranger" + bytes(5)
+        side.session.receive_datagram(data, PATHS[other], pair.now)
+        assert side.session.statistics()["malformed"] == 1
+    establish(pair)
+
+
+@pytest.mark.parametrize("wrap", ["none", "tls-auth", "tls-crypt"])
+def test_a_wrapped_keys_packets_are_nothing_to_servers_without_tls_crypt_v2(wrap: str) -> None:
+    pair = make_pair(wrap)
+    client = matching_settings(wrap)[0].wrap.start(server=False, unix_time=1.7e9, now=pair.now)  # type: ignore[arg-type]
+    for opcode in (Opcode.HARD_RESET_CLIENT_V3, Opcode.CONTROL_WKC_V1):
+        packet = ControlPacket(Header(opcode, 0, b"stranger"), (), None, 0).emit()
+        pair.server.session.receive_datagram(client.wrap(packet, pair.now), PATHS["client"], pair.now)
+    assert pair.server.session.statistics()["malformed"] == 2
+
+
+def test_control_packets_up_to_the_size_that_stock_reads() -> None:
+    wire = Tap()
+    pair = establish(make_pair(wire=wire))
+    header = Header(Opcode.CONTROL_V1, 0, wire.session_id(pair.client))
+    before = pair.server.session.statistics()
+    for size in (2048, 2049, 60000):
+        # Their place is after one that never comes, so that TLS doesn't see them.
+        packet = ControlPacket(header, (), None, 15, bytes(size)).emit()
+        pair.server.session.receive_datagram(packet, PATHS["client"], pair.now)
+    after = pair.server.session.statistics()
+    assert after["malformed"] - before["malformed"] == 2
+    assert pair.server.closed is None
+
+
+def test_a_first_control_packet_that_is_too_long_is_dropped_and_the_handshake_goes_on() -> None:
+    wire = Tap()
+    pair = make_pair(wire=wire)
+    pair.run_until(lambda: any("opcode 8" in what for _, _, what in pair.trace), 5)
+    header = Header(Opcode.CONTROL_V1, 0, wire.session_id(pair.client))
+    packet = ControlPacket(header, (), None, 1, b"\x16" * 2049)
+    pair.server.session.receive_datagram(packet.emit(), PATHS["client"], pair.now)
+    establish(pair)
+
+
+@pytest.mark.parametrize("payload", ["0001", "00010001", "0001000200", "ffffffff"])
+def test_a_servers_reset_with_a_malformed_list_ends_the_session(payload: str) -> None:
+    pair = make_pair("tls-crypt-v2", wire=NoisyWire(drop=1.0))
+    client_id = pair.client.session._session_id
+    wrap = TlsCrypt(StaticKey(bytes(range(256)))).start(server=True, unix_time=1.7e9, now=pair.now)
+    header = Header(Opcode.HARD_RESET_SERVER_V2, 0, b"serverid")
+    reset = ControlPacket(header, (0,), client_id, 0, bytes.fromhex(payload)).emit()
+    pair.client.session.receive_datagram(wrap.wrap(reset, pair.now), PATHS["server"], pair.now)
+    closed = closing(pair, pair.client)
+    assert isinstance(closed.error, RemoteProtocolError)
+
+
+def test_who_is_asked_for_the_wrapped_key_sends_it_with_every_copy_of_its_second_packet() -> None:
+    pair = make_pair("tls-crypt-v2", wire=NoisyWire(drop=1.0))
+    session = pair.client.session
+    wrap = TlsCrypt(StaticKey(bytes(range(256)))).start(server=True, unix_time=1.7e9, now=pair.now)
+    header = Header(Opcode.HARD_RESET_SERVER_V2, 0, b"serverid")
+    reset = ControlPacket(header, (0,), session._session_id, 0, ASK_FOR_WRAPPED_KEY).emit()
+    session.receive_datagram(wrap.wrap(reset, pair.now), PATHS["server"], pair.now)
+    sizes = []
+    for _ in range(3):
+        first, *rest = session.datagrams_to_send(pair.now)
+        assert first[0][0] >> 3 == Opcode.CONTROL_WKC_V1
+        assert all(datagram[0] >> 3 == Opcode.CONTROL_V1 for datagram, _ in rest)
+        sizes += [len(datagram) for datagram, _ in [first, *rest]]
+        timer = session.get_timer()
+        assert timer is not None
+        pair.clock.advance_to(timer)
+        session.handle_timer(pair.now)
+    assert max(sizes) <= 1250 - 28

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ginnel.errors import ConfigError
+from ginnel.errors import ConfigError, LocalProtocolError
 from ginnel.openvpn.packets import PacketError
 from ginnel.openvpn.wrap import (
     NoWrap,
@@ -165,3 +165,15 @@ def test_wrong_digest_and_direction_are_configuration_errors() -> None:
         TlsAuth(KEY, "MD5")
     with pytest.raises(ConfigError, match="key-direction"):
         TlsAuth(KEY, "SHA1", 2)
+
+
+@pytest.mark.parametrize("name", ["sha1", "tls-crypt"])
+def test_packet_ids_that_run_out_begin_again_with_a_later_time(name: str) -> None:
+    _, receiver = both(name)
+    wrap, _ = PAIRS[name]()
+    sender = wrap.start(server=False, unix_time=1.7e9, now=0.0, sent=0xFFFFFFFE)
+    assert receiver.unwrap(sender.wrap(PACKET, 0.0)) == PACKET
+    with pytest.raises(LocalProtocolError):
+        sender.wrap(PACKET, 0.5)
+    assert receiver.unwrap(sender.wrap(PACKET, 1.0)) == PACKET
+    assert receiver.unwrap(sender.wrap(PACKET, 1.0)) == PACKET
