@@ -74,6 +74,19 @@ def test_our_client_at_a_stock_server(network: Network, keys: Path, tmp_path: Pa
         assert any("tls-crypt-v2" in line for line in server.log)
 
 
+def test_our_client_at_a_stock_server_that_renegotiates_every_three_seconds(network: Network, tmp_path: Path) -> None:
+    profile = Profile(server_options=("reneg-sec 3 3", "verb 4"), client_options=("reneg-sec 0",))
+    with (
+        StockServer(network, profile) as server,
+        start_ours(network, "client", tmp_path, profile, seconds=11) as client,
+    ):
+        pinged = parse_event(client.wait_line('"pinged"', 40))
+        assert (pinged["lost"], pinged["sent"] > 1000) == (0, True)
+        assert sum("Control Channel: TLS" in line for line in server.log) >= 4
+        assert any("dynamic tls-crypt" in line for line in server.log)
+        assert client.wait(10) == 0
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("wrap", ["none", "tls-auth", "tls-crypt", "tls-crypt-v2"])
 def test_a_stock_client_at_our_server(network: Network, keys: Path, tmp_path: Path, wrap: Any) -> None:
