@@ -180,7 +180,7 @@ def test_a_cookie_that_is_not_right_leads_nowhere(wrap: WrapName, change: str) -
     assert house.endpoint.sessions == {}
 
 
-@pytest.mark.parametrize("age", [0, 29, 59])
+@pytest.mark.parametrize("age", [0, 29, 59, 89])
 def test_a_cookie_is_good_for_two_slots_more(age: int) -> None:
     house = make_house()
     house.clock.now = 3000.0

@@ -286,9 +286,8 @@ class Endpoint:
     def _displace(self, path: Path, newcomer: int, now: float) -> None:
         for peer in [peer for peer in self._at[path].values() if peer != newcomer]:
             entry = self._entries[peer]
-            if entry.open:
-                entry.session.finish(UnreachableError("the client began a new session"), retry=False)
-                self._collect(peer, entry, now)
+            entry.session.finish(UnreachableError("the client began a new session"), retry=False)
+            self._collect(peer, entry, now)
 
     def _forget(self, peer: int, entry: _Entry) -> None:
         del self._entries[peer]

@@ -5,17 +5,6 @@ calls `handle_timer` at the time that `get_timer` names. After each call of `rec
 `data_event`, `handle_timer`, `renegotiate` or `close` it takes what `datagrams_to_send` and
 `next_event` have, until both are empty; after `Closed` once more, as a TLS alert may wait there.
 
-Key slots. A finished negotiation's keys go into the *primary* slot and are installed for receiving
-at once; the keys before them become the *lame duck*. A side is done as soon as its own packets are
-acknowledged, and can't know whether its last ACKs arrived; a server may also still be waiting for a
-password check. So, as in stock OpenVPN (``ssl.c``, tls_select_encryption_key), data goes on with the
-lame duck for a while: for ``hand_window``, or half of ``reneg_sec`` where that is shorter, counted from
-the end of the negotiation, which may have been a long one on a bad line.
-But a stock peer drops its lame duck as soon as the next negotiation begins. When it is the peer that
-begins, that is a trip before we can know, and so the shortest time that it took between two of its own
-counts like our ``reneg_sec``. When we begin, data moves over first, unless the primary keys are so new
-that the peer may lack them.
-
 Both sides may begin a renegotiation at once: each reset then answers the other, as both carry the
 same next key id. A renegotiation that isn't done within ``hand_window`` ends the session.
 """
@@ -43,6 +32,7 @@ from ginnel.openvpn.packets import (
     PacketError,
 )
 from ginnel.openvpn.push import PushReply
+from ginnel.openvpn.slots import KeySlots
 from ginnel.openvpn.tls import TlsContext, TlsError
 from ginnel.openvpn.tls_crypt_v2 import TlsCryptV2Server
 from ginnel.openvpn.wrap import (
@@ -65,8 +55,6 @@ class Timer(Enum):
     PUSH_REQUEST = "the next push request is due"
     PUSH_WINDOW = "the push reply must be there"
     RENEGOTIATE = "the keys are old enough"
-    SWAP = "the peer has the new keys for sure"
-    LAME_DUCK = "the old keys must go"
     INACTIVE = "the bytes must be counted"
     SESSION_TIMEOUT = "the session is old enough"
     EXIT_NOTICE = "the next exit notice is due"
@@ -139,13 +127,6 @@ class Policy(Exchange, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class DataKey:
-    handle: int
-    key_id: int
-    started: float
-
-
-@dataclass(frozen=True, slots=True)
 class First:
     """The packet that led to a session, with the wrap that it was taken out of (`endpoint`). When it is no
     reset, both resets were exchanged already, and it names the session id that we had in ours."""
@@ -184,12 +165,13 @@ class Session:
         self._events: deque[Event] = deque()
         self._statistics = dict.fromkeys(COUNTERS, 0)
         self._tunnel: Tunnel | None = None
-        self._primary: DataKey | None = None
-        self._lame_duck: DataKey | None = None
-        self._sending: DataKey | None = None
-        self._handles = 0
-        self._peers_pace = float("inf")
-        self._settled = now
+        self._slots = KeySlots(
+            policy.peer,
+            hand_window=self._settings.hand_window,
+            reneg_sec=self._settings.reneg_sec,
+            tran_window=self._settings.tran_window,
+            emit=self._emit,
+        )
         self._bytes_counted = 0
         self._active_at = now
         self._closing: events.Closed | None = None
@@ -237,10 +219,10 @@ class Session:
             case events.PeerFloat(path=path):
                 self._path = path
             case events.KeyLimit(handle=handle):
-                if self._primary is not None and handle == self._primary.handle:
+                if self._slots.primary is not None and handle == self._slots.primary.handle:
                     self.renegotiate(now)
                 else:
-                    self._swap()
+                    self._slots.swap()
             case events.BytesCounted(total=total):
                 self._check_activity(total, now)
             case events.PathClosed(path=path, errno=errno):
@@ -264,11 +246,14 @@ class Session:
         if self._closed:
             return None
         times = list(self._timers.values())
+        times += [time for time in [self._slots.get_timer()] if time is not None]
         times += [time for item in self._negotiations() if (time := item.get_timer()) is not None]
         return min(times, default=None)
 
     def handle_timer(self, now: float) -> None:
         """Does what is due. Packets that are due again come out of `datagrams_to_send`."""
+        if not self._closed:
+            self._slots.handle_timer(now)
         for timer in Timer:
             if not self._closed and self._timers.get(timer, now + 1) <= now:
                 del self._timers[timer]
@@ -280,8 +265,7 @@ class Session:
     def renegotiate(self, now: float) -> None:
         """Begins to make new keys. Nothing happens before there are any, or while it is under way."""
         if self._closing is None and not self._closed and self._is_settled_on_primary():
-            if now >= self._settled + SETTLING:
-                self._swap()
+            self._slots.we_begin(now)
             self._renegotiate(now)
 
     def close(self, now: float, notify: bool = True) -> None:
@@ -343,10 +327,10 @@ class Session:
         self._tunnel = tunnel
         peer = self._policy.peer
         self._emit(events.NewPeer(peer, self._path, tunnel.peer_id))
-        key = self._new_key(tunnel)
+        current = self._current
+        key = self._slots.install(current.key_id, current.started, tunnel.cipher, self._data_keys(tunnel))
         self._emit(events.SetPeer(peer, tunnel.ping, tunnel.ping_restart, tunnel.mss))
-        self._primary = self._sending = key
-        self._emit(events.Swap(peer, key.handle))
+        self._slots.start(key, now)
         self._schedule_renegotiation(now)
         tls = self._current.tls
         if tunnel.dyn_tls_crypt:
@@ -453,8 +437,7 @@ class Session:
             self._current.peer_is_done()
             self._follow(self._current, now)
             if self._is_settled_on_primary():
-                self._peers_pace = min(self._peers_pace, now - self._current.started)
-                self._swap()
+                self._slots.peer_begins(now - self._current.started)
                 self._renegotiate(now)
         if key_id == self._current.key_id:
             return self._current
@@ -495,10 +478,6 @@ class Session:
                 self._policy.handle_timer(timer, now)
             case Timer.RENEGOTIATE:
                 self.renegotiate(now)
-            case Timer.SWAP:
-                self._swap()
-            case Timer.LAME_DUCK:
-                self._bury_lame_duck()
             case Timer.INACTIVE:
                 self._emit(events.CountBytes(self._policy.peer))
             case Timer.SESSION_TIMEOUT:
@@ -542,7 +521,7 @@ class Session:
             next_check = min(now + tunnel.inactive / ACTIVITY_CHECKS, self._active_at + tunnel.inactive)
             self._timers[Timer.INACTIVE] = next_check
 
-    # Negotiations and key slots.
+    # Negotiations.
 
     def _negotiations(self) -> list[Handshake]:
         """Those that may send: a server none before its client, nor an ended session more than once."""
@@ -573,60 +552,25 @@ class Session:
         self._current = self._begin(_next_key_id(self._previous.key_id), now)
 
     def _is_settled_on_primary(self) -> bool:
-        return self._primary is not None and self._primary.key_id == self._current.key_id
+        primary = self._slots.primary
+        return primary is not None and primary.key_id == self._current.key_id
 
     def _forget_previous(self) -> None:
         """The peer is heard in the new negotiation: it has the primary keys, and left the old one."""
         if self._previous is not None:
             self._statistics["retransmitted"] += self._previous.retransmitted
             self._previous = None
-        self._swap()
+        self._slots.swap()
 
     def _rotate(self, now: float) -> None:
-        """A renegotiation is done: its keys become the primary ones."""
-        tunnel, old = self._tunnel, self._primary
-        if tunnel is None or old is None:
-            return
-        self._bury_lame_duck()
-        self._lame_duck = old
-        self._primary = self._new_key(tunnel)
-        self._settled = now
-        self._timers[Timer.SWAP] = now + self._swap_delay()
-        self._timers[Timer.LAME_DUCK] = max(now, self._current.started + self._settings.tran_window)
-        self._schedule_renegotiation(now)
+        """A renegotiation is done."""
+        tunnel, current = self._tunnel, self._current
+        if tunnel is not None:
+            self._slots.rotate(current.key_id, current.started, tunnel.cipher, self._data_keys(tunnel), now)
+            self._schedule_renegotiation(now)
 
-    def _swap_delay(self) -> float:
-        pace = self._peers_pace
-        return min(
-            self._settings.hand_window,
-            self._settings.reneg_sec / 2 or float("inf"),
-            max(pace / 2, min(SETTLING, pace - BEFORE_THE_NEXT)),
-        )
-
-    def _new_key(self, tunnel: Tunnel) -> DataKey:
-        handshake = self._current
-        encrypt, decrypt = handshake.data_keys(self._peer_session_id or NO_SESSION, exported=tunnel.exported)
-        self._handles += 1
-        key = DataKey(self._handles, handshake.key_id, handshake.started)
-        self._emit(
-            events.NewKey(self._policy.peer, key.handle, key.key_id, tunnel.cipher, encrypt, decrypt),
-        )
-        return key
-
-    def _swap(self) -> None:
-        """Sends with the primary keys from now on."""
-        self._timers.pop(Timer.SWAP, None)
-        if self._primary is not None and self._sending != self._primary:
-            self._sending = self._primary
-            self._emit(events.Swap(self._policy.peer, self._primary.handle))
-            self._emit(events.Rekeyed(self._primary.key_id))
-
-    def _bury_lame_duck(self) -> None:
-        self._swap()
-        self._timers.pop(Timer.LAME_DUCK, None)
-        if self._lame_duck is not None:
-            self._emit(events.DelKey(self._policy.peer, self._lame_duck.handle))
-            self._lame_duck = None
+    def _data_keys(self, tunnel: Tunnel) -> tuple[bytes, bytes]:
+        return self._current.data_keys(self._peer_session_id or NO_SESSION, exported=tunnel.exported)
 
     def _schedule_renegotiation(self, now: float) -> None:
         reneg_sec = self._policy.reneg_sec()
@@ -683,10 +627,6 @@ def _show(path: Path) -> str:
 
 EXIT_NOTICE = bytes.fromhex("287f346bd4ef7a812d56b8d3afc5459c") + b"\x06"
 EXIT_NOTICE_INTERVAL = 1.0
-# Time for a last ACK that got lost to be asked for twice again.
-SETTLING = 10.0
-# A stock peer counts whole seconds, and may be one early.
-BEFORE_THE_NEXT = 2.0
 # How many times the bytes are counted within ``inactive``.
 ACTIVITY_CHECKS = 10
 OF_CLIENTS = frozenset({Opcode.HARD_RESET_CLIENT_V2, Opcode.HARD_RESET_CLIENT_V3, Opcode.CONTROL_WKC_V1})
