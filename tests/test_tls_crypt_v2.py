@@ -221,6 +221,13 @@ def test_a_forged_first_packet_does_not_decide_the_key() -> None:
     assert wrapper.unwrap(sent(RESET)) == RESET
 
 
+def test_a_forged_packet_does_not_decide_which_wrap_it_is() -> None:
+    wrapper = TlsCryptV2Server(SERVER, fallback=TlsCrypt(STATIC)).start(server=True, unix_time=NOW, now=0.0)
+    with pytest.raises(UnauthenticatedError):
+        wrapper.unwrap(Header(Opcode.HARD_RESET_CLIENT_V2, 0, b"clientid").emit() + bytes(60))
+    assert wrapper.unwrap(sent(RESET)) == RESET
+
+
 def test_only_a_server_with_a_fallback_takes_clients_without_a_wrapped_key() -> None:
     reset = Header(Opcode.HARD_RESET_CLIENT_V2, 0, b"clientid").emit() + b"\0\0\0\0\0"
     datagram = TlsCrypt(STATIC).start(server=False, unix_time=NOW, now=0.0).wrap(reset, 0.0)

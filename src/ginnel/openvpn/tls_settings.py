@@ -34,8 +34,8 @@ class TlsSettings:
     """Certificates as PEM text. Each value is what the option of a similar name has.
 
     - ``ca``, ``cert``, ``key``, ``extra_certs`` (intermediates to send along).
-    - ``pkcs12``: a PKCS #12 file's bytes, instead of ``cert`` and ``key``; its CA certificates are trusted
-      when ``ca`` is None, and sent along otherwise.
+    - ``pkcs12``: a PKCS #12 file's bytes, instead of ``cert`` and ``key``; its other certificates are
+      sent along, and trusted when ``ca`` is None.
     - ``key_password``: opens ``key`` or ``pkcs12`` (``askpass``). Not needed for what isn't encrypted.
     - ``crl``: one or more revocation lists (``crl-verify``). An expired list refuses all of its issuer's
       certificates, a missing one none, as in stock.
@@ -212,11 +212,9 @@ def _load_own(context: SSL.Context, settings: TlsSettings, own: _Own | None) -> 
     if own is None:
         return
     extra = [] if settings.extra_certs is None else _certificates(settings.extra_certs, "extra-certs")
-    # Authorities out of a PKCS #12 file that are trusted are not sent along.
-    more = [] if settings.pkcs12 is not None and settings.ca is None else own.more
     try:
         context.use_certificate(own.certificate)
-        for certificate in more + extra:
+        for certificate in own.more + extra:
             context.add_extra_chain_cert(certificate)
         context.use_privatekey(own.key)  # type: ignore[arg-type]
         context.check_privatekey()
