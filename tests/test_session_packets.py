@@ -196,6 +196,18 @@ def test_a_servers_reset_with_a_malformed_list_ends_the_session(payload: str) ->
     assert isinstance(closed.error, RemoteProtocolError)
 
 
+def test_an_ack_alone_does_not_leave_where_the_wrapped_key_is_wanted() -> None:
+    """Nobody would send an ACK again, and without the key the server could not read on."""
+    pair = make_pair("tls-crypt-v2", wire=NoisyWire(drop=1.0))
+    session = pair.client.session
+    wrap = TlsCrypt(StaticKey(bytes(range(256)))).start(server=True, unix_time=1.7e9, now=pair.now)
+    # Our own reset isn't acknowledged yet, so that TLS has nothing to say.
+    reset = ControlPacket(Header(Opcode.HARD_RESET_SERVER_V2, 0, b"serverid"), (), None, 0, ASK_FOR_WRAPPED_KEY)
+    session.receive_datagram(wrap.wrap(reset.emit(), pair.now), PATHS["server"], pair.now)
+    sent = [datagram[0] >> 3 for datagram, _ in session.datagrams_to_send(pair.now)]
+    assert sent == [Opcode.CONTROL_WKC_V1]
+
+
 def test_who_is_asked_for_the_wrapped_key_sends_it_with_every_copy_of_its_second_packet() -> None:
     pair = make_pair("tls-crypt-v2", wire=NoisyWire(drop=1.0))
     session = pair.client.session

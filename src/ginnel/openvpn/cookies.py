@@ -54,7 +54,11 @@ class Limiter:
         self._began = float("-inf")
         self._count = 0
 
+    def exhausted(self, now: float) -> bool:
+        return now <= self._began + self._period and self._count >= self._most
+
     def allow(self, now: float) -> bool:
+        """Counts one, if there is room for it."""
         if now > self._began + self._period:
             self._began, self._count = now, 0
         if self._count >= self._most:

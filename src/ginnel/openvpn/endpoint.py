@@ -203,22 +203,30 @@ class Endpoint:
         if header.key_id != 0 or header.opcode not in self._first_opcodes:
             self._count("strays")
             return
+        limited = header.opcode in RESETS and not self._proven(path)
+        if limited and (self._answers_left.exhausted(now) or len(self._answers) >= MAX_ANSWERS):
+            # Before any cryptography: a flood costs next to nothing.
+            self._count("over_connect_freq_initial")
+            return
         wrapper = self._strangers_wrap.start(server=True, unix_time=self._clock + now, now=now)
         packet = ControlPacket.parse(wrapper.unwrap(data))
         if header.opcode not in RESETS:
             self._admit(data, packet, path, now)
-        elif self._proven(path):
+        elif not limited:
             self._create(data, path, now)
-        elif header.opcode is Opcode.HARD_RESET_CLIENT_V3 and not negotiates_early(data):
-            wrap = self._settings.wrap
-            if isinstance(wrap, TlsCryptV2Server) and wrap.force_cookie:
-                self._count("no_early_negotiation")
-            else:
-                self._create(data, path, now)
-        elif not self._answers_left.allow(now) or len(self._answers) >= MAX_ANSWERS:
-            self._count("over_connect_freq_initial")
-        else:
+        elif self._answers_left.allow(now):
+            self._greet(data, header, wrapper, path, now)
+
+    def _greet(self, data: bytes, header: Header, wrapper: Wrapper, path: Path, now: float) -> None:
+        """An authentic reset: a cookie, or for clients that can't repeat their wrapped key a session, where
+        that is allowed."""
+        wrap = self._settings.wrap
+        if header.opcode is not Opcode.HARD_RESET_CLIENT_V3 or negotiates_early(data):
             self._answer(header, wrapper, path, now)
+        elif isinstance(wrap, TlsCryptV2Server) and not wrap.force_cookie:
+            self._create(data, path, now)
+        else:
+            self._count("no_early_negotiation")
 
     def _answer(self, header: Header, wrapper: Wrapper, path: Path, now: float) -> None:
         cookie = self._cookies.make(header.session_id, path, now)
