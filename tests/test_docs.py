@@ -1,4 +1,4 @@
-"""The examples of docs/testing.md do what they say. (Those of docs/api.md need a server: see interop.)"""
+"""The examples of the pages below do what they say. (Those of docs/api.md need a server: see interop.)"""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ from pathlib import Path
 
 import pytest
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "testing.md"
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+DOCS = Path(__file__).parents[1] / "docs"
+EXAMPLES = [
+    pytest.param(example, id=f"{page} {number}")
+    for page in ("testing.md", "device.md")
+    for number, example in enumerate(
+        re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
+    )
+]
 
 
-@pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_example(number: int) -> None:
-    exec(compile(EXAMPLES[number], f"{DOCUMENT.name} example {number}", "exec"), {})
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_example(example: str) -> None:
+    exec(compile(example, "example", "exec"), {})
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 6

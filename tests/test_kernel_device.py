@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import select
 import socket
 import struct
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
 
 import pytest
 
@@ -205,3 +207,12 @@ def test_the_interface_end_is_the_kernel_s(device: KernelDevice) -> None:
     refuses(errno.EBADFD, end.read, 0)
     refuses(errno.EBADFD, getattr, device, "application")
     assert device.closed
+
+
+def test_the_example_of_the_documentation() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "device.md").read_text()
+    (example,) = re.findall(r"^```python in a namespace\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    names: dict[str, bytes] = {}
+    exec(compile(example, "example", "exec"), names)
+    # The kernel looks for routers as soon as the interface is up.
+    assert names["packet"][0] >> 4 == 6

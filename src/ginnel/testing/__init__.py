@@ -4,6 +4,8 @@
 clients and one server's endpoint. All that happens
 follows from the seed: the wire decides by the ordinal of a datagram, never by its content, as what
 TLS sends differs from run to run. `Pair.trace` is therefore the same again for the same seed.
+
+`check_device` holds any device against the contract of `ginnel.device.base`.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from ginnel.openvpn.session import Policy, Session, SessionSettings
 from ginnel.openvpn.tls import TlsContext, TlsSettings
 from ginnel.openvpn.tls_crypt_v2 import USER, ClientKey, Metadata, ServerKey, TlsCryptV2, TlsCryptV2Server
 from ginnel.openvpn.wrap import NoWrap, StaticKey, TlsAuth, TlsCrypt, Wrap
+from ginnel.testing.devices import check_device as check_device
+from ginnel.testing.devices import device_cases as device_cases
 
 if TYPE_CHECKING:
     from ginnel._core import DataChannel
