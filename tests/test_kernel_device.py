@@ -108,8 +108,11 @@ def test_a_program_that_is_killed_leaves_a_persistent_device_to_the_next() -> No
                 program.kill()
             refuses(errno.EAGAIN, device.application.read, 0)
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
-                own.sendto(bytes([turn]), ("10.9.0.2", 4000))
+                # The kernel takes up to a second to see that there is somebody again.
+                while not select.select([device.application], [], [], 0.1)[0]:
+                    own.sendto(bytes([turn]), ("10.9.0.2", 4000))
             assert device.application.read(20)[28:] == bytes([turn])
+            device.application.read_batch(1000)
 
 
 def test_several_queues_share_the_flows() -> None:

@@ -156,7 +156,12 @@ class KernelSubject(Subject):
             raise
 
     def open(self) -> DeviceEnd:
-        return self.device.application
+        end = self.device.application
+        if self.device.up:
+            # By itself the kernel takes up to a second to see that there is somebody again.
+            self.device.set_up(False)
+            self.device.set_up(True)
+        return end
 
     def give_away(self) -> int:
         descriptor = os.dup(self.end.fileno())
