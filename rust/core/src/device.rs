@@ -122,13 +122,17 @@ impl Device {
         lock(&self.state).up
     }
 
-    /// Sets the interface up or down; `false` once the device is deleted. What waits stays readable.
+    /// Sets the interface up or down, and wakes its reader; `false` once the device is deleted. What waits
+    /// stays readable.
     pub fn set_up(&self, up: bool) -> bool {
         let mut state = lock(&self.state);
         if !state.deleted {
             self.follow_up(&mut state, up);
         }
-        !state.deleted
+        let deleted = state.deleted;
+        drop(state);
+        self.to_interface.wake_reader();
+        !deleted
     }
 
     pub fn is_deleted(&self) -> bool {

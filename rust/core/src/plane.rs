@@ -7,7 +7,7 @@
 mod events;
 mod keys;
 mod peer;
-mod routes;
+pub(crate) mod routes;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

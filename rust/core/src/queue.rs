@@ -147,6 +147,14 @@ impl Queue {
         }
     }
 
+    /// Has the reader look again, whether or not a packet waits.
+    pub fn wake_reader(&self) {
+        let reader = lock(&self.inner).reader.clone();
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+
     /// Who is told whether a packet waits and whether a writer is there, from now on and at once.
     pub fn set_reader_readiness(&self, readiness: Option<Arc<dyn Readiness>>) {
         let mut inner = lock(&self.inner);

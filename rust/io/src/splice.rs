@@ -30,6 +30,11 @@ pub fn adopt_messages(descriptor: RawFd) -> io::Result<OwnedFd> {
     adopt(descriptor, SocketType::SEQPACKET)
 }
 
+/// Takes over the descriptor of a UDP socket. One that is open but of another type is closed.
+pub fn adopt_datagrams(descriptor: RawFd) -> io::Result<OwnedFd> {
+    adopt(descriptor, SocketType::DGRAM)
+}
+
 /// Takes over any descriptor that is open.
 pub fn adopt_file(descriptor: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: asks about a number, whatever it stands for.
@@ -166,44 +171,71 @@ impl AsFd for Splice {
     }
 }
 
-/// The host socket of a UDP port: one message a datagram, its address in front.
-pub struct Messages {
-    descriptor: OwnedFd,
+/// The host socket that a UDP port or an association is joined to: one message a datagram.
+pub enum Datagrams {
+    /// A program's SOCK_SEQPACKET socket; an address before each payload.
+    Messages(OwnedFd),
+    /// A connected UDP socket of the host's; payloads alone.
+    Connected(OwnedFd),
 }
 
-impl Messages {
-    pub fn new(descriptor: OwnedFd) -> Messages {
-        Messages { descriptor }
-    }
+/// What a socket of messages has.
+pub enum Incoming {
+    /// So many bytes.
+    Message(usize),
+    Nothing,
+    /// Nobody took what was sent before.
+    Refused,
+    Ended,
+}
 
-    /// Reads one message into `buffer`. `None` when there is none now; 0 bytes when the program has closed.
-    pub fn receive(&self, buffer: &mut [u8]) -> Option<usize> {
+impl Datagrams {
+    /// Reads one message into `buffer`.
+    pub fn receive(&self, buffer: &mut [u8]) -> Incoming {
         loop {
-            match recv(&self.descriptor, &mut *buffer, RecvFlags::DONTWAIT) {
-                Ok((count, _)) => return Some(count),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return None,
-                Err(_) => return Some(0),
-            }
+            return match (recv(self, &mut *buffer, RecvFlags::DONTWAIT), self) {
+                (Ok((0, _)), Datagrams::Messages(_)) => Incoming::Ended,
+                (Ok((count, _)), _) => Incoming::Message(count),
+                (Err(Errno::INTR), _) => continue,
+                (Err(Errno::AGAIN), _) => Incoming::Nothing,
+                (Err(Errno::CONNREFUSED), Datagrams::Connected(_)) => Incoming::Refused,
+                // Reports about the way there, which may pass.
+                (Err(Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::MSGSIZE), Datagrams::Connected(_)) => {
+                    continue;
+                }
+                (Err(_), _) => Incoming::Ended,
+            };
         }
     }
 }
 
-impl Outlet for Messages {
+impl Outlet for Datagrams {
     fn deliver(&mut self, from: SocketAddr, payload: &[u8]) -> bool {
-        let mut header = [0; HEADER];
-        header[..16].copy_from_slice(&mapped(from.ip()));
-        header[16..].copy_from_slice(&from.port().to_be_bytes());
-        let parts = [io::IoSlice::new(&header), io::IoSlice::new(payload)];
-        let mut control: [MaybeUninit<u8>; 0] = [];
-        let mut control = SendAncillaryBuffer::new(&mut control);
-        sendmsg(&self.descriptor, &parts, &mut control, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).is_ok()
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match self {
+            Datagrams::Messages(socket) => {
+                let mut header = [0; HEADER];
+                header[..16].copy_from_slice(&mapped(from.ip()));
+                header[16..].copy_from_slice(&from.port().to_be_bytes());
+                let parts = [io::IoSlice::new(&header), io::IoSlice::new(payload)];
+                let mut control: [MaybeUninit<u8>; 0] = [];
+                let mut control = SendAncillaryBuffer::new(&mut control);
+                sendmsg(socket, &parts, &mut control, flags).is_ok()
+            }
+            Datagrams::Connected(socket) => match send(&*socket, payload, flags) {
+                // The error was an earlier datagram's.
+                Err(Errno::CONNREFUSED | Errno::HOSTUNREACH) => send(&*socket, payload, flags).is_ok(),
+                sent => sent.is_ok(),
+            },
+        }
     }
 }
 
-impl AsFd for Messages {
+impl AsFd for Datagrams {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.descriptor.as_fd()
+        match self {
+            Datagrams::Messages(socket) | Datagrams::Connected(socket) => socket.as_fd(),
+        }
     }
 }
 

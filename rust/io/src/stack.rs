@@ -1,5 +1,6 @@
 //! The loop of a network stack: one thread, one epoll, packets on one side and sockets on the other.
 
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,11 +9,15 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use ginnel_core::device::{End, Kind};
+use ginnel_core::device::End;
 use ginnel_core::netstack::address::{Addresses, unmapped};
 use ginnel_core::netstack::counters::Dropped;
+use ginnel_core::netstack::ethernet::Mac;
 use ginnel_core::netstack::flows::FlowId;
+use ginnel_core::netstack::icmp::Unreachable;
+use ginnel_core::netstack::neighbours::Row;
 use ginnel_core::netstack::outbox::Outbox;
+use ginnel_core::netstack::routes::Route;
 use ginnel_core::netstack::{Event, Failure, Settled, Stack};
 use ginnel_core::packet::{Packet, Pool};
 use ginnel_core::queue::Wake;
@@ -21,7 +26,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
-use crate::splice::{HEADER, Messages, Moved, Splice};
+use crate::splice::{Datagrams, HEADER, Incoming, Moved, Splice};
 use crate::wake::Waker;
 
 /// A stack on a thread of its own.
@@ -41,11 +46,8 @@ struct Shared {
 type Call = Box<dyn FnOnce(&mut Loop) + Send>;
 
 impl NetStack {
-    /// Starts a stack on one end of a device that carries IP packets.
+    /// Starts a stack on one end of a device.
     pub fn start(end: End, budget: usize, pool: &Arc<Pool>) -> io::Result<NetStack> {
-        if end.device().kind() != Kind::Tun {
-            return Err(io::Error::from_raw_os_error(libc::EINVAL));
-        }
         keep_rings_out_of_the_heap();
         let shared = Arc::new(Shared {
             calls: Mutex::new(Some(Vec::new())),
@@ -59,7 +61,42 @@ impl NetStack {
     }
 
     pub fn set_addresses(&self, addresses: Addresses) -> Result<(), Failure> {
-        self.call(|inner| inner.stack.set_addresses(addresses))
+        self.call(|inner| {
+            inner.stack.set_addresses(addresses);
+            inner.announce();
+        })
+    }
+
+    /// Sets the hardware address. `NoSuch` on a device without.
+    pub fn set_mac(&self, mac: Mac) -> Result<(), Failure> {
+        let changed = self.call(move |inner| {
+            let changed = inner.stack.set_mac(mac);
+            inner.announce();
+            changed
+        })?;
+        if changed { Ok(()) } else { Err(Failure::NoSuch) }
+    }
+
+    pub fn mac(&self) -> Result<Option<Mac>, Failure> {
+        self.call(|inner| inner.stack.mac())
+    }
+
+    /// Replaces the routes; `None` for those that go without saying.
+    pub fn set_routes(&self, routes: Option<Vec<Route>>) -> Result<(), Failure> {
+        self.call(|inner| inner.stack.set_routes(routes))
+    }
+
+    /// Sets the device's MTU. `false` when it is out of range.
+    pub fn set_mtu(&self, mtu: u32) -> Result<bool, Failure> {
+        self.call(move |inner| inner.end.as_ref().is_some_and(|end| end.device().set_mtu(mtu)))
+    }
+
+    pub fn mtu(&self) -> Result<u32, Failure> {
+        self.call(|inner| inner.end.as_ref().map(|end| end.device().mtu()))?.ok_or(Failure::NoDevice)
+    }
+
+    pub fn neighbours(&self) -> Result<Vec<Row>, Failure> {
+        self.call(|inner| inner.stack.neighbours(inner.now()))
     }
 
     pub fn connect(&self, remote: SocketAddr) -> Result<FlowId, Failure> {
@@ -101,8 +138,12 @@ impl NetStack {
         self.call(move |inner| inner.open_datagram(host, port, socket))?
     }
 
+    /// Frees a UDP port. What its program has written before still goes out, as far as there is room.
     pub fn close_datagram(&self, datagram: u64) {
-        let _ = self.call(move |inner| inner.stack.close_datagram(datagram));
+        let _ = self.call(move |inner| {
+            while inner.out.has_room() && inner.send_datagram(datagram) {}
+            inner.stack.close_datagram(datagram)
+        });
     }
 
     pub fn ping(
@@ -113,6 +154,53 @@ impl NetStack {
         payload: Vec<u8>,
     ) -> Result<(), Failure> {
         self.call(move |inner| inner.stack.ping(host, identifier, sequence, &payload, &mut inner.out))?
+    }
+
+    /// Takes what is for others' addresses from now on; associations of datagrams end after `idle`.
+    pub fn capture(&self, idle: Nanos) -> Result<(), Failure> {
+        self.call(move |inner| inner.stack.capture(idle))
+    }
+
+    /// Opens a connection that has arrived.
+    pub fn accept_arrival(&self, arrival: u64) -> Result<FlowId, Failure> {
+        self.call(move |inner| {
+            let now = inner.now();
+            inner.stack.accept_arrival(now, arrival)
+        })?
+    }
+
+    /// Refuses a connection that has arrived: with a report, or with a reset.
+    pub fn refuse_arrival(&self, arrival: u64, why: Option<Unreachable>) {
+        let _ = self.call(move |inner| {
+            let now = inner.now();
+            inner.stack.refuse_arrival(now, arrival, why, &mut inner.out);
+        });
+    }
+
+    /// Joins an association with a connected UDP socket.
+    pub fn join_association(&self, association: u64, socket: OwnedFd) -> Result<(), Failure> {
+        self.call(move |inner| inner.join_association(association, socket))?
+    }
+
+    pub fn refuse_association(&self, association: u64, why: Unreachable) {
+        let _ = self.call(move |inner| {
+            let now = inner.now();
+            inner.stack.refuse_association(now, association, why, &mut inner.out);
+        });
+    }
+
+    pub fn close_association(&self, association: u64) {
+        let _ = self.call(move |inner| inner.stack.close_association(association));
+    }
+
+    /// Answers an echo request to another's address.
+    pub fn answer_echo(
+        &self,
+        ends: (IpAddr, IpAddr),
+        number: (u16, u16),
+        payload: Vec<u8>,
+    ) -> Result<(), Failure> {
+        self.call(move |inner| inner.stack.answer_echo(ends, number, &payload, &mut inner.out))?
     }
 
     /// Takes the events that wait.
@@ -165,19 +253,23 @@ impl Drop for NetStack {
 
 /// What the thread owns.
 struct Loop {
-    stack: Stack<Splice, Messages>,
+    stack: Stack<Splice, Datagrams>,
     /// `None` once the device is gone.
     end: Option<End>,
     out: Outbox,
     incoming: Vec<Packet>,
     /// The queue may hold more than was taken from it.
     more_incoming: bool,
-    /// UDP ports whose program has more to send.
-    sending: Vec<u64>,
+    /// UDP ports and associations, by their tokens, that have more to send.
+    sending: VecDeque<u64>,
+    /// The same, for looking up.
+    is_sending: HashSet<u64>,
     message: Box<[u8]>,
     epoll: OwnedFd,
     origin: Instant,
     running: bool,
+    /// Whether the device was up when it was looked at last.
+    was_up: bool,
     shared: Arc<Shared>,
 }
 
@@ -189,12 +281,14 @@ impl Loop {
         end.incoming().set_reader(Some(wake.clone()));
         end.outgoing().set_writer(Some(wake));
         Ok(Loop {
-            stack: Stack::new(budget, end.device().mtu() as usize, Box::new(random)),
+            stack: Stack::new(end.device().kind(), budget, end.device().mtu() as usize, Box::new(random)),
+            was_up: false,
             end: Some(end),
             out: Outbox::new(pool.local()),
             incoming: Vec::with_capacity(BATCH),
             more_incoming: true,
-            sending: Vec::new(),
+            sending: VecDeque::new(),
+            is_sending: HashSet::new(),
             message: vec![0; HEADER + LONGEST_DATAGRAM].into_boxed_slice(),
             epoll,
             origin: Instant::now(),
@@ -209,10 +303,11 @@ impl Loop {
             self.wait(&mut ready);
             self.answer_calls();
             let now = self.now();
-            self.learn_room();
+            self.learn_room(now);
             self.receive(now);
-            self.stack.expire(now);
-            self.send_datagrams();
+            self.stack.input_looped(now, &mut self.out);
+            self.stack.expire(now, &mut self.out);
+            self.send_datagrams(now);
             // Those that are touched again meanwhile have their turn in the next round.
             for _ in 0..self.stack.touched_len() {
                 match self.stack.next_touched() {
@@ -240,8 +335,8 @@ impl Loop {
             let (flags, token) = (event.flags, event.data.u64());
             if token == WAKE {
                 self.shared.wake.clear();
-            } else if token & DATAGRAM != 0 {
-                self.note_sending(token & !DATAGRAM);
+            } else if token & (DATAGRAM | ASSOCIATION) != 0 {
+                self.note_sending(token);
             } else {
                 if let Some(flow) = self.stack.flow_mut(token)
                     && let Some(splice) = &mut flow.attachment
@@ -256,7 +351,8 @@ impl Loop {
     fn patience(&self) -> Option<Timespec> {
         let stalled = !self.out.has_room();
         let sending = !self.sending.is_empty() && !stalled;
-        let busy = self.more_incoming || sending || self.stack.touched_len() > 0;
+        let looped = self.stack.has_looped();
+        let busy = self.more_incoming || sending || looped || self.stack.touched_len() > 0;
         let wait = if busy { 0 } else { self.stack.next_timer()?.saturating_sub(self.now()) };
         // Rounded up, so that the timer is due when the wait is over.
         let millis = wait.div_ceil(MILLISECOND);
@@ -271,14 +367,25 @@ impl Loop {
     }
 
     /// Looks again whether the device has room, if somebody waits for that.
-    fn learn_room(&mut self) {
+    fn learn_room(&mut self, now: Nanos) {
         let Some(end) = &self.end else { return };
         self.stack.set_mtu(end.device().mtu() as usize);
+        let was_up = std::mem::replace(&mut self.was_up, end.device().is_up());
+        if self.was_up && !was_up {
+            self.stack.announce_addresses(&mut self.out);
+        }
         if self.stack.is_waiting_for_room() || !self.sending.is_empty() {
-            self.out.flush(end, self.stack.counters_mut());
+            self.stack.flush(now, &mut self.out, end);
             if self.out.has_room() {
                 self.stack.resume();
             }
+        }
+    }
+
+    /// Tells the stations on the link which addresses are ours. While the device is down nobody would hear.
+    fn announce(&mut self) {
+        if self.was_up {
+            self.stack.announce_addresses(&mut self.out);
         }
     }
 
@@ -330,42 +437,83 @@ impl Loop {
         }
     }
 
-    fn send_datagrams(&mut self) {
-        let mut again = Vec::new();
-        for id in std::mem::take(&mut self.sending) {
-            for turn in 0.. {
+    fn send_datagrams(&mut self, now: Nanos) {
+        for _ in 0..self.sending.len() {
+            let Some(token) = self.sending.pop_front() else { break };
+            let mut turn = 0;
+            let more = loop {
                 if turn == DATAGRAM_TURN || !self.out.has_room() {
-                    again.push(id);
-                    break;
+                    break true;
                 }
-                let Some(messages) = self.stack.datagram_mut(id) else { break };
-                let Some(count) = messages.receive(&mut self.message) else { break };
-                if count == 0 {
-                    self.stack.close_datagram(id);
-                    break;
-                }
-                let message = &self.message[..count];
-                let Some((header, payload)) = message.split_first_chunk::<HEADER>() else {
-                    self.stack.count(Dropped::Unsendable);
-                    continue;
+                let sent = match token & DATAGRAM {
+                    0 => self.answer(now, token & !ASSOCIATION),
+                    _ => self.send_datagram(token & !DATAGRAM),
                 };
-                let (address, port) = header.split_first_chunk().expect("16 of 18 bytes");
-                let remote = SocketAddr::new(unmapped(*address), u16::from_be_bytes([port[0], port[1]]));
-                self.stack.send_datagram(id, remote, payload, &mut self.out);
+                if !sent {
+                    break false;
+                }
+                turn += 1;
+            };
+            if more {
+                self.sending.push_back(token);
+            } else {
+                self.is_sending.remove(&token);
             }
         }
-        self.sending.append(&mut again);
     }
 
-    fn note_sending(&mut self, id: u64) {
-        if !self.sending.contains(&id) {
-            self.sending.push(id);
+    /// Sends one datagram of a program's. `false` when there is none.
+    fn send_datagram(&mut self, id: u64) -> bool {
+        let Some(messages) = self.stack.datagram_mut(id) else { return false };
+        let count = match messages.receive(&mut self.message) {
+            Incoming::Message(count) => count,
+            Incoming::Nothing => return false,
+            Incoming::Ended | Incoming::Refused => {
+                self.stack.close_datagram(id);
+                return false;
+            }
+        };
+        let message = &self.message[..count];
+        let Some((header, payload)) = message.split_first_chunk::<HEADER>() else {
+            self.stack.count(Dropped::Unsendable);
+            return true;
+        };
+        let (address, port) = header.split_first_chunk().expect("16 of 18 bytes");
+        let remote = SocketAddr::new(unmapped(*address), u16::from_be_bytes([port[0], port[1]]));
+        self.stack.send_datagram(id, remote, payload, &mut self.out);
+        true
+    }
+
+    /// Sends one datagram of the host's back to who is associated with it. `false` when there is none.
+    fn answer(&mut self, now: Nanos, id: u64) -> bool {
+        let Some(socket) = self.stack.association_mut(id) else { return false };
+        match socket.receive(&mut self.message) {
+            Incoming::Message(count) => {
+                self.stack.answer_association(now, id, &self.message[..count], &mut self.out);
+                true
+            }
+            Incoming::Nothing => false,
+            Incoming::Refused => {
+                self.stack.report_association(now, id, Unreachable::Port, &mut self.out);
+                true
+            }
+            Incoming::Ended => {
+                self.stack.close_association(id);
+                false
+            }
+        }
+    }
+
+    fn note_sending(&mut self, token: u64) {
+        if self.is_sending.insert(token) {
+            self.sending.push_back(token);
         }
     }
 
     fn finish_round(&mut self) {
+        let now = self.now();
         if let Some(end) = &self.end {
-            self.out.flush(end, self.stack.counters_mut());
+            self.stack.flush(now, &mut self.out, end);
         }
         self.publish();
     }
@@ -394,13 +542,31 @@ impl Loop {
         Ok(())
     }
 
+    fn join_association(&mut self, id: u64, socket: OwnedFd) -> Result<(), Failure> {
+        let now = self.now();
+        self.stack.join_association(now, id, Datagrams::Connected(socket)).map_err(|_| Failure::NoSuch)?;
+        if let Some(socket) = self.stack.association_mut(id)
+            && epoll::add(
+                &self.epoll,
+                &*socket,
+                EventData::new_u64(id | ASSOCIATION),
+                EventFlags::IN | EventFlags::ET,
+            )
+            .is_err()
+        {
+            self.stack.close_association(id);
+            return Err(Failure::NoBuffers);
+        }
+        Ok(())
+    }
+
     fn open_datagram(
         &mut self,
         host: Option<IpAddr>,
         port: u16,
         socket: OwnedFd,
     ) -> Result<(u64, u16), Failure> {
-        let (id, port) = self.stack.open_datagram(host, port, Messages::new(socket))?;
+        let (id, port) = self.stack.open_datagram(host, port, Datagrams::Messages(socket))?;
         let flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
         if let Some(messages) = self.stack.datagram_mut(id)
             && epoll::add(&self.epoll, &*messages, EventData::new_u64(id | DATAGRAM), flags).is_err()
@@ -484,3 +650,4 @@ const LONGEST_DATAGRAM: usize = 65_535;
 const MILLISECOND: Nanos = SECOND / 1000;
 const WAKE: u64 = u64::MAX;
 const DATAGRAM: u64 = 1 << 63;
+const ASSOCIATION: u64 = 1 << 62;

@@ -439,6 +439,7 @@ pub fn closed() -> PyErr {
     device_error(libc::EBADFD, "this end of the device is closed")
 }
 
-fn mtu_error(mtu: u32) -> PyErr {
+/// What is said of an MTU that no device has.
+pub fn mtu_error(mtu: u32) -> PyErr {
     device_error(libc::EINVAL, &format!("MTU {mtu} is outside {MIN_MTU} to {MAX_MTU} (14 less for TAP)"))
 }

@@ -3,7 +3,7 @@ from typing import Any
 from ginnel._core.device import End
 
 class NetStack:
-    """A TCP/IP stack on the interface end of a device, on a thread of its own. It takes the end over.
+    """A TCP/IP stack on an end of a device, TUN or TAP, on a thread of its own. It takes the end over.
 
     The application side of every stream and datagram socket is a descriptor: bytes are moved
     between it and the stack in Rust. ``budget`` bytes of buffers are shared by all connections.
@@ -12,6 +12,30 @@ class NetStack:
     def __new__(cls, end: End, budget: int) -> NetStack: ...
     def set_addresses(self, addresses: list[str]) -> None:
         """The interface's own addresses (CIDR). Streams from an address that is gone are reset."""
+
+    def set_mac(self, mac: str) -> None:
+        """The hardware address ("aa:bb:cc:dd:ee:ff"), at first a random one. OSError (EOPNOTSUPP) on TUN."""
+
+    @property
+    def mac(self) -> str | None:
+        """None on TUN."""
+
+    def set_routes(self, routes: list[tuple[str, str | None]] | None) -> None:
+        """Replaces the routes: prefix (CIDR) and gateway, None where it is on the link. The longest prefix wins.
+
+        The own addresses' subnets are on the link always. None: nothing but these on TAP, everything on TUN.
+        What has no route is refused with ENETUNREACH, or dropped and counted."""
+
+    def set_mtu(self, mtu: int) -> None:
+        """Sets the device's MTU. Open connections only ever take a lower one. DeviceError (EINVAL) out of range.
+
+        A device whose MTU is set otherwise needs no telling."""
+
+    @property
+    def mtu(self) -> int: ...
+    def neighbours(self) -> list[tuple[str, str | None, str, float]]:
+        """The stations known on the link: IP address, hardware address (None while it is asked for), state
+        (``incomplete``, ``reachable``, ``stale``, ``delay``, ``probe``), seconds since it was heard of."""
 
     def connect(self, host: str, port: int) -> int:
         """Starts a TCP connection to an IP address. Returns its flow number; events follow:
@@ -39,6 +63,35 @@ class NetStack:
     def close_datagram(self, datagram: int) -> None: ...
     def ping(self, host: str, identifier: int, sequence: int, payload: bytes) -> None:
         """Sends an echo request; a reply is the event ``("pong", host, identifier, sequence, payload)``."""
+
+    def capture_flows(self, idle: float) -> None:
+        """Takes what is for addresses that are not the stack's own from now on, as if they were. Events:
+
+        ``("arrived", arrival, host, port, dest_host, dest_port)``: a SYN, unanswered until `accept` or `refuse`;
+        ``("withdrawn", arrival)``: its sender has given up, or nobody decided in time;
+        ``("datagram_flow", flow, host, port, dest_host, dest_port)``: the first datagram of this pair;
+        ``("datagram_flow_ended", flow)``: none for ``idle`` seconds, or its socket has ended;
+        ``("echo", host, dest_host, identifier, sequence, payload)``.
+
+        A source has at most 128 connections undecided or half open, and 512 flows of datagrams."""
+
+    def accept(self, arrival: int) -> int:
+        """Answers the SYN. Returns a flow, as `connect` does: "connected" or "failed" follow.
+        OSError: ENOTCONN for one that is gone, ENOBUFS past the budget."""
+
+    def refuse(self, arrival: int, reason: str) -> None:
+        """Answers the SYN with a reset ("reset") or an ICMP message: "network", "host", "port" unreachable, or
+        "prohibited". Harmless for one that is gone."""
+
+    def attach_datagram_flow(self, flow: int, fd: int) -> None:
+        """Joins a flow of datagrams with a connected UDP socket, which it takes over. OSError (ENOTCONN)."""
+
+    def refuse_datagram_flow(self, flow: int, reason: str) -> None:
+        """Answers its datagrams with an ICMP message for 10 seconds: reasons as for `refuse`, without "reset"."""
+
+    def close_datagram_flow(self, flow: int) -> None: ...
+    def echo_reply(self, source: str, destination: str, identifier: int, sequence: int, payload: bytes) -> None:
+        """Answers an echo request that was for ``source``."""
 
     def events(self) -> list[tuple[Any, ...]]: ...
     def fileno(self) -> int:

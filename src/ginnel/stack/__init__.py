@@ -1,6 +1,6 @@
 """A network stack in user space: streams, datagrams, ping and names through a device."""
 
 from ginnel.stack.sockets import DatagramSocket, Flow, Server
-from ginnel.stack.stack import Stack
+from ginnel.stack.stack import Neighbour, Stack
 
-__all__ = ["DatagramSocket", "Flow", "Server", "Stack"]
+__all__ = ["DatagramSocket", "Flow", "Neighbour", "Server", "Stack"]

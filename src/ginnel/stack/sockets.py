@@ -184,8 +184,9 @@ class DatagramSocket:
     def close(self) -> None:
         """Frees the port. Idempotent."""
         if self._sock.fileno() >= 0:
-            self._sock.close()
+            # In this order what was sent last still goes out.
             self._stack.close_datagram(self._number)
+            self._sock.close()
 
     async def __aenter__(self) -> Self:
         return self

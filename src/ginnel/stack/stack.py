@@ -12,7 +12,7 @@ import secrets
 import socket
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from ginnel._core import End, NetStack
 from ginnel.stack.dns import Resolver
@@ -28,6 +28,18 @@ from ginnel.stack.sockets import (
 
 #: Bytes of buffers that a stack's connections share.
 DEFAULT_BUDGET = 64 * 1024 * 1024
+
+
+class Neighbour(NamedTuple):
+    """A station on the link."""
+
+    address: str
+    #: None while it is asked for.
+    mac: str | None
+    #: "incomplete", "reachable", "stale", "delay" or "probe" (RFC 4861, 7.3.2).
+    state: str
+    #: Seconds since it was heard of, or first asked for.
+    age: float
 
 
 class Stack:
@@ -62,6 +74,43 @@ class Stack:
         self._core.set_addresses([str(interface) for interface in interfaces])
         versions = dict.fromkeys(interface.version for interface in interfaces)
         self._families = [socket.AF_INET if version == 4 else socket.AF_INET6 for version in versions]
+
+    def set_mac(self, mac: str) -> None:
+        """The hardware address on a TAP device ("aa:bb:cc:dd:ee:ff"; a random one at first). The neighbours are told.
+
+        ValueError for a group's address, OSError (EOPNOTSUPP) on a TUN device.
+        """
+        self._core.set_mac(mac)
+
+    @property
+    def mac(self) -> str | None:
+        """None on a TUN device."""
+        return self._core.mac
+
+    def set_routes(self, routes: Sequence[tuple[str, str | None]] | None) -> None:
+        """Replaces the routes: a prefix in CIDR notation, and its gateway (None: on the link).
+
+        The longest prefix wins; the own addresses' subnets are always on the link. With None everything goes
+        through a TUN device, and nothing beyond the subnets through a TAP device. Connections without a route
+        are refused with ENETUNREACH, other packets are counted as ``dropped_no_route``.
+        """
+        given = [] if routes is None else [_route(prefix, gateway) for prefix, gateway in routes]
+        self._core.set_routes(None if routes is None else given)
+
+    def set_mtu(self, mtu: int) -> None:
+        """Sets the device's MTU. Connections that are open only ever take a lower one.
+
+        DeviceError (EINVAL) below 68, above 65,535 (TAP: 65,521).
+        """
+        self._core.set_mtu(mtu)
+
+    @property
+    def mtu(self) -> int:
+        return self._core.mtu
+
+    def neighbours(self) -> list[Neighbour]:
+        """The stations known on a TAP device's link, by address; empty on TUN."""
+        return [Neighbour(*row) for row in self._core.neighbours()]
 
     def set_dns(self, servers: Sequence[str], search_domains: Sequence[str] = ()) -> None:
         """The DNS servers (IP addresses) that are asked for names, and the domains tried after a name."""
@@ -325,3 +374,8 @@ class Stack:
         if not task.cancelled() and (error := task.exception()) is not None:
             context = {"message": "a client's callback failed", "exception": error, "task": task}
             self._loop.call_exception_handler(context)
+
+
+def _route(prefix: str, gateway: str | None) -> tuple[str, str | None]:
+    network = ipaddress.ip_network(prefix)
+    return str(network), None if gateway is None else str(ipaddress.ip_address(gateway))

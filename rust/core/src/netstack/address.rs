@@ -4,10 +4,15 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use smoltcp::wire::{IpAddress, IpCidr};
 
+use crate::netstack::ndp::{ALL_NODES, solicited_node};
+use crate::plane::routes::Prefix;
+
 /// The addresses of the interface, each with the subnet it stands in.
 #[derive(Default)]
 pub struct Addresses {
     all: Vec<IpCidr>,
+    /// The address that a station on a link has by itself.
+    link_local: Option<Ipv6Addr>,
 }
 
 impl Addresses {
@@ -17,17 +22,48 @@ impl Addresses {
         for text in texts {
             all.push(parse_cidr(text).ok_or(text)?);
         }
-        Ok(Addresses { all })
+        Ok(Addresses { all, link_local: None })
+    }
+
+    pub fn set_link_local(&mut self, address: Option<Ipv6Addr>) {
+        self.link_local = address;
+    }
+
+    pub fn link_local(&self) -> Option<Ipv6Addr> {
+        self.link_local
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = IpAddr> {
+        let link_local = self.link_local.map(IpAddr::V6);
+        self.all.iter().map(|cidr| cidr.address().into()).chain(link_local)
+    }
+
+    /// The subnets that the addresses stand in.
+    pub fn subnets(&self) -> Vec<Prefix> {
+        let link_local = self.link_local.and_then(|own| Prefix::new(own.into(), LINK_LOCAL_LEN));
+        let subnet = |cidr: &IpCidr| Prefix::new(cidr.address().into(), cidr.prefix_len());
+        self.all.iter().filter_map(subnet).chain(link_local).collect()
     }
 
     pub fn contains(&self, address: IpAddr) -> bool {
-        let address = IpAddress::from(address);
-        self.all.iter().any(|cidr| cidr.address() == address)
+        let own = IpAddress::from(address);
+        self.all.iter().any(|cidr| cidr.address() == own) || self.is_link_local(address)
+    }
+
+    /// Whether we are in this IPv6 group: that of all, or one in which we are asked for.
+    pub fn is_in_group(&self, group: Ipv6Addr) -> bool {
+        group == ALL_NODES
+            || self.iter().any(|own| matches!(own, IpAddr::V6(own) if solicited_node(own) == group))
     }
 
     /// The address to speak to `remote` from: the first in whose subnet it lies, else the first
     /// of its family.
     pub fn source_for(&self, remote: IpAddr) -> Option<IpAddr> {
+        if let (IpAddr::V6(address), Some(own)) = (remote, self.link_local)
+            && is_on_link(address)
+        {
+            return Some(own.into());
+        }
         let remote = IpAddress::from(remote);
         let family = || self.all.iter().filter(|cidr| cidr.address().version() == remote.version());
         let near = family().find(|cidr| cidr.contains_addr(&remote));
@@ -43,6 +79,21 @@ impl Addresses {
                 IpCidr::Ipv6(_) => false,
             })
     }
+
+    fn is_link_local(&self, address: IpAddr) -> bool {
+        self.link_local.is_some_and(|own| address == IpAddr::V6(own))
+    }
+}
+
+/// Whether this is the address of a group.
+pub fn is_group(address: IpAddr) -> bool {
+    address.is_multicast()
+}
+
+/// Whether an address is only known on the link.
+fn is_on_link(address: Ipv6Addr) -> bool {
+    let [first, second, ..] = address.octets();
+    address.is_unicast_link_local() || first == 0xff && second & 0x0f == 2
 }
 
 /// Whether a host can have this address: not unspecified, loopback, multicast or reserved.
@@ -81,6 +132,8 @@ fn parse_cidr(text: &str) -> Option<IpCidr> {
     let longest = if address.is_ipv4() { 32 } else { 128 };
     (prefix <= longest && is_host(address)).then(|| IpCidr::new(address.into(), prefix))
 }
+
+const LINK_LOCAL_LEN: u8 = 64;
 
 #[cfg(test)]
 mod tests {

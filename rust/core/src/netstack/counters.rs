@@ -7,10 +7,14 @@ pub enum Dropped {
     Malformed,
     /// Received with a wrong checksum.
     Checksum,
-    /// Received from a source that no host can have, or with an IPv6 extension header.
+    /// Received from a source that no host can have, or with IPv6 options that must not be skipped.
     Unsupported,
-    /// Received and only a piece of a datagram.
+    /// Received, and a piece of a datagram whose others did not come in time, or do not fit it.
     Fragments,
+    /// A frame for another station.
+    NotOurMac,
+    /// A frame of a virtual LAN.
+    Tagged,
     /// Received for an address that is not ours.
     NoAddress,
     /// Received TCP that belongs to no connection and no listener.
@@ -29,21 +33,33 @@ pub enum Dropped {
     TimeWait,
     /// A datagram whose program reads too slowly.
     DatagramFull,
-    /// A datagram to send that is longer than the device's packets, or has no usable address.
+    /// A datagram or an answer of UDP's that is longer than any, or has no usable address.
     Unsendable,
     /// An answer (reset, ICMP) that the rate limit withheld.
     RateLimited,
     /// A packet of ours that the device did not take.
     Device,
+    /// A packet of ours for an address that no route leads to.
+    NoRoute,
+    /// A packet of ours for a neighbour that does not answer, or one of too many that wait for it.
+    Unresolved,
+    /// A packet to ourselves, one of too many.
+    Loop,
+    /// A connection or datagram to another's address, one of too many that are undecided or open.
+    Crowded,
+    /// A connection or datagram to another's address that was refused, or that nobody decided on.
+    Refused,
 }
 
 impl Dropped {
     /// Every reason and its name in statistics.
-    pub const NAMES: [(Dropped, &str); 16] = [
+    pub const NAMES: [(Dropped, &str); 23] = [
         (Dropped::Malformed, "dropped_malformed"),
         (Dropped::Checksum, "dropped_checksum"),
         (Dropped::Unsupported, "dropped_unsupported"),
         (Dropped::Fragments, "dropped_fragments"),
+        (Dropped::NotOurMac, "dropped_not_our_mac"),
+        (Dropped::Tagged, "dropped_tagged"),
         (Dropped::NoAddress, "dropped_no_address"),
         (Dropped::NoFlow, "dropped_no_flow"),
         (Dropped::NoPort, "dropped_no_port"),
@@ -56,6 +72,11 @@ impl Dropped {
         (Dropped::Unsendable, "dropped_unsendable"),
         (Dropped::RateLimited, "dropped_rate_limited"),
         (Dropped::Device, "dropped_device"),
+        (Dropped::NoRoute, "dropped_no_route"),
+        (Dropped::Unresolved, "dropped_unresolved"),
+        (Dropped::Loop, "dropped_loop"),
+        (Dropped::Crowded, "dropped_crowded"),
+        (Dropped::Refused, "dropped_refused"),
     ];
 }
 
@@ -64,6 +85,10 @@ impl Dropped {
 pub struct Counters {
     pub rx_packets: u64,
     pub tx_packets: u64,
+    /// Packets to ourselves.
+    pub looped_packets: u64,
+    /// Claims of others to an address of ours.
+    pub conflicts: u64,
     /// TCP segments with data or a FIN, and how many of them were sent before.
     pub segments_sent: u64,
     pub retransmits: u64,

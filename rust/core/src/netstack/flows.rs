@@ -18,6 +18,8 @@ pub enum Stage {
     Accepting(u64),
     /// Given to this listener's owner, who has not attached it yet.
     Accepted(u64),
+    /// To another's address, and not open yet.
+    Admitted,
     Established,
 }
 
@@ -30,6 +32,8 @@ pub struct Flow<T, A> {
     /// Whether segments still find the flow by its tuple.
     pub(super) listed: bool,
     pub(super) was_reset: bool,
+    /// Whether its own end has another's address.
+    pub(super) captured: bool,
     /// When something came in, or when the peer began to owe us something.
     pub(super) heard: Nanos,
     pub(super) waiting: bool,
@@ -47,6 +51,7 @@ impl<T: Transport, A> Flow<T, A> {
             stage,
             listed: true,
             was_reset: false,
+            captured: false,
             heard: now,
             waiting: false,
             waits_for_room: false,

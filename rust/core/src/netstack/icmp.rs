@@ -7,7 +7,8 @@ use smoltcp::wire::{IpProtocol, checksum};
 
 use crate::netstack::Failure;
 use crate::netstack::counters::Dropped;
-use crate::netstack::ip::{self, Header};
+use crate::netstack::ip::{self, HOP_LIMIT_ON_LINK, Header};
+use crate::netstack::ndp::{self, Neighbour};
 use crate::netstack::outbox::Outbox;
 use crate::netstack::segment::Tuple;
 
@@ -30,6 +31,8 @@ pub enum Message<'a> {
         sequence: u32,
         problem: Problem,
     },
+    /// About the stations on the link.
+    Neighbour(Neighbour),
 }
 
 /// What a report is about.
@@ -56,6 +59,12 @@ pub fn parse<'a>(header: &Header, packet: &'a [u8]) -> Result<Message<'a>, Dropp
     if *kind == echo_reply(six) && *code == 0 {
         return Ok(Message::EchoReply { identifier, sequence, payload });
     }
+    if six && ndp::is_neighbour(*kind) {
+        // Whoever is not on the link has nothing to say about it (RFC 4861, 7.1).
+        let sound = header.hop_limit == HOP_LIMIT_ON_LINK;
+        let message = Neighbour::parse(icmp).filter(|_| sound);
+        return message.map(Message::Neighbour).ok_or(Dropped::Malformed);
+    }
     let problem = if six { problem_v6(*kind, *code, icmp) } else { problem_v4(*kind, *code, icmp) };
     let problem = problem.ok_or(Dropped::NoProtocol)?;
     let (tuple, sequence) = quoted(header.destination, payload).ok_or(Dropped::NoProtocol)?;
@@ -69,33 +78,77 @@ pub enum Echo {
     Reply,
 }
 
-/// Emits an echo message.
+/// Emits an echo message, in pieces where the MTU asks for them.
 pub fn emit_echo(
     out: &mut Outbox,
-    (source, destination): (IpAddr, IpAddr),
+    ends: (IpAddr, IpAddr),
     echo: Echo,
     (identifier, sequence): (u16, u16),
     payload: &[u8],
+    (mtu, identification): (usize, u32),
 ) {
-    let six = source.is_ipv6();
+    let six = ends.0.is_ipv6();
     let kind = if echo == Echo::Request { echo_request(six) } else { echo_reply(six) };
-    let [a, b] = identifier.to_be_bytes();
-    let [c, d] = sequence.to_be_bytes();
-    emit(out, source, destination, [kind, 0], [a, b, c, d], payload);
+    let mut message = Vec::with_capacity(HEADER + payload.len());
+    message.extend_from_slice(&[kind, 0, 0, 0]);
+    message.extend_from_slice(&identifier.to_be_bytes());
+    message.extend_from_slice(&sequence.to_be_bytes());
+    message.extend_from_slice(payload);
+    fill_checksum(ends, &mut message);
+    ip::emit_payload(out, ends, protocol(six), &message, (mtu, identification));
 }
 
-/// The longest echo payload that fits an MTU.
-pub fn most_payload(address: IpAddr, mtu: usize) -> usize {
-    mtu.saturating_sub(ip::header_len(address) + HEADER)
+/// The longest echo payload there can be.
+pub fn most_payload(address: IpAddr) -> usize {
+    LONGEST_PACKET - ip::header_len(address) - HEADER
 }
 
-/// Reports that nobody holds the port that `packet` was for.
-pub fn emit_port_unreachable(out: &mut Outbox, header: &Header, packet: &[u8]) {
-    let (kind, longest) =
-        if header.source.is_ipv6() { ([1, 4], LONGEST_IPV6) } else { ([3, 3], LONGEST_IPV4) };
-    let room = longest - ip::header_len(header.source) - HEADER;
+/// Why a packet does not reach where it was for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreachable {
+    Network,
+    Host,
+    Port,
+    /// It may not.
+    Prohibited,
+}
+
+impl Unreachable {
+    /// Type and code (RFC 792, RFC 1122, RFC 1812, 5.2.7.1; RFC 4443, 3.1).
+    fn kind(self, six: bool) -> [u8; 2] {
+        match (self, six) {
+            (Unreachable::Network, false) => [3, 0],
+            (Unreachable::Host, false) => [3, 1],
+            (Unreachable::Port, false) => [3, 3],
+            (Unreachable::Prohibited, false) => [3, 13],
+            (Unreachable::Network, true) => [1, 0],
+            (Unreachable::Host, true) => [1, 3],
+            (Unreachable::Port, true) => [1, 4],
+            (Unreachable::Prohibited, true) => [1, 1],
+        }
+    }
+}
+
+/// Reports to its sender what became of `packet`.
+pub fn emit_unreachable(out: &mut Outbox, why: Unreachable, packet: &[u8]) {
+    let (source, destination) = ip::ends(packet);
+    let longest = if source.is_ipv6() { LONGEST_IPV6 } else { LONGEST_IPV4 };
+    let room = longest - ip::header_len(source) - HEADER;
     let quote = &packet[..packet.len().min(room)];
-    emit(out, header.destination, header.source, kind, [0; 4], quote);
+    let ends = (destination, source);
+    ip::emit(out, destination, source, protocol(source.is_ipv6()), HEADER + quote.len(), |message| {
+        message[..HEADER].fill(0);
+        message[..2].copy_from_slice(&why.kind(source.is_ipv6()));
+        message[HEADER..].copy_from_slice(quote);
+        fill_checksum(ends, message);
+    });
+}
+
+/// Writes a message's checksum.
+pub fn fill_checksum((source, destination): (IpAddr, IpAddr), message: &mut [u8]) {
+    message[2..4].fill(0);
+    let sum = !sum(source, destination, message);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
 }
 
 /// The echo requests whose replies are awaited. A reply to nothing is no event.
@@ -133,16 +186,8 @@ impl Pings {
     }
 }
 
-fn emit(out: &mut Outbox, source: IpAddr, destination: IpAddr, kind: [u8; 2], rest: [u8; 4], payload: &[u8]) {
-    let protocol = if source.is_ipv6() { IpProtocol::Icmpv6 } else { IpProtocol::Icmp };
-    ip::emit(out, source, destination, protocol, HEADER + payload.len(), |icmp| {
-        icmp[..2].copy_from_slice(&kind);
-        icmp[2..4].fill(0);
-        icmp[4..8].copy_from_slice(&rest);
-        icmp[8..].copy_from_slice(payload);
-        let sum = !sum(source, destination, icmp);
-        icmp[2..4].copy_from_slice(&sum.to_be_bytes());
-    });
+fn protocol(six: bool) -> IpProtocol {
+    if six { IpProtocol::Icmpv6 } else { IpProtocol::Icmp }
 }
 
 fn sum(source: IpAddr, destination: IpAddr, icmp: &[u8]) -> u16 {
@@ -174,8 +219,8 @@ fn problem_v6(kind: u8, code: u8, icmp: &[u8]) -> Option<Problem> {
     }
 }
 
-/// The connection that a report is about: it quotes the beginning of our segment. Only TCP matters.
-fn quoted(own: IpAddr, quote: &[u8]) -> Option<(Tuple, u32)> {
+/// The connection of a segment that we sent, and its sequence number. Only TCP matters.
+pub fn quoted(own: IpAddr, quote: &[u8]) -> Option<(Tuple, u32)> {
     let (source, destination, protocol, transport): (IpAddr, IpAddr, u8, &[u8]) = match own {
         IpAddr::V4(_) => {
             let fixed: &[u8; ip::IPV4_HEADER] = quote.first_chunk()?;
@@ -219,4 +264,5 @@ const HEADER: usize = 8;
 /// How long an error may be (RFC 1812, 4.3.2.3; RFC 4443, 2.4).
 const LONGEST_IPV4: usize = 576;
 const LONGEST_IPV6: usize = 1280;
+const LONGEST_PACKET: usize = 65_535;
 const MOST_PINGS: usize = 1024;

@@ -6,38 +6,54 @@
 //! that nothing happens to costs nothing.
 
 pub mod address;
+mod arp;
+mod arrivals;
+mod associations;
 pub mod budget;
+mod capture;
 pub mod checksum;
 pub mod counters;
+pub mod ethernet;
 pub mod flows;
+mod fragments;
 pub mod icmp;
 pub mod ip;
 pub mod limit;
+mod ndp;
+pub mod neighbours;
 pub mod outbox;
+mod receive;
+pub mod routes;
 pub mod segment;
 pub mod slab;
 pub mod tcp;
 pub mod timewait;
+mod transmit;
 pub mod udp;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
-use smoltcp::wire::IpProtocol;
-
 use crate::Nanos;
+use crate::device::Kind;
+use crate::packet::Packet;
 use address::Addresses;
 use budget::Budget;
+use capture::Capture;
 use counters::{Counters, Dropped};
+use ethernet::Mac;
 use flows::{Flow, FlowId, Flows, Stage};
-use icmp::{Echo, Message, Pings, Problem};
-use ip::Header;
+use fragments::Fragments;
+use icmp::{Echo, Pings, Problem};
 use limit::Limit;
+use neighbours::Neighbours;
 use outbox::Outbox;
-use segment::{Segment, Tuple};
+use routes::{Hop, Routes};
+use segment::Tuple;
 use slab::Slab;
 use tcp::{Connection, Parameters, Phase, Transport};
-use timewait::{TimeWait, Verdict};
+use timewait::TimeWait;
+use transmit::Ethernet;
 use udp::{Outlet, Ports};
 
 /// Why a connection failed, or a request was refused.
@@ -62,7 +78,7 @@ pub enum Failure {
     NoBuffers,
     /// The connection, listener or port does not exist, or is already attached.
     NoSuch,
-    /// Longer than the device's packets.
+    /// Longer than any packet.
     TooLong,
     /// The device is gone.
     NoDevice,
@@ -71,11 +87,58 @@ pub enum Failure {
 /// What the owner is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    Connected { flow: FlowId, local: SocketAddr },
-    Failed { flow: FlowId, failure: Failure },
-    Accepted { listener: u64, flow: FlowId, remote: SocketAddr, local: SocketAddr },
-    Closed { flow: FlowId, failure: Option<Failure> },
-    Pong { host: IpAddr, identifier: u16, sequence: u16, payload: Vec<u8> },
+    Connected {
+        flow: FlowId,
+        local: SocketAddr,
+    },
+    Failed {
+        flow: FlowId,
+        failure: Failure,
+    },
+    Accepted {
+        listener: u64,
+        flow: FlowId,
+        remote: SocketAddr,
+        local: SocketAddr,
+    },
+    Closed {
+        flow: FlowId,
+        failure: Option<Failure>,
+    },
+    Pong {
+        host: IpAddr,
+        identifier: u16,
+        sequence: u16,
+        payload: Vec<u8>,
+    },
+    /// A connection to another's address waits to be accepted or refused.
+    Arrived {
+        arrival: u64,
+        source: SocketAddr,
+        destination: SocketAddr,
+    },
+    /// A connection that had arrived was given up by its source, or nobody decided on it.
+    Withdrawn {
+        arrival: u64,
+    },
+    /// Datagrams to another's address wait for somewhere to go.
+    Datagrams {
+        association: u64,
+        source: SocketAddr,
+        destination: SocketAddr,
+    },
+    /// An association has been idle for too long, or was closed.
+    DatagramsEnded {
+        association: u64,
+    },
+    /// An echo request to another's address.
+    Echo {
+        source: IpAddr,
+        destination: IpAddr,
+        identifier: u16,
+        sequence: u16,
+        payload: Vec<u8>,
+    },
 }
 
 /// What has become of a flow.
@@ -97,6 +160,13 @@ struct Listener {
 /// The stack: `A` is what flows are joined to, `D` where datagrams go.
 pub struct Stack<A, D> {
     addresses: Addresses,
+    routes: Routes,
+    /// What there is on an Ethernet link, and not on a point-to-point one.
+    ethernet: Option<Ethernet>,
+    /// Packets to ourselves.
+    looped: VecDeque<Packet>,
+    fragments: Fragments,
+    capture: Option<Capture<D>>,
     flows: Flows<Connection, A>,
     waiting_for_room: VecDeque<FlowId>,
     time_wait: TimeWait,
@@ -111,13 +181,34 @@ pub struct Stack<A, D> {
     echoes: Limit,
     counters: Counters,
     events: Vec<Event>,
+    /// Events that were taken and not fetched yet.
+    untold: usize,
+    /// What the pieces of the last packet that was cut have in common.
+    identification: u32,
 }
 
 impl<A, D: Outlet> Stack<A, D> {
-    /// A stack without addresses. `random` must be unpredictable: sequence numbers and ports come from it.
-    pub fn new(budget: usize, mtu: usize, random: Box<dyn FnMut() -> u64 + Send>) -> Stack<A, D> {
+    /// A stack without addresses, on a device of this kind. `random` must be unpredictable: sequence
+    /// numbers and ports come from it.
+    pub fn new(
+        kind: Kind,
+        budget: usize,
+        mtu: usize,
+        mut random: Box<dyn FnMut() -> u64 + Send>,
+    ) -> Stack<A, D> {
+        let mac = (kind == Kind::Tap).then(|| Mac::local(random()));
+        let mut addresses = Addresses::default();
+        addresses.set_link_local(mac.map(ndp::link_local));
+        let mut routes = Routes::new(kind == Kind::Tun);
+        routes.set_subnets(addresses.subnets());
         Stack {
-            addresses: Addresses::default(),
+            addresses,
+            routes,
+            ethernet: mac.map(|mac| Ethernet { mac, neighbours: Neighbours::default() }),
+            looped: VecDeque::new(),
+            fragments: Fragments::default(),
+            capture: None,
+            identification: random() as u32,
             flows: Flows::new(),
             waiting_for_room: VecDeque::new(),
             time_wait: TimeWait::default(),
@@ -132,17 +223,27 @@ impl<A, D: Outlet> Stack<A, D> {
             echoes: Limit::new(ECHOES_A_SECOND),
             counters: Counters::default(),
             events: Vec::new(),
+            untold: 0,
         }
     }
 
-    /// The MTU of connections that begin from now on, and of datagrams.
+    /// Sets the MTU of all datagrams, and of connections; those that are open only ever take a lower one.
     pub fn set_mtu(&mut self, mtu: usize) {
+        if mtu < self.mtu {
+            for id in self.flows.select(|_| true) {
+                if let Some(flow) = self.flows.get_mut(id) {
+                    flow.transport.lower_mtu(mtu);
+                }
+            }
+        }
         self.mtu = mtu;
     }
 
     /// Replaces the own addresses. Flows from one that is gone fail when they are settled next.
-    pub fn set_addresses(&mut self, addresses: Addresses) {
-        let gone = self.flows.select(|flow| !addresses.contains(flow.tuple.local.ip()));
+    pub fn set_addresses(&mut self, mut addresses: Addresses) {
+        addresses.set_link_local(self.addresses.link_local());
+        let gone = self.flows.select(|flow| !flow.captured && !addresses.contains(flow.tuple.local.ip()));
+        self.routes.set_subnets(addresses.subnets());
         self.addresses = addresses;
         gone.into_iter().for_each(|id| self.flows.touch(id));
     }
@@ -168,8 +269,9 @@ impl<A, D: Outlet> Stack<A, D> {
             return Err(attachment);
         }
         found.attachment = Some(attachment);
-        let stage = std::mem::replace(&mut found.stage, Stage::Established);
-        self.leave_listener(stage);
+        let (remote, stage) =
+            (found.tuple.remote.ip(), std::mem::replace(&mut found.stage, Stage::Established));
+        self.leave(stage, remote);
         self.flows.touch(flow);
         Ok(())
     }
@@ -254,11 +356,14 @@ impl<A, D: Outlet> Stack<A, D> {
         let same_family = |host: &IpAddr| host.is_ipv4() == remote.is_ipv4();
         let source = match host {
             Some(host) => Some(host).filter(|host| same_family(host) && self.addresses.contains(*host)),
+            None if self.is_group(remote.ip()) => self.addresses.source_for(remote.ip()),
             None => self.source_for(remote.ip()).ok(),
         };
+        let cut = (self.mtu, self.identification());
+        let usable = address::is_host(remote.ip()) || self.is_group(remote.ip());
         let sent = match source {
-            Some(source) if remote.port() != 0 && address::is_host(remote.ip()) => {
-                udp::emit(out, SocketAddr::new(source, port), remote, payload, self.mtu)
+            Some(source) if remote.port() != 0 && usable => {
+                udp::emit(out, SocketAddr::new(source, port), remote, payload, cut)
             }
             _ => Err(Dropped::Unsendable),
         };
@@ -282,30 +387,28 @@ impl<A, D: Outlet> Stack<A, D> {
         out: &mut Outbox,
     ) -> Result<(), Failure> {
         let source = self.source_for(host)?;
-        if payload.len() > icmp::most_payload(host, self.mtu) {
+        if payload.len() > icmp::most_payload(host) {
             return Err(Failure::TooLong);
         }
         self.pings.sent(host, identifier, sequence);
-        icmp::emit_echo(out, (source, host), Echo::Request, (identifier, sequence), payload);
+        let cut = (self.mtu, self.identification());
+        icmp::emit_echo(out, (source, host), Echo::Request, (identifier, sequence), payload, cut);
         Ok(())
     }
 
-    /// Takes a packet from the device.
-    pub fn input(&mut self, now: Nanos, packet: &[u8], out: &mut Outbox) {
-        self.counters.rx_packets += 1;
-        if let Err(why) = self.dispatch(now, packet, out) {
-            self.counters.drop(why);
-        }
-    }
-
-    /// When a flow is due next although nothing came in.
+    /// When something is due next although nothing came in.
     pub fn next_timer(&self) -> Option<Nanos> {
-        self.flows.next_timer()
+        let neighbours = self.ethernet.as_ref().and_then(|ethernet| ethernet.neighbours.next_timer());
+        let timers = [self.flows.next_timer(), neighbours, self.fragments.next_timer(), self.capture_timer()];
+        timers.into_iter().flatten().min()
     }
 
-    /// Touches the flows whose time has come.
-    pub fn expire(&mut self, now: Nanos) {
+    /// Touches the flows whose time has come, and does what else is due.
+    pub fn expire(&mut self, now: Nanos, out: &mut Outbox) {
         self.flows.expire(now);
+        self.expire_neighbours(now, out);
+        self.counters.drops(Dropped::Fragments, self.fragments.expire(now));
+        self.expire_captured(now);
     }
 
     /// Touches the flows that could not send for want of room, now that there is some.
@@ -400,13 +503,10 @@ impl<A, D: Outlet> Stack<A, D> {
         all.into_iter().filter_map(|id| self.abandon(now, id, failure, out)).collect()
     }
 
-    /// Moves the events to the end of `events`.
+    /// Moves the events to the end of `events`, in which those wait that nobody has fetched.
     pub fn take_events(&mut self, events: &mut Vec<Event>) {
         events.append(&mut self.events);
-    }
-
-    pub fn counters_mut(&mut self) -> &mut Counters {
-        &mut self.counters
+        self.untold = events.len();
     }
 
     /// Every number the stack has, by name.
@@ -418,10 +518,16 @@ impl<A, D: Outlet> Stack<A, D> {
             ("time_wait", self.time_wait.count() as u64),
             ("listeners", self.listeners.count() as u64),
             ("datagrams", self.ports.count() as u64),
+            ("neighbours", self.ethernet.as_ref().map_or(0, |ethernet| ethernet.neighbours.count() as u64)),
+            ("fragmented", self.fragments.count() as u64),
+            ("arrivals", self.capture.as_ref().map_or(0, |capture| capture.arrivals.count() as u64)),
+            ("associations", self.capture.as_ref().map_or(0, |capture| capture.associations.count() as u64)),
             ("buffer_bytes", self.budget.used() as u64),
             ("budget_bytes", self.budget.limit() as u64),
             ("rx_packets", counters.rx_packets),
             ("tx_packets", counters.tx_packets),
+            ("looped_packets", counters.looped_packets),
+            ("address_conflicts", counters.conflicts),
             ("segments_sent", counters.segments_sent),
             ("retransmits", counters.retransmits),
         ];
@@ -429,144 +535,19 @@ impl<A, D: Outlet> Stack<A, D> {
         all
     }
 
-    fn dispatch(&mut self, now: Nanos, packet: &[u8], out: &mut Outbox) -> Result<(), Dropped> {
-        let header = ip::parse(packet)?;
-        if !self.addresses.contains(header.destination) {
-            return Err(Dropped::NoAddress);
-        }
-        let packet = &packet[..header.payload.end];
-        match header.protocol {
-            IpProtocol::Tcp => self.receive_segment(now, &header, packet, out),
-            IpProtocol::Udp => {
-                let received = self.ports.receive(&header, packet);
-                if received == Err(Dropped::NoPort) && self.may_answer(now) {
-                    icmp::emit_port_unreachable(out, &header, packet);
-                }
-                received
-            }
-            IpProtocol::Icmp if header.source.is_ipv4() => self.receive_icmp(now, &header, packet, out),
-            IpProtocol::Icmpv6 if header.source.is_ipv6() => self.receive_icmp(now, &header, packet, out),
-            _ => Err(Dropped::NoProtocol),
-        }
-    }
-
-    fn receive_segment(
-        &mut self,
-        now: Nanos,
-        header: &Header,
-        packet: &[u8],
-        out: &mut Outbox,
-    ) -> Result<(), Dropped> {
-        let segment = segment::parse(header, packet)?;
-        if let Some(id) = self.flows.find(&segment.tuple)
-            && let Some(flow) = self.flows.get_mut(id)
-        {
-            let before = flow.transport.phase();
-            flow.heard = now;
-            flow.transport.input(now, packet, &segment);
-            flow.was_reset |= segment.rst && before != Phase::Gone && flow.transport.phase() == Phase::Gone;
-            self.flows.touch(id);
-            return Ok(());
-        }
-        match self.time_wait.receive(now, &segment.tuple, &segment) {
-            Some(Verdict::Acknowledge(remains)) => {
-                if self.may_answer(now) {
-                    segment::emit_acknowledgement(out, &segment.tuple, &remains);
-                }
-                return Ok(());
-            }
-            Some(Verdict::Ignore) => return Ok(()),
-            Some(Verdict::Reopened) | None => {}
-        }
-        let local = segment.tuple.local;
-        let listening = |host| self.listening.get(&(host, local.port())).copied();
-        match listening(Some(local.ip())).or_else(|| listening(None)) {
-            Some(listener) if segment.syn && !segment.ack && !segment.rst => {
-                self.accept(now, listener, packet, &segment)
-            }
-            _ => {
-                if !segment.rst && self.may_answer(now) {
-                    segment::emit_reset(out, &segment);
-                }
-                Err(Dropped::NoFlow)
-            }
-        }
-    }
-
-    fn accept(&mut self, now: Nanos, id: u64, packet: &[u8], segment: &Segment) -> Result<(), Dropped> {
-        if let Some(oldest) = self.flows.crowded_out() {
-            self.forget(oldest);
-            self.counters.drop(Dropped::HalfOpen);
-        }
-        let listener = self.listeners.get_mut(id).ok_or(Dropped::NoFlow)?;
-        if listener.pending >= listener.backlog {
-            return Err(Dropped::Backlog);
-        }
-        let floor = self.budget.floor().ok_or(Dropped::Budget)?;
-        listener.pending += 1;
-        let parameters = Parameters { tuple: segment.tuple, floor, mtu: self.mtu, seed: (self.random)() };
-        let mut transport = Connection::accept(parameters, now);
-        transport.input(now, packet, segment);
-        self.flows.insert(Flow::new(segment.tuple, transport, Stage::Accepting(id), now));
-        Ok(())
-    }
-
-    fn receive_icmp(
-        &mut self,
-        now: Nanos,
-        header: &Header,
-        packet: &[u8],
-        out: &mut Outbox,
-    ) -> Result<(), Dropped> {
-        match icmp::parse(header, packet)? {
-            Message::EchoRequest { identifier, sequence, payload } => {
-                if !self.echoes.take(now) {
-                    return Err(Dropped::RateLimited);
-                }
-                let ends = (header.destination, header.source);
-                icmp::emit_echo(out, ends, Echo::Reply, (identifier, sequence), payload);
-            }
-            Message::EchoReply { identifier, sequence, payload } => {
-                let host = header.source;
-                if !self.pings.received(host, identifier, sequence) {
-                    return Err(Dropped::NoProtocol);
-                }
-                self.events.push(Event::Pong { host, identifier, sequence, payload: payload.to_vec() });
-            }
-            Message::Report { tuple, sequence, problem } => self.report(tuple, sequence, problem),
-        }
-        Ok(())
-    }
-
-    /// A report can be forged by whoever guesses the ports: an established connection only ever
-    /// takes a lower MTU from it, and one being opened must be quoted with its sequence number.
-    fn report(&mut self, tuple: Tuple, sequence: u32, problem: Problem) {
-        let Some(id) = self.flows.find(&tuple) else { return };
-        let Some(flow) = self.flows.get_mut(id) else { return };
-        match problem {
-            Problem::TooBig { mtu } => flow.transport.lower_mtu(mtu),
-            Problem::Unreachable(failure) => {
-                let ours = flow.transport.initial_sequence() == Some(sequence);
-                if flow.stage == Stage::Connecting && ours {
-                    self.end(id, Some(failure));
-                }
-            }
-        }
-    }
-
     /// Why a flow has to end before it sends anything more. `None` for one that is gone already.
     fn verdict(&mut self, now: Nanos, id: FlowId, out: &mut Outbox) -> Option<Option<Failure>> {
         let flow = self.flows.get_mut(id)?;
         if flow.was_reset {
-            let connecting = flow.stage == Stage::Connecting;
+            let connecting = matches!(flow.stage, Stage::Connecting | Stage::Admitted);
             return Some(Some(if connecting { Failure::Refused } else { Failure::Reset }));
         }
-        if !self.addresses.contains(flow.tuple.local.ip()) {
+        if !flow.captured && !self.addresses.contains(flow.tuple.local.ip()) {
             return Some(Some(Failure::AddressGone));
         }
         let orphan = match flow.stage {
             Stage::Accepting(listener) | Stage::Accepted(listener) => self.listeners.get(listener).is_none(),
-            Stage::Connecting | Stage::Established => false,
+            Stage::Connecting | Stage::Admitted | Stage::Established => false,
         };
         let silent = flow.patience(now).is_some_and(|at| at <= now);
         if orphan || silent {
@@ -581,9 +562,11 @@ impl<A, D: Outlet> Stack<A, D> {
         let Some(flow) = self.flows.get_mut(id) else { return };
         let opened = matches!(phase, Phase::Open | Phase::Lingering);
         match flow.stage {
-            Stage::Connecting if opened => {
-                flow.stage = Stage::Established;
-                self.events.push(Event::Connected { flow: id, local: flow.tuple.local });
+            Stage::Connecting | Stage::Admitted if opened => {
+                let stage = std::mem::replace(&mut flow.stage, Stage::Established);
+                let Tuple { local, remote } = flow.tuple;
+                self.events.push(Event::Connected { flow: id, local });
+                self.leave(stage, remote.ip());
             }
             Stage::Accepting(listener) if opened => {
                 flow.stage = Stage::Accepted(listener);
@@ -597,7 +580,7 @@ impl<A, D: Outlet> Stack<A, D> {
 
     fn end(&mut self, id: FlowId, failure: Option<Failure>) -> Settled<A> {
         match self.flows.get_mut(id).map(|flow| flow.stage) {
-            Some(Stage::Connecting) => {
+            Some(Stage::Connecting | Stage::Admitted) => {
                 let failure = failure.unwrap_or(Failure::Refused);
                 self.events.push(Event::Failed { flow: id, failure });
             }
@@ -611,25 +594,49 @@ impl<A, D: Outlet> Stack<A, D> {
 
     fn forget(&mut self, id: FlowId) -> Option<A> {
         let flow = self.flows.remove(id)?;
-        self.leave_listener(flow.stage);
+        self.leave(flow.stage, flow.tuple.remote.ip());
         flow.attachment
     }
 
-    fn leave_listener(&mut self, stage: Stage) {
-        if let Stage::Accepting(listener) | Stage::Accepted(listener) = stage
-            && let Some(listener) = self.listeners.get_mut(listener)
-        {
-            listener.pending -= 1;
+    /// A flow to `remote` is past this stage: it counts no longer where it did.
+    fn leave(&mut self, stage: Stage, remote: IpAddr) {
+        match stage {
+            Stage::Accepting(listener) | Stage::Accepted(listener) => {
+                if let Some(listener) = self.listeners.get_mut(listener) {
+                    listener.pending -= 1;
+                }
+            }
+            Stage::Admitted => {
+                if let Some(capture) = &mut self.capture {
+                    capture.arrivals.opened(remote);
+                }
+            }
+            Stage::Connecting | Stage::Established => {}
         }
     }
 
-    /// The own address to speak to `remote` from. Our own addresses are not on the network.
+    /// The own address to speak to `remote` from.
     fn source_for(&self, remote: IpAddr) -> Result<IpAddr, Failure> {
-        let source = self.addresses.source_for(remote).ok_or(Failure::NetworkUnreachable)?;
-        let unreachable = !address::is_host(remote)
-            || self.addresses.contains(remote)
-            || self.addresses.is_broadcast(remote);
-        if unreachable { Err(Failure::HostUnreachable) } else { Ok(source) }
+        if self.addresses.contains(remote) {
+            return Ok(remote);
+        }
+        if !address::is_host(remote) || self.addresses.is_broadcast(remote) {
+            return Err(Failure::HostUnreachable);
+        }
+        let hop = self.routes.hop(remote).ok_or(Failure::NetworkUnreachable)?;
+        let next = if let Hop::Gateway(gateway) = hop { gateway } else { remote };
+        let near = self.addresses.source_for(next).filter(|_| next.is_ipv4() == remote.is_ipv4());
+        near.ok_or(Failure::NetworkUnreachable)
+    }
+
+    /// Whether datagrams to this address go to many on the link.
+    fn is_group(&self, address: IpAddr) -> bool {
+        self.ethernet.is_some() && (address.is_multicast() || self.addresses.is_broadcast(address))
+    }
+
+    fn identification(&mut self) -> u32 {
+        self.identification = self.identification.wrapping_add(1);
+        self.identification
     }
 
     fn free_tuple(&mut self, now: Nanos, local: IpAddr, remote: SocketAddr) -> Option<Tuple> {
@@ -639,7 +646,7 @@ impl<A, D: Outlet> Stack<A, D> {
             let listening = self.listening.contains_key(&(None, port))
                 || self.listening.contains_key(&(Some(local), port));
             let used = self.flows.find(&tuple).is_some() || self.time_wait.contains(now, &tuple);
-            (!listening && !used).then_some(tuple)
+            (!listening && !used && tuple.local != tuple.remote).then_some(tuple)
         })
     }
 

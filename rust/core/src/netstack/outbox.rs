@@ -8,14 +8,21 @@ use crate::packet::{LocalPool, Packet};
 /// would take.
 pub struct Outbox {
     packets: Vec<Packet>,
+    /// How many of the packets, from the first on, are as the device is to have them.
+    ready: usize,
+    /// Frames of the link's own, which need no way to be found.
+    frames: Vec<Packet>,
     pool: LocalPool,
     room: usize,
     overflow: usize,
+    /// Whether the packet emitted last was kept.
+    kept: bool,
 }
 
 impl Outbox {
     pub fn new(pool: LocalPool) -> Outbox {
-        Outbox { packets: Vec::new(), pool, room: 0, overflow: 0 }
+        let (packets, frames) = (Vec::new(), Vec::new());
+        Outbox { packets, ready: 0, frames, pool, room: 0, overflow: 0, kept: false }
     }
 
     pub fn pool(&mut self) -> &mut LocalPool {
@@ -32,13 +39,60 @@ impl Outbox {
     pub fn emit<R>(&mut self, len: usize, write: impl FnOnce(&mut [u8]) -> R) -> R {
         let mut packet = self.pool.packet(len);
         let result = write(&mut packet);
-        if self.packets.len() < self.room + SLACK {
+        self.kept = self.packets.len() < self.room + SLACK;
+        if self.kept {
             self.packets.push(packet);
         } else {
             self.overflow += 1;
             self.pool.recycle(packet);
         }
         result
+    }
+
+    /// Changes the packet that was emitted last, if it was kept.
+    pub fn amend_last(&mut self, change: impl FnOnce(&mut [u8])) {
+        if self.kept
+            && let Some(packet) = self.packets.last_mut()
+        {
+            change(packet);
+        }
+    }
+
+    /// Appends a frame of `len` bytes that is to go out as it is.
+    pub fn emit_frame(&mut self, len: usize, write: impl FnOnce(&mut [u8])) {
+        if self.frames.len() < SLACK {
+            let mut frame = self.pool.packet(len);
+            write(&mut frame);
+            self.frames.push(frame);
+        } else {
+            self.overflow += 1;
+        }
+    }
+
+    /// Appends a packet that is as the device is to have it.
+    pub fn push_frame(&mut self, frame: Packet) {
+        if self.packets.len() + self.frames.len() < self.room + SLACK {
+            self.frames.push(frame);
+        } else {
+            self.overflow += 1;
+            self.pool.recycle(frame);
+        }
+    }
+
+    /// Shows `pass` every packet that has not been through here. Those for which it returns something
+    /// are taken out, together with that; the others are ready for the device.
+    pub fn divert<T>(&mut self, mut pass: impl FnMut(&mut Packet) -> Option<T>) -> Vec<(Packet, T)> {
+        let mut reasons = Vec::new();
+        let fresh = self.packets.extract_if(self.ready.., |packet| match pass(packet) {
+            Some(reason) => {
+                reasons.push(reason);
+                true
+            }
+            None => false,
+        });
+        let diverted: Vec<Packet> = fresh.collect();
+        self.ready = self.packets.len();
+        diverted.into_iter().zip(reasons).collect()
     }
 
     /// The last packet appended.
@@ -50,6 +104,7 @@ impl Outbox {
     /// refuses for another reason is lost and counted.
     pub fn flush(&mut self, end: &End, counters: &mut Counters) {
         counters.drops(Dropped::Device, std::mem::take(&mut self.overflow));
+        self.packets.append(&mut self.frames);
         if !self.packets.is_empty() {
             let later = self.packets.split_off(self.room.min(self.packets.len()));
             counters.tx_packets += end.send(&mut self.packets).unwrap_or(0) as u64;
@@ -57,6 +112,7 @@ impl Outbox {
             let lost = std::mem::replace(&mut self.packets, later);
             self.pool.recycle_all(lost);
         }
+        self.ready = self.packets.len();
         self.room = if end.writable().is_ok() { end.outgoing().room() } else { SLACK };
     }
 
@@ -64,7 +120,9 @@ impl Outbox {
     #[cfg(test)]
     pub fn take(&mut self, packets: &mut Vec<Packet>) {
         self.room = 1 << 20;
+        self.ready = 0;
         packets.append(&mut self.packets);
+        packets.append(&mut self.frames);
     }
 }
 

@@ -16,6 +16,32 @@ pub trait Outlet {
     fn deliver(&mut self, from: SocketAddr, payload: &[u8]) -> bool;
 }
 
+/// A received datagram.
+#[derive(Clone, Copy, Debug)]
+pub struct Received<'a> {
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    pub payload: &'a [u8],
+}
+
+/// Reads and checks a received datagram.
+pub fn parse<'a>(header: &Header, packet: &'a [u8]) -> Result<Received<'a>, Dropped> {
+    let udp = UdpPacket::new_checked(&packet[header.payload.clone()]).map_err(|_| Dropped::Malformed)?;
+    // Over IPv6 there is always a checksum (RFC 8200, 8.1).
+    let unsummed = udp.checksum() == 0 && header.source.is_ipv6();
+    if unsummed || !udp.verify_checksum(&header.destination.into(), &header.source.into()) {
+        return Err(Dropped::Checksum);
+    }
+    if udp.src_port() == 0 || udp.dst_port() == 0 {
+        return Err(Dropped::Malformed);
+    }
+    Ok(Received {
+        source: SocketAddr::new(header.source, udp.src_port()),
+        destination: SocketAddr::new(header.destination, udp.dst_port()),
+        payload: udp.payload(),
+    })
+}
+
 /// A bound port with what its datagrams go to.
 pub struct Datagram<D> {
     /// The address it is bound to; `None` for all.
@@ -64,22 +90,13 @@ impl<D: Outlet> Ports<D> {
     }
 
     /// Takes a received datagram to its port.
-    pub fn receive(&mut self, header: &Header, packet: &[u8]) -> Result<(), Dropped> {
-        let udp = UdpPacket::new_checked(&packet[header.payload.clone()]).map_err(|_| Dropped::Malformed)?;
-        // Over IPv6 there is always a checksum (RFC 8200, 8.1).
-        let unsummed = udp.checksum() == 0 && header.source.is_ipv6();
-        if unsummed || !udp.verify_checksum(&header.destination.into(), &header.source.into()) {
-            return Err(Dropped::Checksum);
-        }
-        if udp.src_port() == 0 || udp.dst_port() == 0 {
-            return Err(Dropped::Malformed);
-        }
-        let port = udp.dst_port();
-        let exact = self.bound.get(&(Some(header.destination), port));
+    pub fn receive(&mut self, datagram: &Received) -> Result<(), Dropped> {
+        let (host, port) = (datagram.destination.ip(), datagram.destination.port());
+        let exact = self.bound.get(&(Some(host), port));
         let id = exact.or_else(|| self.bound.get(&(None, port))).ok_or(Dropped::NoPort)?;
-        let datagram = self.slab.get_mut(*id).ok_or(Dropped::NoPort)?;
-        let from = SocketAddr::new(header.source, udp.src_port());
-        if datagram.outlet.deliver(from, udp.payload()) { Ok(()) } else { Err(Dropped::DatagramFull) }
+        let bound = self.slab.get_mut(*id).ok_or(Dropped::NoPort)?;
+        let taken = bound.outlet.deliver(datagram.source, datagram.payload);
+        if taken { Ok(()) } else { Err(Dropped::DatagramFull) }
     }
 }
 
@@ -89,25 +106,36 @@ impl<D: Outlet> Default for Ports<D> {
     }
 }
 
-/// Emits one datagram, or refuses it: there is no fragmentation.
+/// Emits one datagram, in pieces where the MTU asks for them, or refuses one that is longer than any.
 pub fn emit(
     out: &mut Outbox,
     source: SocketAddr,
     destination: SocketAddr,
     payload: &[u8],
-    mtu: usize,
+    (mtu, identification): (usize, u32),
 ) -> Result<(), Dropped> {
     let len = UDP_HEADER_LEN + payload.len();
-    if ip::header_len(destination.ip()) + len > mtu {
-        return Err(Dropped::Unsendable);
-    }
-    ip::emit(out, source.ip(), destination.ip(), IpProtocol::Udp, len, |buffer| {
+    let write = |buffer: &mut [u8]| {
         let mut udp = UdpPacket::new_unchecked(buffer);
         udp.set_src_port(source.port());
         udp.set_dst_port(destination.port());
         udp.set_len(len as u16);
         udp.payload_mut().copy_from_slice(payload);
         udp.fill_checksum(&source.ip().into(), &destination.ip().into());
-    });
+    };
+    let whole = ip::header_len(destination.ip()) + len;
+    if whole <= mtu {
+        ip::emit(out, source.ip(), destination.ip(), IpProtocol::Udp, len, write);
+        return Ok(());
+    }
+    if whole > LONGEST_PACKET {
+        return Err(Dropped::Unsendable);
+    }
+    let mut datagram = vec![0; len];
+    write(&mut datagram);
+    let ends = (source.ip(), destination.ip());
+    ip::emit_payload(out, ends, IpProtocol::Udp, &datagram, (mtu, identification));
     Ok(())
 }
+
+const LONGEST_PACKET: usize = 65_535;
