@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod aead;
+pub mod bridge;
 mod counters;
 pub mod device;
 pub mod header;

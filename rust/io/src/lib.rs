@@ -1,5 +1,6 @@
 //! ginnel's loops and system calls. All of ginnel's unsafe code stands here, each with its reason.
 
+pub mod bridge;
 pub mod calls;
 pub mod capture;
 pub mod link;

@@ -1,5 +1,6 @@
 //! The Python binding of ginnel's Rust half: one file a class. `src/ginnel/_core/*.pyi` mirrors it.
 
+mod bridge;
 mod capture;
 mod descriptor;
 mod device;
@@ -11,6 +12,8 @@ use pyo3::prelude::*;
 
 #[pymodule]
 mod _core {
+    #[pymodule_export]
+    use crate::bridge::Bridge;
     #[pymodule_export]
     use crate::capture::Capture;
     #[pymodule_export]

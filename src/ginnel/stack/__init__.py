@@ -2,5 +2,16 @@
 
 from ginnel.stack.sockets import DatagramSocket, Flow, Server
 from ginnel.stack.stack import Neighbour, Stack
+from ginnel.stack.transparent import Arrival, Capture, DatagramFlow, Echo
 
-__all__ = ["DatagramSocket", "Flow", "Neighbour", "Server", "Stack"]
+__all__ = [
+    "Arrival",
+    "Capture",
+    "DatagramFlow",
+    "DatagramSocket",
+    "Echo",
+    "Flow",
+    "Neighbour",
+    "Server",
+    "Stack",
+]

@@ -12,7 +12,7 @@ import secrets
 import socket
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ginnel._core import End, NetStack
 from ginnel.stack.dns import Resolver
@@ -25,6 +25,9 @@ from ginnel.stack.sockets import (
     open_streams,
     os_error,
 )
+
+if TYPE_CHECKING:
+    from ginnel.stack.transparent import Capture
 
 #: Bytes of buffers that a stack's connections share.
 DEFAULT_BUDGET = 64 * 1024 * 1024
@@ -64,6 +67,7 @@ class Stack:
         self._finishing: set[asyncio.Future[int]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
+        self._capture: Capture | None = None
         #: The transports of open streams. For :class:`ginnel.stack.sockets.FlowProtocol`.
         self.streams: set[asyncio.BaseTransport] = set()
         self._loop.add_reader(self._core.fileno(), self.handle_events)
@@ -270,6 +274,8 @@ class Stack:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._capture is not None:
+            await self._capture.aclose()
         for transport in self.streams:
             transport.close()
         # Transports end one turn of the loop after they are told to.
@@ -288,6 +294,35 @@ class Stack:
         if not flow.ended.done():
             self._finishing.add(flow.ended)
             flow.ended.add_done_callback(self._finishing.discard)
+
+    def capture_flows(self, capture: Capture, idle: float) -> None:
+        """For :class:`Capture`, which is told of everything from now on."""
+        self._core.capture_flows(idle)
+        self._capture = capture
+
+    async def accept_arrival(self, number: int, source: Address) -> Flow:
+        """For :class:`Arrival`."""
+        return await self._open(lambda: self._core.accept(number), source)
+
+    def refuse_arrival(self, number: int, reason: str) -> None:
+        """For :class:`Arrival`."""
+        self._core.refuse(number, reason)
+
+    def attach_datagram_flow(self, number: int, sock: socket.socket) -> None:
+        """For :class:`DatagramFlow`."""
+        self._core.attach_datagram_flow(number, sock.detach())
+
+    def refuse_datagram_flow(self, number: int, reason: str) -> None:
+        """For :class:`DatagramFlow`."""
+        self._core.refuse_datagram_flow(number, reason)
+
+    def close_datagram_flow(self, number: int) -> None:
+        """For :class:`DatagramFlow`."""
+        self._core.close_datagram_flow(number)
+
+    def echo_reply(self, source: str, destination: str, identifier: int, sequence: int, payload: bytes) -> None:
+        """For :class:`Echo`."""
+        self._core.echo_reply(source, destination, identifier, sequence, payload)
 
     def close_server(self, number: int) -> None:
         """For :class:`Server`."""
@@ -314,6 +349,21 @@ class Stack:
                     pong = self._pongs.get((host, identifier, sequence))
                     if pong is not None and not pong.done():
                         pong.set_result(None)
+                case _ if self._capture is not None:
+                    self._captured(self._capture, event)
+
+    def _captured(self, capture: Capture, event: tuple[Any, ...]) -> None:
+        match event:
+            case ("arrived", number, host, port, own_host, own_port):
+                capture.arrived(number, (host, port), (own_host, own_port))
+            case ("withdrawn", number):
+                capture.withdrawn(number)
+            case ("datagram_flow", number, host, port, own_host, own_port):
+                capture.datagrams(number, (host, port), (own_host, own_port))
+            case ("datagram_flow_ended", number):
+                capture.datagrams_ended(number)
+            case ("echo", *details):
+                capture.echo(*details)
 
     def _bind_datagrams(self, host: str | None, port: int) -> tuple[socket.socket, int, int]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -325,8 +375,11 @@ class Stack:
         return ours, bound, number
 
     async def _connect(self, remote: Address) -> Flow:
+        return await self._open(lambda: self._core.connect(*remote), remote)
+
+    async def _open(self, begin: Callable[[], int], remote: Address) -> Flow:
         try:
-            number = self._core.connect(*remote)
+            number = begin()
         except OSError as error:
             raise os_error(error.errno or errno.EIO, remote) from None
         connecting = self._connecting[number] = self._loop.create_future()

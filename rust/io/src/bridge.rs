@@ -1,0 +1,236 @@
+//! The loop of a bridge: one thread that carries frames between the ends of TAP devices.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use ginnel_core::Nanos;
+use ginnel_core::bridge::{Bridge, Loop as Closed, PortCounters, PortId, Way};
+use ginnel_core::device::{End, Kind};
+use ginnel_core::netstack::ethernet::Mac;
+use ginnel_core::packet::{LocalPool, Packet, Pool};
+use ginnel_core::queue::Wake;
+use rustix::io::Errno;
+
+use crate::calls::Calls;
+use crate::wake::{Waker, wait_readable};
+
+/// A bridge on a thread of its own.
+pub struct Switch {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    calls: Calls<Loop>,
+    /// Readable while a port was closed, and nobody has asked which.
+    ready: Waker,
+}
+
+/// What a bridge tells of itself.
+pub struct Snapshot {
+    /// Each port: its number, whether it is closed for now, its counters.
+    pub ports: Vec<(PortId, bool, PortCounters)>,
+    /// Stations, their ports, nanoseconds since each was heard.
+    pub stations: Vec<(Mac, PortId, Nanos)>,
+    /// Stations that had to make room for others.
+    pub crowded: u64,
+}
+
+impl Switch {
+    /// Starts a bridge without ports.
+    pub fn start(most_stations: usize, ageing: Nanos, random: u64, pool: &Arc<Pool>) -> io::Result<Switch> {
+        let wake = Arc::new(Waker::new()?);
+        let shared = Arc::new(Shared { calls: Calls::new(wake.clone()), ready: Waker::new()? });
+        let mut inner = Loop {
+            bridge: Bridge::new(most_stations, ageing, random),
+            ports: BTreeMap::new(),
+            incoming: Vec::with_capacity(BATCH),
+            pool: pool.local(),
+            origin: Instant::now(),
+            busy: false,
+            running: true,
+            wake,
+            shared: shared.clone(),
+        };
+        let thread = thread::Builder::new().name("ginnel-bridge".into()).spawn(move || inner.run())?;
+        Ok(Switch { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Joins an end of a TAP device, which is held until the port is removed.
+    pub fn add(&self, end: End) -> Result<PortId, Errno> {
+        if end.device().kind() != Kind::Tap {
+            return Err(Errno::INVAL);
+        }
+        self.shared.calls.call(move |inner| inner.add(end)).ok_or(Errno::BADFD)?.ok_or(Errno::NOSPC)
+    }
+
+    /// Removes a port, and gives its end back. `false`: there is none of this number.
+    pub fn remove(&self, port: PortId) -> bool {
+        self.shared.calls.call(move |inner| inner.remove(port)).unwrap_or(false)
+    }
+
+    /// `None` once it is closed.
+    pub fn snapshot(&self) -> Option<Snapshot> {
+        self.shared.calls.call(|inner| {
+            let now = inner.now();
+            let Loop { bridge, .. } = inner;
+            Snapshot { ports: bridge.ports(now), stations: bridge.stations(now), crowded: bridge.crowded() }
+        })
+    }
+
+    /// The ports that were closed because they lead back to the bridge, since the last call.
+    pub fn loops(&self) -> Vec<Closed> {
+        let take = |inner: &mut Loop| {
+            inner.shared.ready.clear();
+            inner.bridge.take_loops()
+        };
+        self.shared.calls.call(take).unwrap_or_default()
+    }
+
+    /// Readable while [`Switch::loops`] has something to say.
+    pub fn readiness(&self) -> BorrowedFd<'_> {
+        self.shared.ready.as_fd()
+    }
+
+    /// Gives all ends back and ends the thread. Idempotent.
+    pub fn close(&self) {
+        let Some(thread) = lock(&self.thread).take() else { return };
+        let _ = self.shared.calls.call(|inner| inner.running = false);
+        let _ = thread.join();
+    }
+}
+
+impl Drop for Switch {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// What the thread owns.
+struct Loop {
+    bridge: Bridge,
+    ports: BTreeMap<PortId, Port>,
+    incoming: Vec<Packet>,
+    pool: LocalPool,
+    origin: Instant,
+    /// A port may have more than was taken from it.
+    busy: bool,
+    running: bool,
+    wake: Arc<Waker>,
+    shared: Arc<Shared>,
+}
+
+struct Port {
+    end: End,
+    /// Frames that leave in this round.
+    outgoing: Vec<Packet>,
+}
+
+impl Loop {
+    fn run(&mut self) {
+        while self.running {
+            let patience = self.busy.then_some(Duration::ZERO);
+            // Interrupted or not, the next turn looks at everything.
+            let _ = wait_readable(&*self.wake, patience);
+            self.wake.clear();
+            self.shared.calls.take().into_iter().for_each(|call| call(self));
+            self.turn();
+        }
+    }
+
+    fn add(&mut self, end: End) -> Option<PortId> {
+        if self.ports.len() == MOST_PORTS {
+            return None;
+        }
+        let wake: Arc<dyn Wake> = self.wake.clone();
+        end.incoming().set_reader(Some(wake));
+        let port = self.bridge.add_port();
+        self.ports.insert(port, Port { end, outgoing: Vec::new() });
+        self.busy = true;
+        Some(port)
+    }
+
+    fn remove(&mut self, port: PortId) -> bool {
+        self.bridge.remove_port(port);
+        self.ports.remove(&port).is_some()
+    }
+
+    fn now(&self) -> Nanos {
+        self.origin.elapsed().as_nanos() as Nanos
+    }
+
+    /// Takes a batch from every port, and hands each port what is for it.
+    fn turn(&mut self) {
+        let now = self.now();
+        self.busy = false;
+        let numbers: Vec<PortId> = self.ports.keys().copied().collect();
+        for &number in &numbers {
+            let Some(port) = self.ports.get(&number) else { continue };
+            match port.end.receive(&mut self.incoming, BATCH) {
+                Ok(count) => self.busy |= count == BATCH,
+                // Its device is gone.
+                Err(_) => drop(self.remove(number)),
+            }
+            let mut incoming = std::mem::take(&mut self.incoming);
+            incoming.drain(..).for_each(|frame| self.forward(now, number, frame));
+            self.incoming = incoming;
+        }
+        for (number, port) in &mut self.ports {
+            if port.outgoing.is_empty() {
+                continue;
+            }
+            let all: (u64, u64) = totals(&port.outgoing);
+            // Down, or gone: none is taken, and all stay.
+            let _ = port.end.send(&mut port.outgoing);
+            let left = totals(&port.outgoing);
+            self.bridge.sent(*number, all.0 - left.0, all.1 - left.1, left.0);
+            self.pool.recycle_all(port.outgoing.drain(..));
+        }
+    }
+
+    fn forward(&mut self, now: Nanos, from: PortId, frame: Packet) {
+        match self.bridge.forward(now, from, &frame) {
+            Way::One(to) => match self.ports.get_mut(&to) {
+                Some(port) if self.bridge.may_leave(now, to) => port.outgoing.push(frame),
+                _ => self.pool.recycle(frame),
+            },
+            Way::Flood => {
+                for (to, port) in &mut self.ports {
+                    if *to != from && self.bridge.may_leave(now, *to) {
+                        port.outgoing.push(self.pool.packet_from(&frame));
+                    }
+                }
+                self.pool.recycle(frame);
+            }
+            Way::Drop => {
+                self.pool.recycle(frame);
+                if self.bridge.has_loops() {
+                    self.shared.ready.wake();
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        self.shared.calls.end();
+    }
+}
+
+/// Frames and bytes.
+fn totals(frames: &[Packet]) -> (u64, u64) {
+    (frames.len() as u64, frames.iter().map(|frame| frame.len() as u64).sum())
+}
+
+/// A lock whose poison is ignored: no invariant spans a panic here.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+const BATCH: usize = 256;
+const MOST_PORTS: usize = 1024;
