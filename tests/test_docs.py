@@ -10,7 +10,7 @@ import pytest
 DOCS = Path(__file__).parents[1] / "docs"
 EXAMPLES = [
     pytest.param(example, id=f"{page} {number}")
-    for page in ("testing.md", "device.md")
+    for page in ("testing.md", "device.md", "ethernet.md")
     for number, example in enumerate(
         re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
     )
@@ -23,4 +23,4 @@ def test_example(example: str) -> None:
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) == 6
+    assert len(EXAMPLES) == 8
