@@ -83,8 +83,9 @@ impl Link {
         let _ = self.shared.calls.call(move |inner| inner.forget(number));
     }
 
-    /// The numbers of descriptors whose other side has closed since the last call.
+    /// The numbers of descriptors whose other side has closed since the last call, up to this moment.
     pub fn gone(&self) -> Vec<u64> {
+        let _ = self.shared.calls.call(Loop::look);
         let mut gone = lock(&self.shared.gone);
         self.shared.ready.clear();
         std::mem::take(&mut *gone)
@@ -223,6 +224,18 @@ impl Loop {
             }
             if self.device_waits && !self.is_held_back() {
                 self.deliver();
+            }
+        }
+    }
+
+    /// What descriptors have to say that the thread has not seen yet.
+    fn look(&mut self) {
+        let mut ready = Vec::with_capacity(READY);
+        let at_once = Timespec::try_from(Duration::ZERO).expect("zero is a time");
+        let _ = epoll::wait(&self.epoll, spare_capacity(&mut ready), Some(&at_once));
+        for event in ready {
+            if event.data.u64() != WAKE {
+                self.serve(event.data.u64(), event.flags);
             }
         }
     }

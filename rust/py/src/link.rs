@@ -45,8 +45,8 @@ impl Link {
         py.detach(|| self.inner.remove(number));
     }
 
-    fn events(&self) -> Vec<(&'static str, u64)> {
-        self.inner.gone().into_iter().map(|number| ("gone", number)).collect()
+    fn events(&self, py: Python<'_>) -> Vec<(&'static str, u64)> {
+        py.detach(|| self.inner.gone()).into_iter().map(|number| ("gone", number)).collect()
     }
 
     fn fileno(&self) -> RawFd {

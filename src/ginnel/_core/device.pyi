@@ -98,7 +98,7 @@ class Link:
         """Closes a descriptor. Harmless for one that is gone."""
 
     def events(self) -> list[tuple[str, int]]:
-        """``("gone", number)``: the other side of a descriptor closed or died."""
+        """``("gone", number)``: the other side of a descriptor closed or died. True to this moment."""
 
     def fileno(self) -> int:
         """A descriptor that is readable while events wait."""

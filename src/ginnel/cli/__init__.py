@@ -85,5 +85,6 @@ _SUMMARIES = {
     "device": "Make, list, show, set and delete devices with a name.",
     "echo": "Send datagrams through a device and have them sent back.",
     "ping": "Send echo requests through a device.",
+    "lend": "Run a program on a TUN device in user space.",
     "pong": "Answer echo requests at a device's application end.",
 }

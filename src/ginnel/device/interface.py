@@ -51,19 +51,35 @@ class Interfaces:
         """``first_index``: of the first interface; each later one has the next."""
         self._interfaces: dict[str, Interface] = {}
         self._index = first_index
+        self._ending: set[asyncio.Task[None]] = set()
+        self.on_create: list[Callable[[Interface], None]] = []
+        """Called with each new interface."""
+        self.on_delete: list[Callable[[Interface], None]] = []
+        """Called with each that is about to end."""
 
-    def create(self, pattern: str | None = None, kind: Kind = "tun", mtu: int = DEFAULT_MTU) -> Interface:
+    def create(
+        self, pattern: str | None = None, kind: Kind = "tun", mtu: int = DEFAULT_MTU, *, index: int | None = None
+    ) -> Interface:
         """A new interface, down. ``pattern`` is its name; one ``%d`` in it (None: ``tun%d``, ``tap%d``)
-        stands for the next free number.
+        stands for the next free number. ``index``: its own, instead of the next.
 
-        Needs a running event loop. Raises DeviceError: EEXIST, EINVAL for a name that cannot be, ENFILE.
+        Needs a running event loop. Raises DeviceError: EEXIST, EINVAL for a name that cannot be, ENFILE, EBUSY for
+        an index that is taken.
         """
         name = self._choose(pattern or f"{kind}%d")
+        if index is not None and self.by_index(index) is not None:
+            raise DeviceError(errno.EBUSY, f"there is an interface with the index {index} already")
         if len(self._interfaces) >= MAX_INTERFACES:
             raise DeviceError(errno.ENFILE, f"there are {MAX_INTERFACES} interfaces already; delete one first")
-        interface = Interface(name, self._index, kind, mtu)
-        self._index += 1
+        if index is None:
+            while self.by_index(self._index) is not None:
+                self._index += 1
+            index = self._index
+            self._index += 1
+        interface = Interface(name, index, kind, mtu)
         self._interfaces[name] = interface
+        for call in list(self.on_create):
+            call(interface)
         return interface
 
     def get(self, name: str) -> Interface | None:
@@ -77,12 +93,27 @@ class Interfaces:
 
     async def delete(self, interface: Interface) -> None:
         """Removes an interface: whoever holds its application end sees that end."""
-        self._interfaces.pop(interface.name, None)
+        self._forget(interface)
         await interface.aclose()
+
+    def discard(self, interface: Interface) -> None:
+        """As `delete`, but does not wait: its name is free at once, and its stack ends by itself."""
+        self._forget(interface)
+        task = asyncio.get_running_loop().create_task(interface.aclose())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
     async def aclose(self) -> None:
         for interface in self:
             await self.delete(interface)
+        if self._ending:
+            await asyncio.wait(self._ending)
+
+    def _forget(self, interface: Interface) -> None:
+        if self._interfaces.get(interface.name) is interface:
+            del self._interfaces[interface.name]
+            for call in list(self.on_delete):
+                call(interface)
 
     def _choose(self, pattern: str) -> str:
         check_name(pattern)
@@ -121,7 +152,7 @@ class Interface:
         # A locally administered address of its own.
         self._mac = bytes([0x02]) + secrets.token_bytes(5)
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._link.fileno(), self._follow)
+        self._loop.add_reader(self._link.fileno(), self.notice_gone)
 
     @property
     def kind(self) -> Kind:
@@ -223,14 +254,18 @@ class Interface:
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-            number = self._link.add(ours.detach(), packet_info)
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+            number = self.join(ours, packet_info)
         except BaseException:
-            ours.close()
             theirs.close()
             raise
-        self._queues.add(number)
         return theirs, number
+
+    def join(self, ours: socket.socket, packet_info: bool = False) -> int:
+        """As `attach`, for a pair that is there already: takes over our half and returns the queue's number."""
+        number = self._link.add(ours.detach(), packet_info)
+        self._queues.add(number)
+        return number
 
     def set_packet_info(self, number: int, packet_info: bool) -> None:
         self._link.set_packet_info(number, packet_info)
@@ -257,7 +292,8 @@ class Interface:
     def __repr__(self) -> str:
         return f"<Interface {self.name} {self.kind} {'up' if self.up else 'down'}>"
 
-    def _follow(self) -> None:
+    def notice_gone(self) -> None:
+        """Looks for programs that have gone. It happens by itself; to be called where it matters that it has."""
         for _, number in self._link.events():
             if number in self._queues:
                 self._queues.discard(number)
@@ -282,5 +318,6 @@ def parse_address(text: str) -> Address:
 
 
 MAX_INTERFACES = 4096
-_SEND_BUFFER = 4 << 20
+SEND_BUFFER = 4 << 20
+"""Bytes that a program's half of a pair asks for, so that it hardly ever waits for us."""
 _NAME = re.compile(r"[A-Za-z0-9_.\-]*(%d)?[A-Za-z0-9_.\-]*")

@@ -14,10 +14,11 @@ import logging
 import socket
 import struct
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from ginnel.errors import GinnelError
 from ginnel.gateways.relay import Acceptor, Listener, read_exactly
-from ginnel.stack import Stack
+from ginnel.stack.sockets import Flow
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +31,20 @@ class Login:
     password: str = field(repr=False)
 
 
+class Outlet(Protocol):
+    """What a gateway needs of a `ginnel.stack.Stack`."""
+
+    async def connect_flow(self, host: str, port: int) -> Flow: ...
+
+    def attach(self, flow: Flow, sock: socket.socket) -> None: ...
+
+    def abort(self, flow: Flow) -> None: ...
+
+
 class Socks5Gateway:
     """Takes SOCKS5 connections and joins each with a stream of the tunnel."""
 
-    def __init__(self, stack: Stack, listener: Listener, login: Login | None = None) -> None:
+    def __init__(self, stack: Outlet, listener: Listener, login: Login | None = None) -> None:
         self._stack = stack
         self._login = login
         self._acceptor = Acceptor(listener, self._serve)

@@ -1,0 +1,146 @@
+"""Starts a lent program, and sees to it that nothing of it stays behind. Run as a script, by a Python of its own.
+
+It imports nothing of ginnel: between installing the filter and handing over its listener no call may be trapped,
+because nobody is there to answer yet. So a small process does that, which has loaded all it needs before.
+
+It has two halves. The child installs the filter, hands the listener over and becomes the program. The parent stays,
+without a filter: it is where the program's orphans come (PR_SET_CHILD_SUBREAPER), and kills what is left when the
+program ends, or when ginnel does, however that may be.
+
+The control socket is SOCK_SEQPACKET and carries JSON. In: ``filter`` (hexadecimal), ``seccomp`` (the number of the
+call), ``flags`` (in the order they are tried), ``mask`` (of signals), then an empty object when the program may
+start. Out: ``listener`` (with the descriptor) and ``pid``; or ``failed`` (what) and ``errno``; at the end
+``status`` (as waitpid(2)'s) and ``left`` (how many orphans were killed).
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+from typing import Any
+
+
+def main() -> None:
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
+    message = control.recv(1 << 16)
+    if not message:
+        return
+    order = json.loads(message)
+    program = sys.argv[2:]
+    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _become(control, order, program, parent)
+        finally:
+            os._exit(125)
+    status = _wait(control, pid)
+    left = _kill_orphans()
+    if status is not None:
+        _tell(control, {"status": status, "left": left})
+
+
+def _become(control: socket.socket, order: dict[str, Any], program: list[str], parent: int) -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        return
+    try:
+        listener = _install(bytes.fromhex(order["filter"]), order["seccomp"], order["flags"])
+    except OSError as error:
+        _tell(control, {"failed": "filter", "errno": error.errno})
+        return
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener]))
+    control.sendmsg([json.dumps({"listener": True, "pid": os.getpid()}).encode()], [rights])
+    os.close(listener)
+    if not control.recv(64):
+        return
+    signal.pthread_sigmask(signal.SIG_SETMASK, order["mask"])
+    # What Python changed for itself.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execvp(program[0], program)
+    except OSError as error:
+        _tell(control, {"failed": "program", "errno": error.errno})
+
+
+def _install(program: bytes, call: int, attempts: list[int]) -> int:
+    code = ctypes.create_string_buffer(program, len(program))
+    header = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(code)))
+    if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "no_new_privs")
+    for flags in attempts:
+        listener = _libc.syscall(call, _SET_MODE_FILTER, flags, header)
+        if listener >= 0:
+            return int(listener)
+        if ctypes.get_errno() != errno.EINVAL:
+            break
+    raise OSError(ctypes.get_errno(), "seccomp")
+
+
+def _wait(control: socket.socket, pid: int) -> int | None:
+    """The program's status; None when ginnel has gone before."""
+    ended = os.pidfd_open(pid)
+    poll = select.poll()
+    poll.register(ended, select.POLLIN)
+    # Only that ginnel hangs up matters here; what it writes is for the child.
+    poll.register(control, 0)
+    ready = {descriptor for descriptor, _ in poll.poll()}
+    if ended in ready:
+        return os.waitpid(pid, 0)[1]
+    return None
+
+
+def _kill_orphans() -> int:
+    """Kills all descendants. Their own children come to us when they die, so it ends when there are none."""
+    killed = set()
+    while True:
+        for pid in _children():
+            killed.add(pid)
+            os.kill(pid, signal.SIGKILL)
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return len(killed)
+
+
+def _children() -> list[int]:
+    me = os.getpid()
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat") as file:
+                    # The name before it may hold anything.
+                    state, parent = file.read().rpartition(")")[2].split()[:2]
+            except OSError:
+                continue
+            if int(parent) == me and state != "Z":
+                found.append(int(name))
+    return found
+
+
+def _tell(control: socket.socket, what: dict[str, Any]) -> None:
+    # Perhaps nobody is left to hear it.
+    with contextlib.suppress(OSError):
+        control.send(json.dumps(what).encode())
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
+_SET_MODE_FILTER = 1
+
+if __name__ == "__main__":
+    main()

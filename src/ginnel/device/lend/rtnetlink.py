@@ -1,0 +1,394 @@
+"""The kernel's answers on NETLINK_ROUTE, for programs whose interfaces are ours.
+
+What a program asks about is answered from the kernel and from our interfaces together; what it changes is changed on
+our interfaces. Routes through the kernel's interfaces (OpenVPN's way to its server around the tunnel) and the removal
+of the kernel's routes are remembered here and shown again, and never reach the kernel.
+
+Sources: rtnetlink(7), ``linux/rtnetlink.h``, ``net/core/rtnetlink.c``. Requests are taken apart byte by byte, since
+anything may be in them; answers are written by pyroute2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import logging
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from ginnel.device.interface import Address, Interface, Interfaces, Route
+from ginnel.device.lend import messages as nl
+from ginnel.device.lend.kernel_routes import KernelRoutes
+from ginnel.device.lend.messages import IPAddress, Message, RouteEntry
+from ginnel.errors import DeviceError
+
+log = logging.getLogger(__name__)
+
+
+class RouteNetlink:
+    """What all NETLINK_ROUTE sockets of a lent program talk to."""
+
+    def __init__(self, interfaces: Interfaces) -> None:
+        self.listeners: set[Callable[[int, bytes], None]] = set()
+        """Called with the groups that a message is for, and the message."""
+        self._interfaces = interfaces
+        self._kernel = KernelRoutes()
+        self._remembered: list[RouteEntry] = []
+        self._hidden: list[RouteEntry] = []
+        interfaces.on_create.append(self._watch)
+        interfaces.on_delete.append(self._deleted)
+        for interface in interfaces:
+            self._watch(interface)
+
+    def close(self) -> None:
+        self._interfaces.on_create.remove(self._watch)
+        self._interfaces.on_delete.remove(self._deleted)
+        self._kernel.close()
+
+    def answer(self, data: bytes, port: int) -> list[bytes]:
+        """The datagrams that answer one of a program, whose netlink port is given. Malformed ones are answered
+        with an error, or as the kernel does not at all."""
+        answers: list[bytes] = []
+        for request in nl.parse_messages(data):
+            code = 0
+            try:
+                if request.flags & nl.NLM_F_REQUEST and request.kind >= nl.NLMSG_MIN_TYPE:
+                    found = self._handle(request)
+                    if found is not None:
+                        answers += _datagrams(request, found, port)
+                        continue
+            except OSError as error:
+                code = error.errno or errno.EIO
+                log.debug("netlink request %d: %s", request.kind, error)
+            if code or request.flags & nl.NLM_F_ACK:
+                answers.append(nl.acknowledge(request, port, code).pack(port))
+        return answers
+
+    def _handle(self, request: Message) -> list[Message] | None:
+        """What was asked for; None where something was changed."""
+        match request.kind:
+            case nl.RTM_GETLINK:
+                return self._get_links(request)
+            case nl.RTM_GETADDR if request.is_dump:
+                return [*self._from_kernel(request), *self._addresses(_family(request))]
+            case nl.RTM_GETROUTE:
+                return self._dump_routes(request) if request.is_dump else self._look_up(request)
+            case nl.RTM_NEWLINK | nl.RTM_SETLINK:
+                self._set_link(request)
+            case nl.RTM_DELLINK:
+                self._interfaces.discard(self._find_link(request))
+            case nl.RTM_NEWADDR | nl.RTM_DELADDR:
+                self._change_address(request)
+            case nl.RTM_NEWROUTE:
+                self._add_route(request)
+            case nl.RTM_DELROUTE:
+                self._remove_route(request)
+            case kind if kind & 3 == _GET:
+                return self._from_kernel(request)
+            case kind:
+                raise DeviceError(errno.EOPNOTSUPP, f"netlink request {kind} is not lent")
+        return None
+
+    def _from_kernel(self, request: Message) -> list[Message]:
+        if request.is_dump:
+            return self._kernel.dump(request.kind, request.body)
+        return self._kernel.get(request.kind, request.flags, request.body)
+
+    def _get_links(self, request: Message) -> list[Message]:
+        if request.is_dump:
+            ours = _family(request) in (socket.AF_UNSPEC, socket.AF_PACKET)
+            return [*self._from_kernel(request), *(nl.link_message(own) for own in self._interfaces if ours)]
+        try:
+            return [nl.link_message(self._find_link(request))]
+        except DeviceError as error:
+            if error.errno not in (errno.EPERM, errno.ENODEV):
+                raise
+        return self._from_kernel(request)
+
+    def _addresses(self, family: int) -> Iterator[Message]:
+        for interface in self._interfaces:
+            for address in interface.addresses:
+                if family in (socket.AF_UNSPEC, _family_of(address.interface.ip)):
+                    yield nl.address_message(interface, address)
+
+    def _find_link(self, request: Message) -> Interface:
+        """EPERM for one of the kernel's, ENODEV for none."""
+        _, _, index, _, _ = request.unpack(nl.LINK)
+        name = request.attributes(nl.LINK).text(nl.IFLA_IFNAME)
+        found = self._interfaces.by_index(index) if index else self._interfaces.get(name or "")
+        if found is None:
+            raise self._not_ours(index if index else name or "")
+        return found
+
+    def _not_ours(self, which: int | str) -> DeviceError:
+        try:
+            known = socket.if_indextoname(which) if isinstance(which, int) else socket.if_nametoindex(which)
+        except (OSError, OverflowError, ValueError):
+            known = None
+        if known is None:
+            return DeviceError(errno.ENODEV, f"no interface {which}")
+        return DeviceError(errno.EPERM, f"interface {which} is the system's own")
+
+    def _set_link(self, request: Message) -> None:
+        interface = self._find_link(request)
+        attributes = request.attributes(nl.LINK)
+        _, _, _, flags, change = request.unpack(nl.LINK)
+        if request.flags & nl.NLM_F_EXCL and request.kind == nl.RTM_NEWLINK:
+            raise DeviceError(errno.EEXIST, f"there is {interface.name} already")
+        if attributes.text(nl.IFLA_IFNAME) not in (None, interface.name) or attributes.number(nl.IFLA_MASTER):
+            raise DeviceError(errno.EOPNOTSUPP, "a lent interface keeps its name and has no master")
+        mac = attributes.values.get(nl.IFLA_ADDRESS)
+        if mac is not None:
+            interface.set_mac(mac)
+        mtu = attributes.number(nl.IFLA_MTU)
+        if mtu is not None:
+            interface.set_mtu(mtu)
+        length = attributes.number(nl.IFLA_TXQLEN)
+        if length is not None:
+            interface.set_queue_length(length)
+        if change & _IFF_UP or (flags and not change):
+            interface.set_up(bool(flags & _IFF_UP))
+
+    def _change_address(self, request: Message) -> None:
+        family, length, _, _, index = request.unpack(nl.ADDRESS)
+        if family not in nl.ADDRESS_BYTES:
+            raise DeviceError(errno.EOPNOTSUPP, "addresses are IPv4 or IPv6")
+        interface = self._interfaces.by_index(index)
+        if interface is None:
+            raise self._not_ours(index)
+        attributes = request.attributes(nl.ADDRESS)
+        peer = attributes.address(nl.IFA_ADDRESS, family)
+        local = attributes.address(nl.IFA_LOCAL, family) or peer
+        if local is None:
+            raise DeviceError(errno.EINVAL, "no address given")
+        try:
+            own = ipaddress.ip_interface((local.packed, length))
+        except ValueError:
+            raise DeviceError(errno.EINVAL, f"no address has a prefix of {length} bits") from None
+        known = next((entry for entry in interface.addresses if entry.interface == own), None)
+        if request.kind == nl.RTM_DELADDR:
+            interface.remove_address(own)
+            self._announce(
+                _groups(own.ip, "address"), nl.address_message(interface, known or Address(own), deleted=True)
+            )
+            return
+        if known is not None and request.flags & nl.NLM_F_REPLACE and not request.flags & nl.NLM_F_EXCL:
+            interface.remove_address(own)
+        address = Address(own, peer if peer != local else None)
+        interface.add_address(address)
+        self._announce(_groups(own.ip, "address"), nl.address_message(interface, address))
+
+    def _dump_routes(self, request: Message) -> list[Message]:
+        family = _family(request)
+        kernel = [message for message in self._from_kernel(request) if not self._is_hidden(message)]
+        ours = [
+            nl.route_message(entry)
+            for entry in self._routes()
+            if family in (socket.AF_UNSPEC, _family_of(entry.destination.network_address))
+        ]
+        return kernel + ours
+
+    def _routes(self) -> Iterator[RouteEntry]:
+        yield from self._remembered
+        for interface in self._interfaces:
+            for address in interface.addresses if interface.up else ():
+                own = address.interface
+                where = own.network if address.peer is None else _around(address.peer, own.network.prefixlen)
+                if address.peer is not None or where.prefixlen < where.max_prefixlen:
+                    source = own.ip if own.version == 4 else None
+                    yield RouteEntry(where, None, interface.index, protocol=_BY_KERNEL, source=source)
+            for route in interface.routes:
+                yield RouteEntry(route.destination, route.gateway, interface.index, route.metric)
+
+    def _look_up(self, request: Message) -> list[Message]:
+        """The route to one address: the most specific, of the kernel's and ours."""
+        family = _family(request)
+        if family not in nl.ADDRESS_BYTES:
+            return self._from_kernel(request)
+        attributes = request.attributes(nl.ROUTE)
+        wanted = attributes.address(nl.RTA_DST, family)
+        destination = wanted or ipaddress.ip_address(bytes(nl.ADDRESS_BYTES[family]))
+        ours = [entry for entry in self._routes() if entry.table == _MAIN and destination in entry.destination]
+        kernel = self._kernel.find_route(destination)
+        if kernel is not None and any(_is_same(kernel, hidden) for hidden in self._hidden):
+            kernel = None
+        best = min(ours, key=lambda entry: (-entry.destination.prefixlen, entry.metric), default=None)
+        if best is None or (kernel is not None and kernel.destination.prefixlen > best.destination.prefixlen):
+            if kernel is None and self._hidden:
+                raise DeviceError(errno.ENETUNREACH, f"no route to {destination}")
+            return self._from_kernel(request)
+        network = best.destination if wanted is None else _around(destination, destination.max_prefixlen)
+        return [nl.route_message(replace(best, destination=network, source=best.source or self._source(best)))]
+
+    def _source(self, entry: RouteEntry) -> IPAddress | None:
+        interface = self._interfaces.by_index(entry.interface or 0)
+        addresses = interface.addresses if interface is not None else ()
+        version = entry.destination.version
+        return next((own.interface.ip for own in addresses if own.interface.version == version), None)
+
+    def _add_route(self, request: Message) -> None:
+        entry = RouteEntry.parse(request)
+        interface = self._interface_for(entry)
+        if interface is None:
+            self._remember(request, entry)
+            return
+        route = Route(entry.destination, entry.gateway, entry.metric)
+        if request.flags & nl.NLM_F_REPLACE:
+            for known in interface.routes:
+                if (known.destination, known.metric) == (route.destination, route.metric):
+                    interface.remove_route(known)
+        interface.add_route(route)
+        self._announce(_groups(entry.destination.network_address, "route"), nl.route_message(entry))
+
+    def _interface_for(self, entry: RouteEntry) -> Interface | None:
+        """The interface of ours that a route leads through; None: it is one of the kernel's."""
+        if entry.kind != _UNICAST:
+            return None
+        if entry.interface is not None:
+            interface = self._interfaces.by_index(entry.interface)
+            if interface is None and self._not_ours(entry.interface).errno == errno.ENODEV:
+                raise self._not_ours(entry.interface)
+            return interface
+        if entry.gateway is None:
+            raise DeviceError(errno.ENODEV, "a route needs a gateway or an interface")
+        for own in self._routes():
+            if own.gateway is None and entry.gateway in own.destination and own.interface is not None:
+                found = self._interfaces.by_index(own.interface)
+                if found is not None:
+                    return found
+        return None
+
+    def _remember(self, request: Message, entry: RouteEntry) -> None:
+        if entry.interface is None and entry.gateway is not None:
+            way = self._kernel.find_route(entry.gateway)
+            if way is None:
+                raise DeviceError(errno.ENETUNREACH, f"no way to the gateway {entry.gateway}")
+            entry = replace(entry, interface=way.interface)
+        same = [known for known in self._remembered if _is_same(known, entry)]
+        if same and not request.flags & nl.NLM_F_REPLACE:
+            raise DeviceError(errno.EEXIST, f"there is a route to {entry.destination} already")
+        if len(self._remembered) >= _MOST_REMEMBERED:
+            raise DeviceError(errno.ENOBUFS, f"{_MOST_REMEMBERED} routes are remembered already")
+        self._hidden = [hidden for hidden in self._hidden if not _is_same(hidden, entry)]
+        self._remembered = [known for known in self._remembered if known not in same]
+        if not self._kernel_has(entry):
+            self._remembered.append(entry)
+        log.info("route to %s through the system's interfaces: remembered, not set", entry.destination)
+
+    def _remove_route(self, request: Message) -> None:
+        entry = RouteEntry.parse(request)
+        for interface in self._interfaces:
+            for route in interface.routes:
+                known = RouteEntry(route.destination, route.gateway, interface.index, route.metric)
+                if _matches(known, entry):
+                    interface.remove_route(route)
+                    group = _groups(entry.destination.network_address, "route")
+                    self._announce(group, nl.route_message(known, deleted=True))
+                    return
+        for known in self._remembered:
+            if _matches(known, entry):
+                self._remembered.remove(known)
+                return
+        known_by_kernel = self._kernel_has(entry)
+        if known_by_kernel is None or len(self._hidden) >= _MOST_REMEMBERED:
+            raise DeviceError(errno.ESRCH, f"no route to {entry.destination}")
+        self._hidden.append(known_by_kernel)
+
+    def _kernel_has(self, entry: RouteEntry) -> RouteEntry | None:
+        """The kernel's route that is meant, if the program may still see it."""
+        family = _family_of(entry.destination.network_address)
+        for message in self._kernel.dump(nl.RTM_GETROUTE, nl.ROUTE.pack(family, *[0] * 8)):
+            known = _parsed(message)
+            if known is not None and _matches(known, entry) and not self._is_hidden(message):
+                return known
+        return None
+
+    def _is_hidden(self, message: Message) -> bool:
+        known = _parsed(message) if self._hidden else None
+        return known is not None and any(_is_same(known, hidden) for hidden in self._hidden)
+
+    def _watch(self, interface: Interface) -> None:
+        interface.on_change.append(lambda: self._announce(_GROUP_LINK, nl.link_message(interface)))
+        self._announce(_GROUP_LINK, nl.link_message(interface))
+
+    def _deleted(self, interface: Interface) -> None:
+        self._announce(_GROUP_LINK, nl.link_message(interface, deleted=True))
+
+    def _announce(self, groups: int, message: Message) -> None:
+        for listener in list(self.listeners):
+            listener(groups, message.pack(0))
+
+
+def _datagrams(request: Message, found: list[Message], port: int) -> Iterator[bytes]:
+    """The messages in datagrams that fit the smallest buffers in use, with the end mark of a dump."""
+    flags = nl.NLM_F_MULTI if request.is_dump else 0
+    if request.is_dump:
+        found = [*found, Message(nl.NLMSG_DONE, 0, 0, bytes(4))]
+    datagram = b""
+    for message in found:
+        packed = replace(message, flags=message.flags | flags, sequence=request.sequence).pack(port)
+        packed += bytes(-len(packed) % 4)
+        if datagram and len(datagram) + len(packed) > _DATAGRAM:
+            yield datagram
+            datagram = b""
+        datagram += packed
+    if datagram:
+        yield datagram
+    if not request.is_dump and request.flags & nl.NLM_F_ACK:
+        yield nl.acknowledge(request, port).pack(port)
+
+
+def _family(request: Message) -> int:
+    if not request.body:
+        raise DeviceError(errno.EINVAL, "a netlink message is too short")
+    return request.body[0]
+
+
+def _family_of(address: IPAddress) -> int:
+    return int(socket.AF_INET if address.version == 4 else socket.AF_INET6)
+
+
+def _around(address: IPAddress, length: int) -> nl.Network:
+    return ipaddress.ip_interface((address.packed, length)).network
+
+
+def _groups(address: IPAddress, what: str) -> int:
+    return _GROUPS[what, address.version]
+
+
+def _parsed(message: Message) -> RouteEntry | None:
+    with contextlib.suppress(DeviceError, ValueError):
+        return RouteEntry.parse(message)
+    return None
+
+
+def _is_same(known: RouteEntry, other: RouteEntry) -> bool:
+    return (known.destination, known.metric, known.table, known.gateway) == (
+        other.destination,
+        other.metric,
+        other.table,
+        other.gateway,
+    )
+
+
+def _matches(known: RouteEntry, wanted: RouteEntry) -> bool:
+    """Whether a request to remove a route means this one: what it leaves open may be anything."""
+    return (
+        known.destination == wanted.destination
+        and wanted.table in (known.table, _MAIN)
+        and known.table == wanted.table
+        and wanted.gateway in (None, known.gateway)
+        and wanted.interface in (None, known.interface)
+        and (not wanted.metric or wanted.metric == known.metric)
+    )
+
+
+_GET = 2
+_MAIN, _BY_KERNEL, _UNICAST = 254, 2, 1
+_IFF_UP = 1
+_GROUP_LINK = 0x1
+_GROUPS = {("address", 4): 0x10, ("route", 4): 0x40, ("address", 6): 0x100, ("route", 6): 0x400}
+_MOST_REMEMBERED = 10000
+_DATAGRAM = 3584
