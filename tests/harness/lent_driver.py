@@ -79,6 +79,18 @@ async def serve(program, interfaces, port):
     await seen[-1].stack.start_server(take, None, port)
 
 
+async def page(program, interfaces):
+    """A page on port 80."""
+
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.0 200 OK\r\n\r\nthe other side")
+        await writer.drain()
+        writer.close()
+
+    await seen[-1].stack.start_server(answer, None, 80)
+
+
 async def send(program, interfaces, host, port, size):
     reader, writer = await seen[-1].stack.open_connection(host, port)
     digest, block = hashlib.sha256(), bytes(range(256)) * 1024
@@ -109,6 +121,6 @@ def say(**what):
 
 
 seen = []
-ACTIONS = {"up": up, "show": show, "ping": ping, "serve": serve, "send": send}
+ACTIONS = {"up": up, "show": show, "ping": ping, "serve": serve, "page": page, "send": send}
 
 sys.exit(asyncio.run(main()))

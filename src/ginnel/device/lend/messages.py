@@ -91,7 +91,7 @@ class Attributes:
 @dataclass(frozen=True, slots=True)
 class RouteEntry:
     """A route of any interface. ``interface`` is an index, ``kind`` RTN_UNICAST or its like, ``source`` the
-    preferred one."""
+    preferred one; metric 0 stands for the usual one."""
 
     destination: Network
     gateway: IPAddress | None = None
@@ -109,11 +109,14 @@ class RouteEntry:
         attributes = message.attributes(ROUTE)
         if family not in ADDRESS_BYTES:
             raise DeviceError(errno.EOPNOTSUPP, "routes are IPv4 or IPv6")
+        gateway = attributes.address(RTA_GATEWAY, family)
+        metric = attributes.number(RTA_PRIORITY) or 0
         return cls(
             network(attributes.address(RTA_DST, family), length, family),
-            attributes.address(RTA_GATEWAY, family),
+            # OpenVPN writes "no gateway" as zeros.
+            None if gateway is None or gateway.is_unspecified else gateway,
             attributes.number(RTA_OIF) or None,
-            attributes.number(RTA_PRIORITY) or 0,
+            0 if family == socket.AF_INET6 and metric == IPV6_METRIC else metric,
             attributes.number(RTA_TABLE) or table or 254,
             kind,
             protocol,
@@ -207,7 +210,7 @@ def route_message(entry: RouteEntry, *, deleted: bool = False) -> Message:
     if destination.prefixlen:
         attributes.append(["RTA_DST", str(destination.network_address)])
     if entry.metric or destination.version == 6:
-        attributes.append(["RTA_PRIORITY", entry.metric or 1024])
+        attributes.append(["RTA_PRIORITY", entry.metric or IPV6_METRIC])
     if entry.gateway is not None:
         attributes.append(["RTA_GATEWAY", str(entry.gateway)])
     if entry.interface is not None:
@@ -238,6 +241,8 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_TXQLEN = 1, 3, 4, 10, 13
 IFA_ADDRESS, IFA_LOCAL = 1, 2
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 6, 7, 15
 RTM_F_FIB_MATCH = 0x2000
+IPV6_METRIC = 1024
+"""The metric of an IPv6 route that was given none."""
 ADDRESS_BYTES = {int(socket.AF_INET): 4, int(socket.AF_INET6): 16}
 
 _HEADER = struct.Struct("=IHHII")
