@@ -106,6 +106,15 @@ async def send(program, interfaces, host, port, size):
     return {"same": answer == digest.hexdigest(), "calls": sum(program.calls.values()) - calls}
 
 
+async def configure(program, interfaces, path, text):
+    """Tells a WireGuard what to do."""
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(text.encode())
+    answer = await reader.readuntil(b"\n\n")
+    writer.close()
+    assert answer == b"errno=0\n\n", answer
+
+
 def describe(own):
     return {
         "name": own.name,
@@ -121,6 +130,15 @@ def say(**what):
 
 
 seen = []
-ACTIONS = {"up": up, "show": show, "ping": ping, "serve": serve, "page": page, "send": send}
+ACTIONS = {
+    "up": up,
+    "show": show,
+    "ping": ping,
+    "ping6": ping,
+    "serve": serve,
+    "page": page,
+    "send": send,
+    "configure": configure,
+}
 
 sys.exit(asyncio.run(main()))

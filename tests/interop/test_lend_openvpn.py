@@ -30,7 +30,7 @@ def test_both_sides(network: Network, ordinary_env: Environment) -> None:
     using = [
         ["up", "10.8.0.2", "fd08::1000"],
         ["ping", "10.8.0.1", 200],
-        ["ping", "fd08::1"],
+        ["ping6", "fd08::1"],
         ["send", "10.8.0.1", 7, 64 << 20],
         ["show"],
     ]
@@ -41,6 +41,7 @@ def test_both_sides(network: Network, ordinary_env: Environment) -> None:
         server.wait_done("serve", 30)
         assert client.wait_done("up")["name"] == "tun0"
         client.wait_done("ping")
+        client.wait_done("ping6")
         sent = client.wait_done("send", 120)
         assert sent["same"]
         assert sent["calls"] == 0, "a call was trapped while data flowed"

@@ -33,7 +33,7 @@ log = logging.getLogger("ginnel")
 @click.option(
     "--node",
     metavar="PATH",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     default=TUN,
     show_default=True,
     help="What the program opens. Any other path than /dev/net/tun is attached when it is opened, as on the BSDs.",
