@@ -70,6 +70,8 @@ class Descriptor:
         number, that number in 8 bytes of this machine's order. Raises DeviceError with the kernel's errno;
         EFAULT where ``argument`` is shorter than that.
         """
+        if self._closed:
+            raise DeviceError(errno.EBADF, "this descriptor is closed")
         if request == TUNGETFEATURES:
             return struct.pack("=I", FEATURES)
         if request == TUNSETQUEUE:
@@ -99,6 +101,8 @@ class Descriptor:
             raise DeviceError(errno.EBUSY, f"{interface.name} is in use")
         if len(settings.holders) >= MAX_QUEUES:
             raise DeviceError(errno.E2BIG, f"{interface.name} has {MAX_QUEUES} queues already")
+        # Of one that was deleted.
+        self._let_go()
         self._packet_info = not flags & IFF_NO_PI
         self._queue = interface.join(self._connect(), self._packet_info)
         self._interface = interface
@@ -124,11 +128,15 @@ class Descriptor:
         return interface
 
     def close(self) -> None:
-        """The program has let go of it. An interface that nobody holds any more goes, unless it is persistent."""
-        if self._closed:
-            return
+        """The program has let go of it. An interface that nobody holds any more goes, unless it is persistent.
+
+        Idempotent.
+        """
         self._closed = True
-        interface = self._interface
+        self._let_go()
+
+    def _let_go(self) -> None:
+        interface, self._interface = self._interface, None
         if interface is None:
             return
         settings = _settings(interface)
@@ -252,6 +260,8 @@ class Descriptor:
         return b""
 
     def _make_pair(self) -> socket.socket:
+        if self.socket is not None:
+            self.socket.close()
         ours, self.socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         return ours
