@@ -128,7 +128,7 @@ class Supervisor:
         if self._node.attaches:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             descriptor = Descriptor(self._interfaces, uid, gids, uid == 0, connect=lambda: ours)
-            with theirs:
+            with ours, theirs:
                 self._node.attach(descriptor, self._interfaces)
                 self._give(call, descriptor, theirs, flags)
             return
@@ -197,9 +197,7 @@ class Supervisor:
             # An abstract address of the kernel's choice. Others might find it: our own connection is told by its pid.
             listener.bind("")
             listener.listen(8)
-            blocking = theirs.getblocking()
             theirs.connect(listener.getsockname())
-            theirs.setblocking(blocking)
             while True:
                 ours, _ = listener.accept()
                 credentials = ours.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
