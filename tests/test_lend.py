@@ -6,7 +6,6 @@ The programs run as whoever runs the tests: as root, the real device is within t
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import os
 import random
@@ -423,7 +422,6 @@ while True:
             interface.notice_gone()
         assert not list(interfaces)
         await interfaces.aclose()
-        gc.collect()
         before = before or len(os.listdir("/proc/self/fd"))
     assert len(os.listdir("/proc/self/fd")) <= before
 

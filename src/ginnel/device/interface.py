@@ -287,6 +287,8 @@ class Interface:
         self.device.close()
         self._link.close()
         self._queues.clear()
+        self.on_change.clear()
+        self.on_detach.clear()
         await self.stack.aclose()
 
     def __repr__(self) -> str:

@@ -140,10 +140,10 @@ class Descriptor:
         if interface is None:
             return
         settings = _settings(interface)
-        interface.on_detach.remove(self._on_detach)
         settings.holders.remove(self)
         if interface.device.closed:
             return
+        interface.on_detach.remove(self._on_detach)
         interface.detach(self._queue)
         if not settings.holders and not settings.persistent:
             self._interfaces.discard(interface)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import weakref
 from typing import TYPE_CHECKING, Any, cast
 
 import dns.asyncbackend
@@ -97,7 +98,8 @@ class _Backend(dns.asyncbackend.Backend):  # type: ignore[name-defined,misc]
     """dnspython's sockets, opened in the stack."""
 
     def __init__(self, stack: Stack) -> None:
-        self._stack = stack
+        # Not a cycle: a stack's descriptors go with it, and not when the garbage collector comes by.
+        self._stack = weakref.proxy(stack)
 
     def name(self) -> str:
         return "ginnel"
