@@ -205,11 +205,15 @@ class Interface:
         return tuple(self._addresses)
 
     def add_address(self, address: Address) -> None:
-        """EEXIST when the interface has it already."""
+        """EEXIST when the interface has it already; EADDRNOTAVAIL for one that no host can have."""
         if any(address.interface == own.interface for own in self._addresses):
             raise DeviceError(errno.EEXIST, f"{self.name} has the address {address.interface} already")
         self._addresses.append(address)
-        self._changed()
+        try:
+            self._changed()
+        except ValueError:
+            self._addresses.remove(address)
+            raise DeviceError(errno.EADDRNOTAVAIL, f"{address.interface} is no address of a host") from None
 
     def remove_address(self, interface: IPv4Interface | IPv6Interface) -> None:
         """EADDRNOTAVAIL when the interface does not have it."""

@@ -92,7 +92,14 @@ class NetlinkSocket:
             if self._is_hung_up():
                 self.close()
             return
-        self._send(self._routes.answer(data, self.port))
+        try:
+            answers = self._routes.answer(data, self.port)
+        except Exception:
+            # The program is told by the end: it must not wait for an answer.
+            log.exception("a netlink request could not be answered")
+            self.close()
+            return
+        self._send(answers)
 
     def _announce(self, groups: int, message: bytes) -> None:
         if self.groups & groups:
