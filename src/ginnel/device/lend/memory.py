@@ -23,6 +23,11 @@ class Caller:
 
     thread: int
 
+    def require_access(self) -> None:
+        """Does nothing where its memory may be read and written."""
+        with self._memory(os.O_RDWR):
+            pass
+
     def read(self, address: int, size: int) -> bytes:
         """Exactly ``size`` bytes of its memory."""
         with self._memory(os.O_RDONLY) as memory:

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from ginnel.device.interface import Interfaces
 from ginnel.device.lend import launch
+from ginnel.device.lend.memory import Caller
 from ginnel.device.lend.node import Node
 from ginnel.device.lend.numbers import this_machine
 from ginnel.device.lend.seccomp import NEW_LISTENER, WAIT_KILLABLE, Listener, build_filter, is_available
@@ -145,7 +146,13 @@ class LentProgram:
             raise _explain(message["errno"])
         self.pid = message["pid"]
         os.set_inheritable(descriptors[0], False)
-        return Listener(descriptors[0])
+        listener = Listener(descriptors[0])
+        try:
+            Caller(self.pid).require_access()
+        except OSError as error:
+            listener.close()
+            raise _refused(error.errno or errno.EACCES, "the system forbids to look into one's own programs") from None
+        return listener
 
     def _read_control(self) -> None:
         assert self._control is not None

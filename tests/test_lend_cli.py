@@ -1,0 +1,129 @@
+"""``ginnel lend`` as a command: what it says, what it passes on, how it ends."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.harness.process import Process
+
+GINNEL = [sys.executable, "-m", "ginnel", "lend"]
+
+
+def run(*words: str) -> tuple[int, str, str]:
+    done = subprocess.run([*GINNEL, *words], capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout, done.stderr
+
+
+def python(text: str) -> list[str]:
+    return [sys.executable, "-I", "-c", text]
+
+
+def test_what_is_lent_is_said_first_and_the_status_is_the_programs() -> None:
+    status, out, said = run("--", *python("print('hello'); raise SystemExit(7)"))
+    assert (status, out) == (7, "hello\n")
+    assert said == f"ginnel: /dev/net/tun is lent to {sys.executable}\n"
+
+
+def test_whom_the_gateway_is_open_to() -> None:
+    _, _, said = run("--socks", "0", "--", "true")
+    assert "SOCKS5 on 127.0.0.1:" in said
+    assert "open to every user of this machine" in said
+    status, _, said = run("--socks", "0.0.0.0:0", "--", "true")
+    assert (status, len(said.splitlines())) == (2, 1)
+    assert "open to everyone" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "text"),
+    [
+        (["/nonexistent"], 127, "No such file"),
+        (["/etc/passwd"], 126, "Permission denied"),
+        (["sh", "-c", "kill -KILL $$"], 137, ""),
+        (["openvpn", "--daemon", "--config", "x"], 2, "leave --daemon out"),
+        (["--node", "relative", "--", "true"], 2, "no absolute path"),
+        (["--dns", "office", "--", "true"], 2, "write an IP address"),
+        ([], 2, "Missing argument"),
+        ([*GINNEL, "--", "true"], 125, "traps this program's calls already"),
+    ],
+)
+def test_how_it_ends(words: list[str], status: int, text: str) -> None:
+    found, _, said = run(*words)
+    assert found == status, said
+    assert text in said
+    assert "Traceback" not in said
+
+
+def test_what_goes_into_the_background_is_ended() -> None:
+    status, _, said = run("--", "sh", "-c", "sleep 1000 & exit 3")
+    assert status == 3
+    assert "left 1 of its processes behind" in said
+
+
+def test_signals_are_the_programs() -> None:
+    text = """
+import signal, sys
+got = []
+def take(number, frame):
+    print(signal.Signals(number).name, flush=True)
+for name in ("SIGHUP", "SIGINT", "SIGUSR1", "SIGUSR2"):
+    signal.signal(getattr(signal, name), take)
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+    with Process([*GINNEL, "--", *python(text)]) as process:
+        process.wait_line("ready", 30)
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+            process.send_signal(number)
+            process.wait_line(number.name, 30)
+        assert process.stop(signal.SIGTERM) == 128 + signal.SIGTERM
+
+
+def test_ctrl_c_reaches_the_program_once() -> None:
+    """The terminal sends it to both of us; passing it on as well would make two of one."""
+    text = """
+import signal, time
+got = []
+signal.signal(signal.SIGINT, lambda *_: got.append(1))
+print("ready", flush=True)
+signal.pause()
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.alarm(1)
+signal.pause()
+print("got", len(got), flush=True)
+"""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(GINNEL[0], [*GINNEL, "--", *python(text)])
+    try:
+        read_until(terminal, b"ready")
+        os.write(terminal, b"\x03")
+        read_until(terminal, b"got 1\r\n")
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(terminal)
+
+
+def test_each_trapped_call_is_logged_on_request() -> None:
+    program = python("open('/dev/net/tun', 'r+b', buffering=0)")
+    done = subprocess.run(
+        [sys.executable, "-m", "ginnel", "-v", "lend", "--", *program], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert any(line.startswith("DEBUG: openat by ") and line.endswith(": given") for line in done.stderr.splitlines())
+
+
+def read_until(terminal: int, text: bytes) -> bytes:
+    seen = b""
+    while text not in seen:
+        part = os.read(terminal, 1000)
+        assert part, seen
+        seen += part
+    return seen
