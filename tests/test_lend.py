@@ -19,6 +19,7 @@ import pytest
 from ginnel.device.interface import Interfaces, parse_address
 from ginnel.device.lend import LentProgram, Node
 from ginnel.errors import DeviceError
+from ginnel.testing.ioctl_cases import IOCTL_CASES
 from tests.harness.lend import PREAMBLE, lent
 
 
@@ -115,7 +116,7 @@ while True:
         for _ in range(100):
             await interface.stack.ping("10.0.0.2", timeout=20)
         assert running.program.calls == calls
-        assert interface.statistics()["errors"] == 0
+        assert interface.statistics()["rx_errors"] == 0
         running.program.send_signal(signal.SIGTERM)
         assert await running.program.wait() == 128 + signal.SIGTERM
 
@@ -424,6 +425,15 @@ while True:
         await interfaces.aclose()
         before = before or len(os.listdir("/proc/self/fd"))
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.mark.parametrize("case", IOCTL_CASES, ids=lambda case: case.name)
+async def test_the_ioctl_table(interfaces, case):
+    """The contract's, as a program that knows nothing of where it runs."""
+    program = "import sys; from ginnel.testing.ioctl_cases import *; IOCTL_CASES[int(sys.argv[1])].check(RealSystem())"
+    command = [sys.executable, "-c", program, str(IOCTL_CASES.index(case))]
+    async with lent(interfaces, command) as running:
+        assert await running.program.wait() == 0, "its traceback is on stderr"
 
 
 async def test_where_the_system_refuses(interfaces, monkeypatch):

@@ -67,10 +67,10 @@ def test_what_goes_into_the_background_is_ended() -> None:
 
 def test_signals_are_the_programs() -> None:
     text = """
-import signal, sys
+import os, signal, sys
 got = []
 def take(number, frame):
-    print(signal.Signals(number).name, flush=True)
+    os.write(1, signal.Signals(number).name.encode() + b"\\n")
 for name in ("SIGHUP", "SIGINT", "SIGUSR1", "SIGUSR2"):
     signal.signal(getattr(signal, name), take)
 print("ready", flush=True)
@@ -88,10 +88,10 @@ while True:
 def test_ctrl_c_reaches_the_program_once() -> None:
     """The terminal sends it to both of us; passing it on as well would make two of one."""
     text = """
-import signal, time
+import os, signal, time
 got = []
-signal.signal(signal.SIGINT, lambda *_: (got.append(1), print("once", flush=True)))
-signal.signal(signal.SIGUSR1, lambda *_: print("got", len(got), flush=True))
+signal.signal(signal.SIGINT, lambda *_: (got.append(1), os.write(1, b"once\\n")))
+signal.signal(signal.SIGUSR1, lambda *_: os.write(1, b"got %d\\n" % len(got)))
 print("ready", flush=True)
 while True:
     time.sleep(1)
@@ -105,7 +105,7 @@ while True:
         read_until(terminal, b"once")
         # What is passed on keeps its order: a second one would come before this.
         os.kill(pid, signal.SIGUSR1)
-        assert b"got 1" in read_until(terminal, b"got ") + os.read(terminal, 10)
+        assert b"got 1\r\n" in read_until(terminal, b"got ", b"\r\n")
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -121,9 +121,10 @@ def test_each_trapped_call_is_logged_on_request() -> None:
     assert any(line.startswith("DEBUG: openat by ") and line.endswith(": given") for line in done.stderr.splitlines())
 
 
-def read_until(terminal: int, text: bytes) -> bytes:
+def read_until(terminal: int, text: bytes, after: bytes = b"") -> bytes:
+    """What is written, until ``text`` is among it and ``after`` behind that."""
     seen = b""
-    while text not in seen:
+    while text not in seen or after not in seen.partition(text)[2]:
         part = os.read(terminal, 1000)
         assert part, seen
         seen += part

@@ -93,7 +93,7 @@ def set_interface(system: System) -> None:
 def vnet_header(system: System) -> None:
     with opened(system) as node:
         offered = features(node) & IFF_VNET_HDR
-    # Programs ask for it and look what they got.
+    # As the kernel treats a flag that it does not know: programs ask by TUNGETIFF what they were granted.
     with attached(system, "vnet0", IFF_TUN | IFF_VNET_HDR) as (node, _):
         assert flags_of(node) & IFF_VNET_HDR == offered
 

@@ -167,7 +167,7 @@ def link_message(interface: Interface, *, deleted: bool = False) -> Message:
         ["IFLA_NUM_RX_QUEUES", 1],
         ["IFLA_CARRIER", int(has_carrier(interface))],
         ["IFLA_QDISC", "pfifo_fast"],
-        ["IFLA_STATS64", {name: statistics.get(name, 0) for name in _STATISTICS}],
+        ["IFLA_STATS64", {name: statistics[name] for name in _STATISTICS}],
         ["IFLA_LINKINFO", {"attrs": [["IFLA_INFO_KIND", "tun"]]}],
     ]
     if interface.mac:
@@ -250,4 +250,4 @@ _NUMBER = 0x3FFF
 _IFA_F_PERMANENT = 0x80
 _SCOPE_LINK = 253
 _FOR_EVER = 0xFFFFFFFF
-_STATISTICS = ("rx_packets", "rx_bytes", "rx_dropped", "tx_packets", "tx_bytes", "tx_dropped")
+_STATISTICS = tuple(f"{way}_{what}" for way in ("rx", "tx") for what in ("packets", "bytes", "dropped", "errors"))
