@@ -16,7 +16,7 @@ use ginnel_core::queue::Wake;
 use rustix::io::Errno;
 
 use crate::calls::Calls;
-use crate::wake::{Waker, wait_readable};
+use crate::wake::Waker;
 
 /// A bridge on a thread of its own.
 pub struct Switch {
@@ -135,7 +135,7 @@ impl Loop {
         while self.running {
             let patience = self.busy.then_some(Duration::ZERO);
             // Interrupted or not, the next turn looks at everything.
-            let _ = wait_readable(&*self.wake, patience);
+            self.wake.wait(patience);
             self.wake.clear();
             self.shared.calls.take().into_iter().for_each(|call| call(self));
             self.turn();

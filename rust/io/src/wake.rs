@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use ginnel_core::queue::Wake;
-use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use rustix::thread::futex;
 
@@ -20,6 +20,12 @@ impl Waker {
     pub fn new() -> io::Result<Waker> {
         let descriptor = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Waker { descriptor })
+    }
+
+    /// Sleeps until it is woken, the time is up or a signal comes.
+    pub fn wait(&self, timeout: Option<Duration>) {
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let _ = poll(&mut [PollFd::new(&self.descriptor, PollFlags::IN)], timeout.as_ref());
     }
 
     /// Forgets all wake-ups so far.
