@@ -11,16 +11,8 @@ from ginnel.testing.devices import LENT, Case, device_cases
 from ginnel.testing.subjects import SUBJECTS, Column
 from tests.harness.network import Namespace
 
-NO_ETHERNET = pytest.mark.xfail(strict=True, reason="the stack in user space does not carry Ethernet yet")
-NAMED = ("devices were a fixed list", "the interface was up before", "TAP: a locally administered MAC")
-
-
-def marks(column: Column, case: Case, kind: Kind) -> list[pytest.MarkDecorator]:
-    return [NO_ETHERNET] if column != "kernel" and kind == "tap" and case.name.startswith(NAMED) else []
-
-
 EVERY = [
-    pytest.param(column, case, kind, id=f"{column}-{kind}: {case.name}", marks=marks(column, case, kind))
+    pytest.param(column, case, kind, id=f"{column}-{kind}: {case.name}")
     for column in SUBJECTS
     for case in device_cases(column)
     for kind in case.kinds
