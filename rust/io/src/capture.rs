@@ -14,6 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use ginnel_core::device::{Device, Kind};
 use ginnel_core::packet::Packet;
 use ginnel_core::queue::{Observer, Wake};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::wake::Waker;
 
@@ -122,9 +123,8 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// Blocks that wait to be written, and how many packets they are.
+    /// Blocks that wait to be written.
     blocks: Vec<u8>,
-    waiting: u64,
     /// Packets that the device dropped, or that found no room here, since the last block.
     missing: u64,
     statistics: Statistics,
@@ -147,7 +147,6 @@ impl Shared {
             }
             let missing = std::mem::take(&mut state.missing);
             packet_block(&mut state.blocks, packet, time, direction, missing);
-            state.waiting += 1;
         }
         state.statistics.dropped += dropped;
         state.missing += dropped;
@@ -184,24 +183,46 @@ impl Writer {
                 return;
             }
             std::mem::swap(&mut blocks, &mut state.blocks);
-            let count = std::mem::take(&mut state.waiting);
             drop(state);
-            if let Err(error) = self.append(&blocks) {
-                self.note_failure(&error, count);
+            if let Err((error, lost)) = self.append(&blocks) {
+                self.note_failure(&error, lost);
             }
             blocks.clear();
         }
     }
 
-    /// All or nothing: half a block would spoil the file.
-    fn append(&mut self, blocks: &[u8]) -> io::Result<()> {
-        let end = self.file.stream_position();
-        let written = self.file.write_all(blocks);
-        if let (Err(_), Ok(end)) = (&written, end) {
-            let _ = self.file.set_len(end);
-            let _ = self.file.seek(SeekFrom::Start(end));
+    /// Whole blocks only: half of one would spoil the file. On an error, how many are not there.
+    fn append(&mut self, blocks: &[u8]) -> Result<(), (io::Error, u64)> {
+        let start = self.file.stream_position();
+        let mut written = 0;
+        while written < blocks.len() {
+            match self.write(&blocks[written..]) {
+                Ok(count) => written += count,
+                Err(error) => {
+                    let (whole, lost) = split(blocks, written);
+                    if let Ok(start) = start {
+                        let _ = self.file.set_len(start + whole as u64);
+                        let _ = self.file.seek(SeekFrom::Start(start + whole as u64));
+                    }
+                    return Err((error, lost));
+                }
+            }
         }
-        written
+        Ok(())
+    }
+
+    /// Waits for whoever reads a pipe, but not once the capture is closed.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.file.write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.shared.lock().running => {
+                    poll(&mut [PollFd::new(&self.file, PollFlags::OUT)], Some(&LOOK_AGAIN))?;
+                }
+                result => return result,
+            }
+        }
     }
 
     fn note_failure(&self, error: &io::Error, count: u64) {
@@ -213,6 +234,16 @@ impl Writer {
             self.shared.failed.wake();
         }
     }
+}
+
+/// Where the last block ends that lies within the first `written` bytes, and how many follow it.
+fn split(blocks: &[u8], written: usize) -> (usize, u64) {
+    let (mut start, mut whole, mut lost) = (0, 0, 0);
+    while let Some(len) = blocks.get(start + 4..start + 8) {
+        start += u32::from_ne_bytes(len.try_into().expect("4 bytes")) as usize;
+        if start <= written { whole = start } else { lost += 1 }
+    }
+    (whole, lost)
 }
 
 /// Section header and interface description.
@@ -311,6 +342,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Bytes that wait for the disk at most.
 const MAX_WAITING: usize = 16 << 20;
+/// How long a pipe that is full goes unwatched by one who may close the capture.
+const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// A packet's block without the packet.
 const PACKET_OVERHEAD: usize = 64;
 

@@ -76,7 +76,7 @@ class Capture:
 
 def _open(path: str) -> int:
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             # It may have been there before, for everybody to read.
             os.fchmod(descriptor, 0o600)

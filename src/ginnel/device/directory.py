@@ -12,6 +12,7 @@ import fcntl
 import os
 import socket
 import stat
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,9 @@ from ginnel.errors import DeviceError
 
 if TYPE_CHECKING:
     from typing import Self
+
+PATIENCE = 10.0
+"""Seconds for an owner's answer."""
 
 
 class Directory:
@@ -56,19 +60,28 @@ class Directory:
             names = [entry.name for entry in entries]
         return sorted(name.removesuffix(SOCKET) for name in names if name.endswith(SOCKET))
 
-    def connect(self, name: str) -> socket.socket:
-        """A connection to the owner of a device. Raises DeviceError (ENODEV) when there is none."""
+    def connect(self, name: str, patience: float = PATIENCE) -> socket.socket:
+        """A connection to the owner of a device, who has ``patience`` seconds for each answer (EAGAIN after).
+
+        Raises DeviceError: ENODEV when there is none, ETIMEDOUT.
+        """
         check_name(name)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            sock.settimeout(PATIENCE)
+            # Not by settimeout, with which a queue of others that connect is an error and not a wait.
+            limit = struct.pack("ll", int(patience), int(patience % 1 * 1e6))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             sock.connect(self._address(name))
         except (FileNotFoundError, ConnectionRefusedError):
             sock.close()
             raise DeviceError(errno.ENODEV, f"there is no device {name}; see `ginnel device list`") from None
+        except BlockingIOError:
+            sock.close()
+            raise DeviceError(errno.ETIMEDOUT, f"the owner of {name} does not answer") from None
         except OSError as error:
             sock.close()
-            raise DeviceError(error.errno or errno.ETIMEDOUT, f"the owner of {name} does not answer") from None
+            raise DeviceError(error.errno or errno.EIO, f"the socket of {name}") from None
         return sock
 
     def claim(self, pattern: str) -> Claim:
@@ -181,5 +194,3 @@ def _place() -> Path:
 LOCK = ".lock"
 SOCKET = ".socket"
 BACKLOG = 16
-PATIENCE = 10.0
-"""Seconds for an owner's answer."""

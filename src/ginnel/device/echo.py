@@ -88,7 +88,7 @@ class Answered:
 
 def respond(packets: Packets, answer: Callable[[bytes], tuple[bytes, str] | None], seen: Answered) -> None:
     """Answers until the device ends. ``answer``: of a packet, the one to send and who asked."""
-    while (packet := packets.read()) != b"":
+    while (packet := _read(packets, None)) != b"":
         replied = answer(packet) if packet else None
         if replied is None:
             seen.other += 1
@@ -273,7 +273,7 @@ def ask(
         if not is_over and (pace.interval or not waiting):
             until.append(following)
         try:
-            packet = packets.read(max(min(until) - now, 0))
+            packet = _read(packets, max(min(until) - now, 0))
         except TimeoutError:
             continue
         arrived = time.monotonic()
@@ -290,6 +290,16 @@ def ask(
             seen.latencies.append(arrived - sent)
             if on_reply is not None:
                 on_reply(probe.sources[key[0]], number, arrived - sent)
+
+
+def _read(packets: Packets, timeout: float | None) -> bytes | None:
+    """``b""`` also where the device was deleted, which an end in memory and the kernel's have an error for."""
+    try:
+        return packets.read(timeout)
+    except DeviceError as error:
+        if error.errno == errno.EBADFD:
+            return b""
+        raise
 
 
 class _Content:

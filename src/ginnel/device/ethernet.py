@@ -40,7 +40,7 @@ class EthernetEnd:
             return None
         parsed = parse_ip(payload)
         if parsed is None:
-            return payload
+            return None
         sender, _, protocol, message = parsed
         if protocol == ICMPV6 and message[:1] in (SOLICITATION, ADVERTISEMENT):
             self._answer_discovery(sender, message)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ginnel._core import DescriptorEnd
 from ginnel.device.base import Kind
-from ginnel.device.directory import Directory
+from ginnel.device.directory import PATIENCE, Directory
 from ginnel.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -140,15 +140,14 @@ def open_datagrams(name: str, port: int = 0) -> tuple[socket.socket, int]:
 def _ask(
     name: str, request: dict[str, Any], *, wanted: int = 0, patience: float = 0
 ) -> tuple[dict[str, Any], list[int]]:
-    with Directory() as directory, directory.connect(name) as sock:
+    with Directory() as directory, directory.connect(name, PATIENCE + patience) as sock:
         try:
-            sock.settimeout((sock.gettimeout() or 0) + patience)
             sock.send(json.dumps(request).encode())
             message, descriptors, _, _ = socket.recv_fds(sock, MAX_ANSWER, wanted)
             if not message:
                 raise ConnectionResetError
             answer: dict[str, Any] = json.loads(message)
-        except TimeoutError:
+        except BlockingIOError:
             raise DeviceError(errno.ETIMEDOUT, f"the owner of {name} does not answer") from None
         except OSError:
             raise DeviceError(errno.ENODEV, f"the owner of {name} has just ended") from None
