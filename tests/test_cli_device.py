@@ -1,0 +1,282 @@
+"""``ginnel device``, ``pong``, ``ping`` and ``echo``, and the scripts of examples/, each a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness.pcapng import CaptureFile
+from tests.harness.process import Process, parse_event, run
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+GINNEL = (sys.executable, "-m", "ginnel")
+ADDRESSES = ("--address", "10.0.0.1/24", "--address", "fd00::1/64")
+
+
+class Shell:
+    """Runs programs that share a folder for their devices."""
+
+    def __init__(self, folder: Path) -> None:
+        self.env = {**os.environ, "XDG_RUNTIME_DIR": str(folder), "PYTHONUNBUFFERED": "1"}
+        self._started: list[Process] = []
+
+    def start(self, *words: str | Path) -> Process:
+        process = Process([*GINNEL, *words] if words[0] != sys.executable else words, env=self.env)
+        self._started.append(process)
+        return process
+
+    def own(self, *words: str) -> Process:
+        """``ginnel device create``, when the device is there."""
+        process = self.start("device", "create", *words, "--json")
+        process.wait_line('"created"', 30)
+        return process
+
+    def hold(self, name: str, *words: str) -> Process:
+        """A program that has the device's application end, when it has it."""
+        process = self.start(*words)
+        while f"(pid {process.pid})" not in self("device", "list"):
+            assert process.running, str(process)
+        return process
+
+    def __call__(self, *words: str | Path) -> str:
+        return run([*GINNEL, *words], env=self.env)
+
+    def fails(self, status: int, *words: str | Path) -> str:
+        """The one line that a command fails with."""
+        done = subprocess.run([*GINNEL, *words], capture_output=True, text=True, timeout=60, env=self.env, check=False)
+        assert done.returncode == status, done.stdout + done.stderr
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("ginnel: ")
+        return line
+
+    def close(self) -> None:
+        for process in self._started:
+            process.close()
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    made = Shell(tmp_path)
+    yield made
+    made.close()
+
+
+def report(process: Process) -> dict[str, Any]:
+    """What a program says at its end, after SIGINT if it still runs."""
+    assert process.stop(signal.SIGINT, 30) == 0, str(process)
+    assert process.err.all() == [], str(process)
+    return parse_event(process.out.all()[-1])
+
+
+def last(output: str) -> dict[str, Any]:
+    return parse_event(output.splitlines()[-1])
+
+
+def test_a_device_is_made_listed_shown_set_and_deleted(shell: Shell) -> None:
+    owner = shell.own("tun%d", *ADDRESSES)
+    created = parse_event(owner.out.all()[0])
+    assert (created["name"], created["state"], created["mtu"]) == ("tun0", "up", 1500)
+    assert shell("device", "list") == "tun0  tun  up  10.0.0.1/24 fd00::1/64  free\n"
+    shell("device", "set", "tun0", "mtu", "1400", "address", "10.1.0.1/16", "down")
+    shown = json.loads(shell("device", "show", "tun0", "--json"))
+    assert (shown["state"], shown["mtu"], len(shown["addresses"])) == ("down", 1400, 3)
+    text = shell("device", "show", "tun0")
+    assert text.startswith("tun0: tun, down, MTU 1400, queue 500\n")
+    for words in ("10.1.0.1/16", "free", f"(pid {owner.pid})", "0 dropped"):
+        assert words in text
+    assert json.loads(shell("device", "list", "--json")) == json.loads(shell("device", "show", "tun0", "--json"))
+    shell("device", "delete", "tun0")
+    assert owner.wait(30) == 0
+    assert parse_event(owner.out.all()[-1]) == {"event": "deleted", "name": "tun0"}
+    assert shell("device", "list") == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_owner_and_nothing_is_left(shell: Shell, tmp_path: Path, number: signal.Signals) -> None:
+    owner = shell.own("tun0")
+    assert owner.stop(number, 30) == 0
+    assert owner.err.all() == []
+    assert list((tmp_path / "ginnel").iterdir()) == []
+
+
+def test_mistakes_end_in_one_line(shell: Shell, tmp_path: Path) -> None:
+    shell.own("tun0")
+    assert "no device tun9; see `ginnel device list`" in shell.fails(6, "device", "show", "tun9")
+    assert "there is a device tun0 already" in shell.fails(6, "device", "create", "tun0")
+    assert "is no name for a device" in shell.fails(6, "device", "create", "a-name-that-is-too-long")
+    assert "write one as 10.0.0.1/24" in shell.fails(6, "device", "create", "tun1", "--address", "10.0.0.300")
+    assert "MTU 10 is outside" in shell.fails(6, "device", "create", "tun1", "--mtu", "10")
+    assert "MTU 10 is outside" in shell.fails(6, "device", "set", "tun0", "mtu", "10")
+    assert "write up, down, mtu N or address" in shell.fails(2, "device", "set", "tun0", "sideways")
+    assert "cannot write" in shell.fails(2, "device", "create", "tun1", "--capture", tmp_path / "no/such/file")
+    assert "'ten' is no address" in shell.fails(2, "ping", "--device", "tun0", "ten")
+    assert "tun0 is down; `ginnel device set tun0 up`" in shell.fails(6, "ping", "--device", "tun0", "10.0.0.1")
+    assert "add --end application" in shell.fails(
+        2, "ping", "--device", "tun0", "--end", "interface", "--sources", "2", "10.0.0.9"
+    )
+    (tmp_path / "ginnel").chmod(0o755)
+    assert "is not yours alone" in shell.fails(6, "device", "list")
+
+
+def test_ping_through_a_device_is_answered_by_pong(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "tun0.pcapng"
+    owner = shell.own("tun0", *ADDRESSES, "--capture", str(path))
+    pong = shell.hold("tun0", "pong", "tun0", "--json")
+    assert "held by ginnel" in shell("device", "show", "tun0")
+    assert "held by ginnel" in shell.fails(6, "ping", "--device", "tun0", "10.0.0.1").splitlines()[0]
+    for address in ("10.0.0.9", "192.0.2.1", "fd00::9"):
+        seen = last(shell("ping", "--device", "tun0", address, "-c", "5", "-i", "0", "-W", "30", "--json"))
+        assert (seen["sent"], seen["received"], seen["lost"]) == (5, 5, 0)
+        assert 0 < seen["latency"]["median"] < 30
+    seen = report(pong)
+    assert (seen["answered"], seen["sources"]) == (15, {"10.0.0.1": 10, "fd00::1": 5})
+    assert owner.stop(timeout=30) == 0
+    # Ten requests and their replies of IPv4, five of IPv6.
+    echoes = [packet.data for packet in CaptureFile(path).packets]
+    assert sum(packet[0] >> 4 == 4 for packet in echoes) == 20
+    assert sum(packet[0] >> 4 == 6 and packet[40] in (128, 129) for packet in echoes) == 10
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "fd00::1"])
+def test_ping_of_the_devices_own_address_is_answered_by_its_stack(shell: Shell, address: str) -> None:
+    shell.own("tun0", *ADDRESSES)
+    words = ("ping", "--device", "tun0", address, "-c", "20", "-i", "0", "-W", "30", "--sources", "5", "--json")
+    seen = last(shell(*words))
+    assert (seen["sent"], seen["received"], len(seen["sources"])) == (100, 100, 5)
+
+
+def test_what_is_not_answered_is_lost_and_the_status_says_so(shell: Shell) -> None:
+    shell.own("tun0", *ADDRESSES)
+    done = subprocess.run(
+        [*GINNEL, "ping", "--device", "tun0", "10.0.0.9", "-c", "2", "-i", "0", "-W", "0.05"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=shell.env,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout == "2 sent, 0 received, 2 lost (100.0 %)\n"
+
+
+def test_echo_by_the_stack_of_forged_datagrams_of_several_sources(shell: Shell) -> None:
+    shell.own("tun0", *ADDRESSES)
+    server = shell.start("echo", "server", "--device", "tun0", "--json")
+    while json.loads(shell("device", "show", "tun0", "--json"))["stack"]["datagrams"] == 0:
+        assert server.running, str(server)
+    words = ("-c", "50", "-i", "0", "-W", "30", "-s", "1000", "--sources", "4", "--json")
+    for address in ("10.0.0.1", "fd00::1"):
+        seen = last(shell("echo", "client", "--device", "tun0", address, *words))
+        assert (seen["sent"], seen["received"], len(seen["sources"])) == (200, 200, 4)
+    seen = report(server)
+    assert seen["answered"] == 400
+    assert sorted(seen["sources"].values()) == [50] * 8
+
+
+def test_echo_by_forging_of_datagrams_that_the_stack_sends(shell: Shell) -> None:
+    shell.own("tun0", *ADDRESSES)
+    server = shell.hold(
+        "tun0", "echo", "server", "--device", "tun0", "--end", "application", "--port", "9000", "--json"
+    )
+    words = ("--port", "9000", "-c", "50", "-i", "0", "-W", "30", "--end", "interface", "--json")
+    for address in ("10.0.0.77", "fd00::77"):
+        seen = last(shell("echo", "client", "--device", "tun0", address, *words))
+        assert (seen["sent"], seen["received"]) == (50, 50)
+    assert report(server)["sources"] == {"10.0.0.1": 50, "fd00::1": 50}
+
+
+def test_programs_end_with_their_device_and_say_what_they_saw(shell: Shell) -> None:
+    owner = shell.own("tun0", *ADDRESSES)
+    pong = shell.hold("tun0", "pong", "tun0", "--json")
+    owner.close()
+    assert pong.wait(30) == 0
+    assert parse_event(pong.out.all()[-1])["answered"] == 0
+    shell.own("tun0", *ADDRESSES)
+    asking = shell.hold("tun0", "ping", "--device", "tun0", "10.0.0.1", "-i", "0.01")
+    asking.wait_line("from 10.0.0.1", 30)
+    shell("device", "delete", "tun0")
+    assert asking.wait(30) == 6
+    assert "received" in asking.out.all()[-1]
+    assert len(asking.err.all()) == 1
+
+
+def example(shell: Shell, *words: str) -> Process:
+    return shell.start(sys.executable, EXAMPLES / words[0], *words[1:])
+
+
+def test_example_pong(shell: Shell) -> None:
+    shell.own("tun0", *ADDRESSES)
+    pong = example(shell, "pong.py", "tun0")
+    pong.wait_line("waiting", 30)
+    for address in ("10.0.0.9", "fd00::9"):
+        shell("ping", "--device", "tun0", address, "-c", "3", "-i", "0", "-W", "30")
+    assert "held by pong.py" in shell("device", "list")
+    assert pong.stop(signal.SIGINT, 30) == 0
+    assert pong.out.all()[-1] == "6 pings answered"
+
+
+def test_example_ping(shell: Shell) -> None:
+    shell.own("tun0", *ADDRESSES)
+    ping = example(shell, "ping.py", "10.0.0.1", "10.0.0.2", "tun0")
+    assert ping.wait(60) == 0
+    assert ping.out.all()[-1] == "4 sent, 4 received"
+
+
+def test_example_echo_server(shell: Shell) -> None:
+    shell.own("tun0", *ADDRESSES)
+    server = example(shell, "echo_server.py", "tun0")
+    server.wait_line("waiting", 30)
+    for address in ("10.0.0.77", "fd00::77"):
+        words = ("-c", "5", "-i", "0", "-W", "30", "--end", "interface", "--json")
+        assert last(shell("echo", "client", "--device", "tun0", address, *words))["received"] == 5
+    # The end of the device ends it.
+    shell("device", "delete", "tun0")
+    assert server.wait(30) == 0
+    assert server.out.all()[-1] == "10 datagrams from 2 senders sent back"
+
+
+def test_example_echo_client(shell: Shell) -> None:
+    shell.own("tun0", *ADDRESSES)
+    server = shell.start("echo", "server", "--device", "tun0", "--json")
+    while json.loads(shell("device", "show", "tun0", "--json"))["stack"]["datagrams"] == 0:
+        assert server.running, str(server)
+    client = example(shell, "echo_client.py", "10.0.0.1", "7", "10.0.0.2", "tun0")
+    assert client.wait(60) == 0
+    assert client.out.all() == ["30 sent, 30 came back"]
+    assert report(server)["sources"] == {f"10.0.0.{number}": 10 for number in (2, 3, 4)}
+
+
+def test_a_terminal_shows_rates_and_is_left_as_it_was(shell: Shell) -> None:
+
+    master, slave = pty.openpty()
+    owner = subprocess.Popen(
+        [*GINNEL, "device", "create", "tun0", *ADDRESSES], stderr=slave, env={**shell.env, "TERM": "xterm"}
+    )
+    os.close(slave)
+    shown = b""
+    try:
+        while not re.search(rb"tun0 up .*/s.*dropped 0.*held by nobody", shown, re.DOTALL):
+            shown += os.read(master, 65_536)
+        owner.terminate()
+        assert owner.wait(30) == 0
+        while True:
+            try:
+                shown += os.read(master, 65_536)
+            except OSError:
+                break
+        # The cursor, which the line has hidden, is there again.
+        assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l")
+    finally:
+        owner.kill()
+        owner.wait()
+        os.close(master)
