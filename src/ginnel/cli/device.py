@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 
-from ginnel.cli.live import device_line
 from ginnel.device import named
 from ginnel.device.base import DEFAULT_MTU
 from ginnel.device.service import Service, create
@@ -136,6 +135,8 @@ def delete_command(name: str) -> None:
 
 
 async def _keep(service: Service, stop: asyncio.Event) -> None:
+    from ginnel.cli.live import device_line  # rich takes long to import
+
     waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(service.wait_deleted())]
     shown = asyncio.ensure_future(device_line(service)) if sys.stderr.isatty() else None
     try:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from ginnel.device.service import Service
-from ginnel.vpn import State, Vpn
+if TYPE_CHECKING:
+    from ginnel.device.service import Service
+    from ginnel.vpn import Vpn
 
 
 async def live_line(vpn: Vpn) -> None:
@@ -50,7 +52,7 @@ async def _show(
 
 
 def _line(vpn: Vpn, total: tuple[int, ...], rates: tuple[float, ...]) -> Text:
-    if vpn.state is not State.UP:
+    if vpn.state != "up":
         return Text(f"{vpn.state} …", style="yellow")
     text = Text(f"{vpn.info.address or vpn.info.address6 or '-'}  ", style="bold")
     text.append_text(_traffic(total, rates))

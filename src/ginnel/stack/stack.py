@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ginnel._core import End, NetStack
-from ginnel.stack.dns import Resolver
 from ginnel.stack.sockets import (
     Address,
     ConnectedCallback,
@@ -54,6 +53,9 @@ class Stack:
 
     def __init__(self, end: End, *, budget: int = DEFAULT_BUDGET, dns_timeout: float = 10.0) -> None:
         """``budget``: bytes of buffers that all connections share."""
+        # Late: dnspython takes longer to import than all else that a device needs.
+        from ginnel.stack.dns import Resolver
+
         self._loop = asyncio.get_running_loop()
         self._core = NetStack(end, budget)
         self._resolver = Resolver(self, timeout=dns_timeout)
