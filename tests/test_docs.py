@@ -10,7 +10,7 @@ import pytest
 DOCS = Path(__file__).parents[1] / "docs"
 EXAMPLES = [
     pytest.param(example, id=f"{page} {number}")
-    for page in ("testing.md", "device.md", "ethernet.md")
+    for page in ("testing.md", "device.md", "named-devices.md", "ethernet.md")
     for number, example in enumerate(
         re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
     )
@@ -18,9 +18,11 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_example(example: str) -> None:
+def test_example(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     exec(compile(example, "example", "exec"), {})
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) == 8
+    assert len(EXAMPLES) == 10

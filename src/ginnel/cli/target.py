@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface
-from pathlib import Path
 from typing import Any, Literal
 
 import click
@@ -19,7 +18,7 @@ from ginnel.device import named
 from ginnel.device.base import DeviceEnd, Kind
 from ginnel.device.echo import Answered, Asked, Packets
 from ginnel.device.ethernet import EthernetEnd
-from ginnel.device.kernel import FLAGS, KernelDevice
+from ginnel.device.kernel import KernelDevice
 from ginnel.errors import ConfigError, DeviceError
 
 Side = Literal["application", "interface"]
@@ -51,10 +50,8 @@ def open_target(name: str | None, tap: bool) -> Iterator[Target]:
         return
     wanted: Kind = "tap" if tap else "tun"
     is_there = name in [known for _, known in socket.if_nameindex()]
-    if name is not None and is_there:
-        wanted = _kernel_kind(name)
     try:
-        device = KernelDevice(name, wanted)
+        device = _attach(name, wanted) if is_there and name else KernelDevice(name, wanted)
     except DeviceError as error:
         if name is not None and not is_there and error.errno in (errno.EPERM, errno.ENOENT):
             line = f"there is no device {name}; `ginnel device create {name}` makes one"
@@ -63,7 +60,7 @@ def open_target(name: str | None, tap: bool) -> Iterator[Target]:
     with device:
         if not is_there:
             print(f"{device.name} is a new device of the kernel's, and down", file=sys.stderr, flush=True)
-        yield Target(device.name, _packets(device.application, wanted))
+        yield Target(device.name, _packets(device.application, device.kind))
 
 
 def is_named(name: str) -> bool:
@@ -163,9 +160,11 @@ def _packets(end: DeviceEnd, kind: Kind) -> Packets:
     return EthernetEnd(end) if kind == "tap" else end
 
 
-def _kernel_kind(name: str) -> Kind:
+def _attach(name: str, likely: Kind) -> KernelDevice:
+    """A device that is there, of whichever kind it is."""
     try:
-        flags = int(Path(f"/sys/class/net/{name}/tun_flags").read_text(), 16)
-    except (OSError, ValueError):
-        raise DeviceError(errno.EINVAL, f"{name} is an interface, but no TUN or TAP device") from None
-    return "tap" if flags & FLAGS["tap"] else "tun"
+        return KernelDevice(name, likely)
+    except DeviceError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return KernelDevice(name, "tun" if likely == "tap" else "tap")

@@ -71,10 +71,11 @@ class Answered:
     """What a responder saw."""
 
     answered: int = 0
+    """Packets that asked."""
     other: int = 0
     """Packets that asked for nothing."""
     refused: int = 0
-    """Answers that the device did not take."""
+    """Those answers among them that the device did not take."""
     sources: Counter[str] = field(default_factory=Counter)
 
     def note(self, source: str) -> None:
@@ -93,9 +94,10 @@ def respond(packets: Packets, answer: Callable[[bytes], tuple[bytes, str] | None
         if replied is None:
             seen.other += 1
             continue
+        # First, as a signal may end us as soon as the answer is there.
+        seen.note(replied[1])
         try:
             packets.write(replied[0])
-            seen.note(replied[1])
         except OSError as error:
             if error.errno not in (errno.EIO, errno.EAGAIN, errno.ENOBUFS):
                 raise
