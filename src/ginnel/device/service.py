@@ -109,7 +109,8 @@ class Service:
         if self._retry is not None:
             self._retry.cancel()
         self._listener.close()
-        self.interface.on_detach.remove(self._detached)
+        if self._detached in self.interface.on_detach:
+            self.interface.on_detach.remove(self._detached)
         # Whoever deleted the device is one of them, and waits for an answer.
         if self._clients:
             await asyncio.wait(self._clients, timeout=0.5 if self._deleted.is_set() else 0)
