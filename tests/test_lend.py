@@ -212,6 +212,16 @@ say(refused(socket.socket, socket.AF_NETLINK, socket.SOCK_RAW, 16))
     assert lines[1:] == ["ENOSYS", "ENOSYS", "EPROTONOSUPPORT"]
 
 
+@pytest.mark.skipif(not os.access("/dev/net/tun", os.W_OK), reason="nobody here has the real device to hand on")
+async def test_the_real_device_is_refused_also_to_who_holds_it(interfaces):
+    real = os.open("/dev/net/tun", os.O_RDWR)
+    try:
+        os.set_inheritable(real, True)
+        assert await said(interfaces, f"say(refused(attach, {real}))") == ["EPERM"]
+    finally:
+        os.close(real)
+
+
 async def test_a_call_of_another_machine_ends_the_program(interfaces, tmp_path):
     if os.uname().machine != "x86_64":
         pytest.skip("int 0x80 is x86's")

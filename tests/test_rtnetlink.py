@@ -271,6 +271,11 @@ async def test_truncated_at_every_byte(routes):
                 assert len(answers) <= 2 or answers[-1][0] == 3
 
 
+async def test_an_attribute_that_is_cut(routes):
+    whole = link(NEWLINK, attributes=[["IFLA_IFNAME", "ours0"]])
+    assert code(routes, struct.pack("=I", 38) + whole[4:38]) == "EINVAL"
+
+
 async def test_anything_may_come(routes):
     seed = int(os.environ.get("GINNEL_SEED", random.randrange(1 << 32)))
     print(f"GINNEL_SEED={seed}")

@@ -52,6 +52,25 @@ def test_both_sides(network: Network, ordinary_env: Environment) -> None:
         assert server.wait_done("end")["left"] == []
 
 
+def test_frames(network: Network, ordinary_env: Environment) -> None:
+    """TAP: the stacks find each other's stations themselves."""
+    server_file, client_file = openvpn_files(Profile(), tap=True)
+    using = [["up", "10.8.0.2"], ["ping", "10.8.0.1"], ["ping6", "fd08::1"], ["send", "10.8.0.1", 7, 4 << 20]]
+    serving = [["up", "10.8.0.1"], ["serve", 7]]
+    with (
+        Lent(network.server, ordinary_env, SERVER, actions=serving, files={"server.conf": server_file}) as server,
+        Lent(network.client, ordinary_env, CLIENT, actions=using, files={"client.conf": client_file}) as client,
+    ):
+        server.wait_done("serve", 30)
+        up = client.wait_done("up")
+        assert (up["name"], up["kind"]) == ("tap0", "tap")
+        client.wait_done("ping")
+        client.wait_done("ping6")
+        assert client.wait_done("send", 120)["same"]
+        assert client.process.stop(signal.SIGTERM) == 0
+        assert client.wait_done("end")["left"] == []
+
+
 def test_redirect_gateway(network: Network, ordinary_env: Environment) -> None:
     """Its routes are the stack's, and what it runs sees them; the namespace's own are as they were."""
     server_file, client_file = openvpn_files(
