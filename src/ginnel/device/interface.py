@@ -11,7 +11,6 @@ import asyncio
 import errno
 import ipaddress
 import re
-import secrets
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -149,8 +148,6 @@ class Interface:
         self._queues: set[int] = set()
         self._addresses: list[Address] = []
         self._routes: list[Route] = []
-        # A locally administered address of its own.
-        self._mac = bytes([0x02]) + secrets.token_bytes(5)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._link.fileno(), self.notice_gone)
 
@@ -178,7 +175,7 @@ class Interface:
     @property
     def mac(self) -> bytes:
         """The 6 bytes of a TAP interface's address; of a TUN interface, none."""
-        return self._mac if self.kind == "tap" else b""
+        return bytes.fromhex((self.stack.mac or "").replace(":", ""))
 
     def set_mac(self, mac: bytes) -> None:
         """EBUSY while up; EADDRNOTAVAIL for a group address; EOPNOTSUPP on a TUN interface."""
@@ -188,7 +185,7 @@ class Interface:
             raise DeviceError(errno.EADDRNOTAVAIL, "not the MAC address of one station")
         if self.up:
             raise DeviceError(errno.EBUSY, f"{self.name} is up; set it down to change its MAC address")
-        self._mac = mac
+        self.stack.set_mac(mac.hex(":"))
         self._changed()
 
     @property
@@ -308,6 +305,11 @@ class Interface:
 
     def _changed(self) -> None:
         self.stack.set_addresses([str(own.interface) for own in self._addresses])
+        # What is sent into a TUN device goes through it, whichever routes a program wanted.
+        if self.kind == "tap":
+            self.stack.set_routes(
+                [(str(own.destination), str(own.gateway) if own.gateway else None) for own in self._routes]
+            )
         for call in list(self.on_change):
             call()
 
