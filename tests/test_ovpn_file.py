@@ -19,10 +19,11 @@ from ginnel.openvpn.client import MssFix
 from ginnel.openvpn.config import AuthUserPass, ClientConfig, Remote
 from ginnel.openvpn.directives import DIRECTIVES, Verdict
 from ginnel.openvpn.ovpn_file import Finding, parse_ovpn, read_ovpn, report_ovpn
-from ginnel.openvpn.ovpn_lexer import MAX_LINE, quote, split_words, statements
+from ginnel.openvpn.ovpn_lexer import MAX_LINE, statements
 from ginnel.openvpn.ovpn_options import TAKERS
 from ginnel.openvpn.push import PullFilter
 from ginnel.openvpn.tls import TlsContext, TlsSettings, VerifyName
+from ginnel.openvpn.words import quote, split_words
 from ginnel.openvpn.wrap import NoWrap, StaticKey, TlsAuth, TlsCrypt
 from ginnel.testing import Authority
 
@@ -246,7 +247,7 @@ log-append /var/log/openvpn.log
     assert config.pull_filters == (PullFilter("ignore", "dhcp-option DNS"),)
     assert config.route_nopull
     assert {warning.option for warning in config.warnings} == {
-        "remote", "route", "dhcp-option", "script-security", "up", "down", "user", "group", "log-append",
+        "remote", "route", "script-security", "up", "down", "user", "group", "log-append",
     }  # fmt: skip
     texts = {warning.option: warning.text for warning in config.warnings}
     assert "runs no scripts" in texts["up"]

@@ -13,19 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ginnel.errors import ConfigError, RemoteProtocolError
-from ginnel.openvpn.push import (
-    BUNDLE_SIZE,
-    DnsServer,
-    Ifconfig,
-    IfconfigIpv6,
-    PullFilter,
-    PushCollector,
-    PushReply,
-    Route,
-    RouteIpv6,
-    quote,
-    split_words,
-)
+from ginnel.openvpn.push import PullFilter, PushCollector, PushReply
+from ginnel.openvpn.push_emit import BUNDLE_SIZE
+from ginnel.openvpn.push_values import DnsServer, Ifconfig, IfconfigIpv6, Inactive, Route, RouteIpv6
+from ginnel.openvpn.words import quote, split_words
 
 REPLY = (
     "PUSH_REPLY,route 10.77.0.0 255.255.0.0,route 10.1.2.3,route 10.9.0.0 255.255.0.0 net_gateway 5,"
@@ -36,7 +27,9 @@ REPLY = (
     "dns server -3 address 10.8.0.3:53,dns server -3 dnssec optional,dns server -3 transport DoT,"
     "dns search-domains x.example,block-ipv6,ping 10,ping-restart 120,explicit-exit-notify,tun-mtu 1400,"
     "ifconfig-ipv6 fd00::1000/64 fd00::1,ifconfig 10.8.0.2 255.255.255.0,peer-id 7,cipher aes-256-gcm,"
-    "protocol-flags cc-exit tls-ekm,auth-token SESS_ID_x,auth-token-user Ym9i,sndbuf 0,frobnicate 1 2"
+    "protocol-flags cc-exit tls-ekm,auth-token SESS_ID_x,auth-token-user Ym9i,sndbuf 0,shaper 9,frobnicate 1 2,"
+    "inactive 600 1000,session-timeout 86400,rcvbuf 393216,setenv-safe SITE 'Main office',echo hello world,"
+    "dhcp-option WINS 10.8.0.5,dhcp-option PROXY_HTTP proxy.example 3128,route vpn_gateway"
 )
 
 
@@ -51,6 +44,7 @@ def test_a_reply_as_servers_send_it() -> None:
         Route(IPv4Network("10.77.0.0/16")),
         Route(IPv4Network("10.1.2.3/32")),
         Route(IPv4Network("10.9.0.0/16"), "net_gateway", 5),
+        Route("vpn_gateway"),
     )
     assert reply.routes_ipv6 == (
         RouteIpv6(IPv6Network("fd00:77::/64")),
@@ -70,7 +64,11 @@ def test_a_reply_as_servers_send_it() -> None:
     assert (reply.explicit_exit_notify, reply.tun_mtu, reply.peer_id) == (1, 1400, 7)
     assert (reply.cipher, reply.exported_keys, reply.block_ipv6) == ("AES-256-GCM", True, True)
     assert (reply.auth_token, reply.auth_token_user) == ("SESS_ID_x", "Ym9i")
-    assert reply.ignored == (("sndbuf 0", "has no meaning here"), ("frobnicate 1 2", "is not known"))
+    assert reply.ignored == (("shaper 9", "has no effect here"), ("frobnicate 1 2", "is not known"))
+    assert (reply.inactive, reply.session_timeout) == (Inactive(600, 1000), 86400)
+    assert (reply.sndbuf, reply.rcvbuf) == (0, 393216)
+    assert (reply.setenv_safe, reply.echo) == ((("SITE", "Main office"),), ("hello world",))
+    assert reply.dhcp_options == (("WINS", "10.8.0.5"), ("PROXY_HTTP", "proxy.example", "3128"))
 
 
 def test_name_servers_to_ask_leave_out_what_needs_more_than_port_53() -> None:
@@ -97,7 +95,27 @@ def test_name_servers_to_ask_leave_out_what_needs_more_than_port_53() -> None:
         "topology ring",
         "dhcp-option DNS ::ffff:1::2",
         "dhcp-option DOMAIN a_b!c",
-        "dhcp-option WINS 10.0.0.1",
+        "dhcp-option DOMAIN office;reboot",
+        "dhcp-option DOMAIN $(reboot)",
+        "dhcp-option DOMAIN -v",
+        "dhcp-option WINS fd00::1",
+        "dhcp-option DNS6 10.0.0.1",
+        "dhcp-option PROXY_HTTP proxy.example",
+        "dhcp-option SURPRISE 1",
+        "ifconfig fd00::1 fd00::2",
+        "ifconfig-ipv6 10.8.0.2/24 10.8.0.1",
+        "route fd00::/64",
+        "route 10.0.0.0 255.0.0.0 fd00::1",
+        "route-ipv6 fd00::/64 10.0.0.1",
+        "route-gateway fd00::1",
+        "dns server 1 address 1.1.1.1 1.1.1.2 1.1.1.3 1.1.1.4 1.1.1.5 1.1.1.6 1.1.1.7 1.1.1.8 1.1.1.9",
+        "dns server 1 resolve-domains a.example b`c",
+        "inactive",
+        "inactive 1 -1",
+        "session-timeout soon",
+        "setenv-safe a=b c",
+        "block-ipv6 please",
+        "sndbuf -1",
         "dns server 200 address 1.2.3.4",
         "dns server 1 address 1.2.3.4:99999",
         "dns server 1 address",
@@ -161,11 +179,42 @@ def test_pull_filters_decide_by_the_first_that_fits() -> None:
         PushCollector(filters).add("PUSH_REPLY,block-ipv6")
 
 
+def test_an_update_replaces_removes_and_adds() -> None:
+    collector = PushCollector([PullFilter("ignore", "route 10.66.")])
+    collector.add(
+        "PUSH_REPLY,route 10.1.0.0 255.255.0.0,route 10.2.0.0 255.255.0.0,dhcp-option DNS 10.0.0.1,"
+        "dns search-domains a.example,ifconfig 10.8.0.2 255.255.255.0,ping 5,block-ipv6"
+    )
+    update = "PUSH_UPDATE,route 10.3.0.0 255.255.0.0,route 10.4.0.0 255.255.0.0,route 10.66.0.1,-block-ipv6,"
+    assert collector.update(update + "push-continuation 2") is None
+    reply = collector.update("PUSH_UPDATE,-?dns,?sndbuf 7,ifconfig 10.8.0.9 255.255.255.0,push-continuation 1")
+    assert reply == PushReply(
+        routes=(Route(IPv4Network("10.3.0.0/16")), Route(IPv4Network("10.4.0.0/16"))),
+        dhcp_dns=(ip_address("10.0.0.1"),),
+        ifconfig=Ifconfig(IPv4Address("10.8.0.9"), IPv4Address("255.255.255.0")),
+        ping=5,
+    )
+    again = collector.update("PUSH_UPDATE,tun-mtu 1300")
+    assert again is not None
+    assert (again.routes, again.tun_mtu) == (reply.routes, 1300)
+
+
+@pytest.mark.parametrize("text", ["ping 3", "-cipher", "surprise", "-", "?-route"])
+def test_an_update_of_what_cannot_change_is_refused(text: str) -> None:
+    collector = PushCollector()
+    collector.add("PUSH_REPLY,ping 5")
+    if text == "?-route":
+        assert collector.update("PUSH_UPDATE," + text) == PushReply(ping=5)
+        return
+    with pytest.raises(RemoteProtocolError, match="new connection"):
+        collector.update("PUSH_UPDATE," + text)
+
+
 ipv4s = st.ip_addresses(v=4)
 ipv6s = st.ip_addresses(v=6)
 seconds = st.none() | st.integers(0, 100_000)
 metrics = st.none() | st.integers(0, 1000)
-domains = st.from_regex(r"[a-z0-9-]{1,10}(\.[a-z]{2,5})?", fullmatch=True)
+domains = st.from_regex(r"[a-z0-9][a-z0-9-]{0,9}(\.[a-z]{2,5})?", fullmatch=True)
 words = st.text(
     st.characters(exclude_characters=",", exclude_categories=["C", "Z"], include_characters=" "),
     min_size=1,
@@ -173,7 +222,8 @@ words = st.text(
 )
 routes = st.builds(
     Route,
-    st.builds(lambda address, bits: IPv4Network((address, bits), strict=False), ipv4s, st.integers(0, 32)),
+    st.builds(lambda address, bits: IPv4Network((address, bits), strict=False), ipv4s, st.integers(0, 32))
+    | st.sampled_from(["vpn_gateway", "remote_host"]),
     st.none() | ipv4s | st.sampled_from(["vpn_gateway", "net_gateway"]),
     metrics,
 )
@@ -221,6 +271,19 @@ replies = st.builds(
     ping=seconds,
     ping_restart=seconds,
     ping_exit=seconds,
+    inactive=st.none() | st.builds(Inactive, st.integers(0, 1000), st.integers(0, 1 << 40)),
+    session_timeout=seconds,
+    sndbuf=seconds,
+    rcvbuf=seconds,
+    block_outside_dns=st.booleans(),
+    register_dns=st.booleans(),
+    dhcp_options=st.lists(
+        st.sampled_from([("WINS", "10.0.0.9"), ("DISABLE-NBT",), ("PROXY_HTTP", "proxy.example", "8080")]), max_size=2
+    ).map(tuple),
+    setenv_safe=st.lists(st.tuples(st.sampled_from("AB"), words), max_size=2, unique_by=lambda pair: pair[0]).map(
+        tuple
+    ),
+    echo=st.lists(st.sampled_from(["", "hello", "hello world"]), max_size=2).map(tuple),
     explicit_exit_notify=seconds,
     peer_id=st.none() | st.integers(0, 0xFFFFFF),
     cipher=st.none() | st.sampled_from(["AES-256-GCM", "none"]),
@@ -261,6 +324,7 @@ def test_quoting_is_undone_by_splitting(items: list[str]) -> None:
         ('"a b" c', ["a b", "c"]),
         ("'a \\ b' c", ["a \\ b", "c"]),
         ("a\\ b", ["a b"]),
+        ("a\\\\b", ["a\\b"]),
         ('"a\\"b"', ['a"b']),
         ("a #b c", ["a"]),
         ("a b;c", ["a", "b;c"]),

@@ -24,7 +24,8 @@ from ginnel.openvpn.directives import DIRECTIVES, IN_CONNECTION, Directive, Verd
 from ginnel.openvpn.ovpn_lexer import Statement, decode, statements
 from ginnel.openvpn.ovpn_options import TAKERS, Draft, Target, parse_number, parse_proto, parse_remote
 from ginnel.openvpn.ovpn_pem import Source
-from ginnel.openvpn.push import PushReply, escape
+from ginnel.openvpn.push import PushReply
+from ginnel.openvpn.words import escape
 from ginnel.openvpn.wrap import NoWrap, TlsAuth, TlsCrypt
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ginnel.errors import ConfigError
-from ginnel.openvpn.push import escape
+from ginnel.openvpn.words import SPACE, escape, split_words
 
 
 @dataclass(frozen=True)
@@ -60,52 +60,6 @@ def statements(text: str, first_line: int = 1) -> Iterator[Statement]:
         yield Statement(number, name, block=_read_block(name, number, lines))
 
 
-def split_words(line: str) -> list[str]:
-    """Raises ValueError, saying what is wrong."""
-    words: list[str] = []
-    word: list[str] | None = None
-    quotation = ""
-    escaped = False
-    for char in line:
-        if char == "\\" and not escaped and quotation != "'":
-            escaped = True
-            continue
-        ends = char == quotation if quotation else char in SPACE
-        if word is None:
-            # Between words a backslash changes nothing but a quotation mark's meaning, as in stock.
-            if char in "#;":
-                return words
-            if char in SPACE:
-                escaped = False
-                continue
-            word = []
-            if char in "\"'" and not escaped:
-                quotation = char
-                continue
-        elif ends and not escaped:
-            words.append("".join(word))
-            word, quotation = None, ""
-            continue
-        if escaped and char not in '\\"' + SPACE:
-            raise ValueError(f"a backslash before {escape(char)!r}; a backslash itself is written as two")
-        escaped = False
-        word.append(char)
-    if quotation:
-        raise ValueError(f"the quotation mark {quotation} is not closed")
-    if escaped and word is not None:
-        raise ValueError("a backslash at the end of the line; a backslash itself is written as two")
-    return words if word is None else [*words, "".join(word)]
-
-
-def quote(word: str) -> str:
-    """The word so that `split_words` reads it back. Raises ValueError for a line break or NUL."""
-    if "\n" in word or "\0" in word:
-        raise ValueError("a word can't have a line break or NUL in it")
-    if word and not re.search(r"[\s\"'\\]|^[#;]", word):
-        return word
-    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
 def _read_line(line: str, number: int) -> list[str]:
     line = line.rstrip("\r")
     if len(line.encode("utf-8", "surrogatepass")) > MAX_LINE:
@@ -145,7 +99,6 @@ def _read_block(name: str, start: int, lines: Iterator[tuple[int, str]]) -> str:
     )
 
 
-SPACE = " \t\n\v\f\r"
 # OPTION_LINE_SIZE and MAX_PARMS of options.h; the former counts the line's end and a NUL.
 MAX_LINE = 254
 MAX_WORDS = 16

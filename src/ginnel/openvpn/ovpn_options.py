@@ -16,10 +16,11 @@ from ginnel.openvpn import ovpn_pem
 from ginnel.openvpn.client import MssFix
 from ginnel.openvpn.config import DEFAULT_DATA_CIPHERS, AuthUserPass, Remote
 from ginnel.openvpn.directives import DIRECTIVES, names
-from ginnel.openvpn.ovpn_lexer import Statement, quote
+from ginnel.openvpn.ovpn_lexer import Statement
 from ginnel.openvpn.ovpn_pem import Source
-from ginnel.openvpn.push import PullFilter, PushReply, escape
+from ginnel.openvpn.push import PullFilter, PushReply
 from ginnel.openvpn.tls import VerifyName
+from ginnel.openvpn.words import escape, quote
 from ginnel.openvpn.wrap import DIGESTS, StaticKey
 
 

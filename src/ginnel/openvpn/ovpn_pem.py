@@ -10,7 +10,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from ginnel.errors import ConfigError
-from ginnel.openvpn.push import escape
+from ginnel.openvpn.words import escape
 from ginnel.openvpn.wrap import StaticKey
 
 

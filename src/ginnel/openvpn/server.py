@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from ginnel.errors import AuthError, RemoteProtocolError
 from ginnel.openvpn import keys
 from ginnel.openvpn.keys import KeyMessage, Proto
-from ginnel.openvpn.push import PushReply, emit_messages
+from ginnel.openvpn.push import PushReply
+from ginnel.openvpn.push_emit import emit_messages
 from ginnel.openvpn.session import Session, SessionSettings, Timer, Tunnel
 from ginnel.openvpn.tls import TlsConnection
 from ginnel.openvpn.wrap import TlsAuth
