@@ -8,6 +8,7 @@ from typing import Any
 from ginnel.openvpn import events
 from ginnel.openvpn.client import ClientPolicy
 from ginnel.openvpn.keys import KeyMessage
+from ginnel.openvpn.login import Login
 from ginnel.openvpn.push import PushReply
 from ginnel.openvpn.server import ServerPolicy
 from ginnel.openvpn.session import Session
@@ -65,6 +66,7 @@ class Case(Pair):
     """A pair with its server's policy at hand."""
 
     server_policy: TestServerPolicy
+    client_policy: ClientPolicy
 
     def say(self, *texts: str) -> None:
         """Lets the server send messages."""
@@ -81,11 +83,14 @@ def make_pair(
     push: list[str] | None = None,
     policy: type[ClientPolicy] = ClientPolicy,
     wire: NoisyWire | None = None,
+    login: Login | None = None,
 ) -> Case:
     ours, theirs = matching_settings(wrap, tls=tls)
     reply = PushReply.parse(PUSH if push is None else push)
     server_policy = TestServerPolicy(replace(theirs, **server or {}), reply, unix_time=1.7e9, peer_id=5)
-    case = Case(policy(replace(ours, **client or {}), unix_time=1.7e9), server_policy, wire)
+    client_policy = policy(replace(ours, **client or {}), login, unix_time=1.7e9)
+    case = Case(client_policy, server_policy, wire)
+    case.client_policy = client_policy
     case.server_policy = server_policy
     return case
 

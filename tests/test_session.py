@@ -7,8 +7,9 @@ import pytest
 
 from ginnel.errors import AuthError, ConfigError, RemoteProtocolError, UnreachableError
 from ginnel.openvpn import events
-from ginnel.openvpn.client import ClientPolicy, Credentials, MssFix
+from ginnel.openvpn.client import ClientPolicy, MssFix
 from ginnel.openvpn.keys import KeyMessage
+from ginnel.openvpn.login import Login
 from ginnel.openvpn.push import PullFilter, PushReply
 from ginnel.openvpn.server import ServerPolicy
 from ginnel.openvpn.session import Session, Tunnel
@@ -135,7 +136,7 @@ def test_a_wrong_password_reaches_the_user_with_the_servers_reason() -> None:
         seen.append((username, password, common_name))
         return "no such user"
 
-    pair = make_pair(client={"credentials": Credentials("bob", "secret")}, server={"verify": verify})
+    pair = make_pair(login=Login("bob", "secret"), server={"verify": verify})
     closed = closing(pair, pair.client)
     assert seen == [("bob", "secret", "client")]
     assert isinstance(closed.error, AuthError)
@@ -148,7 +149,7 @@ def test_a_wrong_password_reaches_the_user_with_the_servers_reason() -> None:
 
 def test_a_right_password_lets_the_client_in() -> None:
     check = lambda username, password, name: None if (username, password) == ("bob", "x") else "no"  # noqa: E731
-    establish(make_pair(client={"credentials": Credentials("bob", "x")}, server={"verify": check}))
+    establish(make_pair(login=Login("bob", "x"), server={"verify": check}))
 
 
 @pytest.mark.parametrize(
@@ -170,17 +171,18 @@ def test_a_refused_login(message: str, reason: str, retry: bool, delay: float) -
     closed = closing(pair, pair.client)
     assert isinstance(closed.error, AuthError)
     assert (closed.error.reason, closed.retry, closed.delay) == (reason, retry, delay)
+    assert closed.advance == "stay"
 
 
 def test_a_password_that_is_too_long_is_the_configurations_fault() -> None:
-    pair = make_pair(client={"credentials": Credentials("bob", "x" * 3000)})
+    pair = make_pair(login=Login("bob", "x" * 3000))
     closed = closing(pair, pair.client)
     assert isinstance(closed.error, ConfigError)
     assert not closed.retry
 
 
 def test_auth_retry_and_a_token_allow_another_attempt() -> None:
-    pair = establish(make_pair(client={"auth_retry": True}))
+    pair = establish(make_pair(login=Login(wanted=False, retry="nointeract")))
     pair.say("AUTH_FAILED")
     assert closing(pair, pair.client).retry
     pair = establish(make_pair(push=[*PUSH, "auth-token SESS_ID_1"]))
@@ -196,7 +198,7 @@ def test_a_pushed_token_replaces_the_password_at_the_next_renegotiation() -> Non
 
     pair = establish(
         make_pair(
-            client={"credentials": Credentials("bob", "secret")},
+            login=Login("bob", "secret"),
             server={"verify": verify},
             push=[*PUSH, "auth-token SESS_ID_1", "auth-token-user Qm9i"],
         )
@@ -213,8 +215,7 @@ def test_a_login_that_waits_for_approval_gets_more_time() -> None:
     pair.say("AUTH_PENDING,timeout 100", "INFO_PRE,OPEN_URL:https://login.example")
     pair.run_for(90)
     assert pair.client.closed is None
-    texts = [event.text for event in pair.client.events if isinstance(event, events.Notice)]
-    assert "the server says: OPEN_URL:https://login.example" in texts
+    assert events.OpenUrl("https://login.example") in pair.client.events
     closing(pair, pair.client)
     assert 1095 < pair.now < 1110
 

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ginnel.errors import AuthError, RemoteProtocolError, UnreachableError
-from ginnel.openvpn import keys
+from ginnel.openvpn import events, keys
 from ginnel.openvpn.keys import KeyMessage, Proto
+from ginnel.openvpn.login import Login
 from ginnel.openvpn.push import PullFilter, PushCollector, PushReply
 from ginnel.openvpn.session import Session, SessionSettings, Timer, Tunnel
 from ginnel.openvpn.tls import TlsConnection
 from ginnel.openvpn.wrap import TlsAuth
-
-
-@dataclass(frozen=True)
-class Credentials:
-    username: str
-    password: str = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -39,11 +33,10 @@ class ClientSettings(SessionSettings):
 
     ``auth`` and ``fallback_cipher`` matter to old servers only. ``ping``, ``ping_restart`` and
     ``ping_exit`` (seconds; at most one of the latter two) hold unless the server pushes others.
-    ``extra_peer_info`` are pairs like ("UV_ID", "7"). ``auth_retry``: try again after AUTH_FAILED.
+    ``extra_peer_info`` are pairs like ("UV_ID", "7").
     ``export_keys``: tell the server that we can take data keys from TLS's exporter.
     """
 
-    credentials: Credentials | None = None
     data_ciphers: tuple[str, ...] = ("AES-256-GCM", "AES-128-GCM", "CHACHA20-POLY1305")
     fallback_cipher: str | None = None
     auth: str = "SHA1"
@@ -57,7 +50,7 @@ class ClientSettings(SessionSettings):
     ping_exit: int = 0
     pull_filters: tuple[PullFilter, ...] = ()
     route_nopull: bool = False
-    auth_retry: bool = False
+    session_timeout: int = 0
     gui_version: str = "ginnel"
     extra_peer_info: tuple[tuple[str, str], ...] = ()
     export_keys: bool = True
@@ -68,13 +61,17 @@ class ClientPolicy:
 
     server = False
 
-    def __init__(self, settings: ClientSettings, *, unix_time: float, peer: int = 0) -> None:
-        """``unix_time`` is the wall clock's time now, ``peer`` the number for the data plane."""
+    def __init__(
+        self, settings: ClientSettings, login: Login | None = None, *, unix_time: float, peer: int = 0
+    ) -> None:
+        """``login`` is shared with the policies before and after this one. ``unix_time`` is the wall
+        clock's time now, ``peer`` the number for the data plane."""
+        self._login = login or Login(wanted=False)
+        self._credentials = self._login.credentials
         self.settings = settings
         self.unix_time = unix_time
         self.peer = peer
         self._pushes = PushCollector(settings.pull_filters)
-        self._token: Credentials | None = None
         self._server_options = ""
 
     def attach(self, session: Session, random: Callable[[int], bytes]) -> None:
@@ -106,7 +103,7 @@ class ClientPolicy:
             extra=settings.extra_peer_info,
         )
         message = replace(KeyMessage.make(self._random, server=False, options=options), peer_info=info)
-        who = self._token or settings.credentials
+        who = self._credentials
         return message if who is None else replace(message, username=who.username, password=who.password)
 
     def check_key_message(self, message: KeyMessage, tls: TlsConnection) -> None:
@@ -120,7 +117,10 @@ class ClientPolicy:
 
     def handle_timer(self, timer: Timer, now: float) -> None:
         silent = now - self._session.last_heard >= self.settings.hand_window
-        if timer is Timer.PUSH_REQUEST and not silent:
+        if timer is Timer.SESSION_TIMEOUT:
+            text = "the server allows no longer session than this one was (session-timeout)"
+            self._session.finish(UnreachableError(text), retry=False)
+        elif timer is Timer.PUSH_REQUEST and not silent:
             self._request_push(now)
         else:
             text = f"the server sent no push reply within {self.settings.hand_window:g} s"
@@ -135,18 +135,20 @@ class ClientPolicy:
                 self._fail_auth(rest)
             case "AUTH_PENDING":
                 self._wait_for_auth(rest, now)
+            case "PUSH_UPDATE":
+                self._take_update(text)
             case "INFO" | "INFO_PRE":
-                self._session.notice(f"the server says: {rest}")
-            case "RESTART":
-                reason = _after_flags(rest)
-                error = UnreachableError(_with("the server asks to connect again", reason))
-                self._session.finish(error, retry=True)
-            case "HALT":
-                reason = _after_flags(rest)
-                error = UnreachableError(_with("the server ended the session", reason))
-                self._session.finish(error, retry=False)
+                self._take_info(rest)
+            case "RESTART" | "HALT":
+                self._dismissed(command, rest)
             case _:
                 self._session.notice(f"the server sent a message that is not known: {command[:40]}")
+
+    # Will of the user.
+
+    def respond(self, text: str) -> None:
+        """Answers a `Prompt` that came in the course of the session."""
+        self._session.send_message("CR_RESPONSE," + base64.b64encode(text.encode()).decode())
 
     def _request_push(self, now: float) -> None:
         self._session.send_message("PUSH_REQUEST")
@@ -161,23 +163,45 @@ class ClientPolicy:
             return
         self._session.set_timer(Timer.PUSH_REQUEST, None)
         self._session.set_timer(Timer.PUSH_WINDOW, None)
+        reply = self._mind(reply)
+        self._session.open_tunnel(self._tunnel(reply), reply, now)
+        self._login.accepted()
+        limit = reply.session_timeout or self.settings.session_timeout
+        if limit:
+            self._session.set_timer(Timer.SESSION_TIMEOUT, now + limit)
+
+    def _take_update(self, text: str) -> None:
+        tunnel = self._session.tunnel
+        if tunnel is None:
+            raise RemoteProtocolError("the server sent PUSH_UPDATE before there was a tunnel")
+        try:
+            reply = self._pushes.update(text)
+        except RemoteProtocolError as error:
+            self._session.finish(error, retry=True, advance="stay")
+            return
+        if reply is not None:
+            reply = self._mind(reply)
+            self._session.change_tunnel(replace(tunnel, mss=self._mss(reply)))
+            self._session.tell(events.Reconfigured(reply))
+
+    def _mind(self, reply: PushReply) -> PushReply:
+        """What our own configuration leaves of it; what has no effect is told."""
+        limit = self.settings.tun_mtu_max
+        if reply.tun_mtu is not None and reply.tun_mtu > limit:
+            reason = f"is more than tun-mtu-max, which is {limit}"
+            reply = replace(reply, tun_mtu=None, ignored=(*reply.ignored, (f"tun-mtu {reply.tun_mtu}", reason)))
         for option, reason in reply.ignored:
             self._session.notice(f"pushed option without effect: {option}: {reason}")
-        if self.settings.route_nopull:
-            reply = _without_routes(reply)
-        self._session.open_tunnel(self._tunnel(reply), reply, now)
+        return _without_routes(reply) if self.settings.route_nopull else reply
 
     def _take_token(self, reply: PushReply) -> None:
         if reply.auth_token is None:
             return
-        who = self._token or self.settings.credentials
-        username = "" if who is None else who.username
-        if reply.auth_token_user is not None:
-            try:
-                username = base64.b64decode(reply.auth_token_user, validate=True).decode()
-            except (binascii.Error, ValueError):
-                self._session.notice("pushed option without effect: auth-token-user: is not base64")
-        self._token = Credentials(username, reply.auth_token)
+        try:
+            self._login.take_token(reply.auth_token, reply.auth_token_user)
+        except ValueError as error:
+            self._session.notice(f"pushed option without effect: auth-token-user: {error}")
+        self._credentials = self._login.credentials
 
     def _tunnel(self, reply: PushReply) -> Tunnel:
         """Raises RemoteProtocolError for what the server wants and we can't do."""
@@ -243,10 +267,10 @@ class ClientPolicy:
             reason = reason.removeprefix(":")
             text = _with("the server refuses logins for now", reason)
             delay = float(match[1]) if match else 0.0
-            self._session.finish(AuthError(text, reason), retry=True, delay=delay)
+            self._session.finish(AuthError(text, reason), retry=True, delay=delay, advance=_advance(flags))
             return
-        error = AuthError(_with("the server refused the login", rest), rest)
-        self._session.finish(error, retry=self.settings.auth_retry or self._token is not None)
+        error = AuthError(_with("the server refused the login", "" if rest.startswith("CRV1:") else rest), rest)
+        self._session.finish(error, retry=self._login.refused(rest), advance="stay")
 
     def _wait_for_auth(self, rest: str, now: float) -> None:
         """``AUTH_PENDING[,timeout N]``: someone has to approve the login first."""
@@ -257,6 +281,39 @@ class ClientPolicy:
             self._session.set_timer(Timer.PUSH_WINDOW, now + timeout)
             self._session.notice(f"the login waits for approval, for up to {timeout:g} s")
 
+    def _take_info(self, text: str) -> None:
+        """``INFO``: words for the user, or what a login still needs (``doc/management-notes.txt``)."""
+        kind, _, rest = text.partition(":")
+        match kind:
+            case "WEB_AUTH" | "OPEN_URL":
+                url = rest.partition(":")[2] if kind == "WEB_AUTH" else rest
+                if re.match(r"https?://[^/\s]", url):
+                    self._session.tell(events.OpenUrl(url))
+                else:
+                    self._session.notice(f"the server wants an address opened that is none of the web's: {url[:80]}")
+            case "CR_TEXT":
+                flags, _, question = rest.partition(":")
+                wanted = flags.split(",")
+                if "R" in wanted:
+                    self._session.tell(events.Prompt("challenge", question, "E" in wanted))
+                else:
+                    self._session.notice(f"the server says: {question}")
+            case _:
+                self._session.notice(f"the server says: {text}")
+
+    def _dismissed(self, command: str, rest: str) -> None:
+        """``RESTART`` and ``HALT``, each with ``[FLAGS]REASON``: P keeps the login, N goes to the next server."""
+        flags, reason = _split_flags(rest)
+        if "P" not in flags:
+            self._login.forget()
+        advance: events.Advance = "address" if "N" in flags else "stay"
+        if command == "RESTART":
+            error = UnreachableError(_with("the server asks to connect again", reason.strip()))
+            self._session.finish(error, retry=True, advance=advance)
+        else:
+            error = UnreachableError(_with("the server ended the session", reason.strip()))
+            self._session.finish(error, retry=False)
+
 
 def _split_flags(text: str) -> tuple[str, str]:
     """``[FLAGS]REST`` into both."""
@@ -266,8 +323,10 @@ def _split_flags(text: str) -> tuple[str, str]:
     return "", text
 
 
-def _after_flags(text: str) -> str:
-    return _split_flags(text)[1].strip()
+def _advance(flags: str) -> events.Advance:
+    match = re.search(r"(?:^|,)advance (no|addr|remote)(?:,|$)", flags)
+    where: dict[str, events.Advance] = {"no": "stay", "addr": "address", "remote": "remote"}
+    return where[match[1]] if match else "stay"
 
 
 def _with(text: str, reason: str) -> str:
@@ -303,4 +362,5 @@ OUR_PROTO = (
     | Proto.AUTH_FAIL_TEMP
     | Proto.DYN_TLS_CRYPT
     | Proto.DNS_OPTION_V2
+    | Proto.PUSH_UPDATE
 )

@@ -13,7 +13,7 @@ the session's owner chose; a *handle* names one pair of data keys, unique within
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from ginnel.errors import GinnelError
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Path = tuple[int, str, int]
 """Socket number, IP address as text, UDP or TCP port."""
+
+Advance = Literal["stay", "address", "remote"]
 
 
 # Commands to the data plane.
@@ -186,6 +188,34 @@ class Established:
 
 
 @dataclass(frozen=True, slots=True)
+class Reconfigured:
+    """The server changed the configuration of a tunnel that is up (PUSH_UPDATE): this is all of it now."""
+
+    push: PushReply
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A question for the user, in words of ours or of the server's (escaped).
+
+    ``echo``: the answer may be shown while it is typed. Where no answer is needed the text is to be
+    shown, and the empty answer given.
+    """
+
+    kind: Literal["username", "password", "challenge", "key-password", "proxy-username", "proxy-password"]
+    text: str
+    echo: bool
+    needs_answer: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class OpenUrl:
+    """The server wants the user to visit an http or https address to log in. The session waits."""
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
 class Rekeyed:
     """A renegotiation ended; data goes out with a key of this key id."""
 
@@ -205,14 +235,16 @@ class Closed:
 
     ``retry`` says whether connecting again may help: after a lost peer yes, after a refused
     password no. ``delay`` is the least number of seconds to wait first, as the peer asked, or 0.
+    ``advance`` says where: at this address again, the next address, or the next remote.
     """
 
     error: GinnelError | None
     retry: bool
     delay: float = 0.0
+    advance: Advance = "address"
 
 
 Command = NewPeer | SetPeer | DelPeer | NewKey | DelKey | Swap | SendDataMessage | CountBytes
 Report = DataMessage | PeerExpired | PeerFloat | KeyLimit | BytesCounted | PathClosed
-News = Established | Rekeyed | Notice | Closed
+News = Established | Reconfigured | Rekeyed | Notice | Prompt | OpenUrl | Closed
 Event = Command | News

@@ -30,6 +30,7 @@ class Proto(IntFlag):
     AUTH_FAIL_TEMP = 1 << 8
     DYN_TLS_CRYPT = 1 << 9
     DNS_OPTION_V2 = 1 << 11
+    PUSH_UPDATE = 1 << 12
 
 
 @dataclass(frozen=True)

@@ -354,7 +354,18 @@ class Session:
         error = UnreachableError(f"{who} at {_show(self._path)} ended the session")
         self.finish(error, retry=not self._policy.server)
 
-    def finish(self, error: GinnelError | None, *, retry: bool, delay: float = 0.0) -> None:
+    def tell(self, news: events.Prompt | events.OpenUrl | events.Reconfigured) -> None:
+        """News for the session's user."""
+        self._emit(news)
+
+    def change_tunnel(self, tunnel: Tunnel) -> None:
+        """Other sizes or times for a tunnel that is open; its cipher, keys and peer id stay."""
+        self._tunnel = tunnel
+        self._emit(events.SetPeer(self._policy.peer, tunnel.ping, tunnel.ping_restart, tunnel.mss))
+
+    def finish(
+        self, error: GinnelError | None, *, retry: bool, delay: float = 0.0, advance: events.Advance = "address"
+    ) -> None:
         """Ends the session now."""
         if self._closed:
             return
@@ -362,7 +373,7 @@ class Session:
         self._timers.clear()
         if self._tunnel is not None:
             self._emit(events.DelPeer(self._policy.peer))
-        self._emit(events.Closed(error, retry, delay))
+        self._emit(events.Closed(error, retry, delay, advance))
 
     def finish_settled(
         self, error: GinnelError | None, *, retry: bool, within: float, now: float, acknowledged: bool = True
