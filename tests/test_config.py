@@ -65,4 +65,4 @@ def test_what_is_missing_of_a_login() -> None:
 def test_peer_info_has_the_users_own_names_only_where_they_were_asked_for() -> None:
     config = replace(CONFIG, setenv=(("UV_ID", "7"), ("IV_SSO", "webauth"), ("PATH", "/bin")))
     assert config.peer_info == (("IV_SSO", "webauth"),)
-    assert replace(config, push_peer_info=True).peer_info == (("UV_ID", "7"), ("IV_SSO", "webauth"))
+    assert replace(config, push_peer_info=True).peer_info == (("IV_SSO", "webauth"), ("UV_ID", "7"))

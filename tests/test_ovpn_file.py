@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 
 from ginnel.errors import ConfigError
 from ginnel.openvpn.client import MssFix
-from ginnel.openvpn.config import AuthUserPass, ClientConfig, Remote
+from ginnel.openvpn.config import AuthUserPass, ClientConfig, HttpProxy, Remote, SocksProxy
 from ginnel.openvpn.directives import DIRECTIVES, Verdict
+from ginnel.openvpn.login import StaticChallenge
 from ginnel.openvpn.ovpn_file import Finding, parse_ovpn, read_ovpn, report_ovpn
 from ginnel.openvpn.ovpn_lexer import MAX_LINE, statements
 from ginnel.openvpn.ovpn_options import TAKERS
 from ginnel.openvpn.push import PullFilter
+from ginnel.openvpn.push_values import Inactive
 from ginnel.openvpn.tls import TlsContext, TlsSettings, VerifyName
 from ginnel.openvpn.words import quote, split_words
 from ginnel.openvpn.wrap import NoWrap, StaticKey, TlsAuth, TlsCrypt
@@ -109,7 +111,11 @@ setenv CLIENT_CERT 0
 key-direction 1
 {block("ca", AUTHORITY.pem)}{block("tls-auth", COMMENT + STATIC.emit())}"""
     )
-    assert config.remotes == (Remote("de7.provider.example", 1194), Remote("de7.provider.example", 4569))
+    assert config.remotes == (
+        Remote("de7.provider.example", 1194),
+        Remote("de7.provider.example", 4569),
+        Remote("de7.provider.example", 443, "tcp"),
+    )
     assert config.remote_random
     assert config.auth_user_pass == AuthUserPass()
     assert config.wrap == TlsAuth(STATIC, "SHA512", 1)
@@ -118,7 +124,7 @@ key-direction 1
     assert config.data_ciphers == ("AES-256-GCM", "AES-128-GCM", "CHACHA20-POLY1305")
     assert config.cipher is None
     options = [(warning.line, warning.option) for warning in config.warnings]
-    assert options == [(12, "tun-mtu-extra"), (24, "cipher"), (28, "block-outside-dns"), (7, "remote")]
+    assert options == [(12, "tun-mtu-extra"), (24, "cipher"), (28, "block-outside-dns")]
 
 
 def test_the_file_of_a_company_access_server() -> None:
@@ -151,11 +157,11 @@ some-option-of-2030 yes
 """
     )
     assert config.wrap == TlsCrypt(STATIC)
-    assert (config.reneg_sec, config.connect_timeout, len(config.remotes)) == (604800, 4, 3)
+    assert (config.reneg_sec, config.connect_timeout, len(config.remotes)) == (604800, 4, 4)
     assert config.compression == "comp-lzo no"
-    assert config.peer_info == (("UV_ASCLI_VER", "2.0"),)
+    assert config.peer_info == (("IV_SSO", "webauth,openurl,crtext"), ("UV_ASCLI_VER", "2.0"))
     assert (config.cert, config.key) == (CERT, KEY)
-    assert {warning.option for warning in config.warnings} == {"remote", "comp-lzo", "some-option-of-2030"}
+    assert {warning.option for warning in config.warnings} == {"comp-lzo", "some-option-of-2030"}
 
 
 def test_the_files_of_a_pfsense_export(tmp_path: Path) -> None:
@@ -410,7 +416,7 @@ def test_no_option_of_stock_is_unknown_and_each_refusal_says_why(name: str) -> N
 
 
 SAFETY = """tls-crypt-v2 crl-verify tls-cipher tls-ciphersuites tls-groups tls-cert-profile pkcs12 askpass
-    remote-cert-ku remote-cert-eku http-proxy socks-proxy static-challenge auth-token secret fragment engine
+    remote-cert-ku remote-cert-eku auth-token secret fragment engine
     providers verify-hash tls-verify plugin replay-persist capath management-external-key ns-cert-type compat-mode"""
 SERVERS = "server push dh client-to-client ifconfig-pool client-config-dir tls-server"
 OPTIONAL = [
@@ -436,12 +442,75 @@ def test_a_servers_option_is_called_one(name: str) -> None:
 
 
 def test_what_changes_nothing_is_taken_without_a_word() -> None:
-    quiet = "persist-key\npersist-tun\nnobind\nmute-replay-warnings\ntun-ipv6\nfast-io\nfloat\nroute-delay 2\n"
+    quiet = "persist-key\npersist-tun\nnobind\nmute-replay-warnings\ntun-ipv6\nfast-io\nroute-delay 2\n"
     assert warnings(WHOLE + quiet) == []
 
 
 def test_one_warning_for_an_option_that_is_repeated() -> None:
     assert [option for _, option, _ in warnings(WHOLE + "up a\nup b\nsndbuf 1\nsndbuf 2\n")] == ["up", "sndbuf"]
+
+
+def test_where_to_connect_and_how() -> None:
+    config = parse_ovpn(
+        WHOLE
+        + """\
+proto tcp
+local 192.0.2.77
+lport 5000
+inactive 600 1000
+session-timeout 86400
+static-challenge "Your code" 1 concat
+connect-timeout 9
+<connection>
+remote one.example
+http-proxy proxy.example 3128
+http-proxy-option AGENT "An agent"
+http-proxy-option CUSTOM-HEADER X-Site main
+http-proxy-option CUSTOM-HEADER "X-Two: b:c"
+<http-proxy-user-pass>
+alice
+pass word
+</http-proxy-user-pass>
+connect-timeout 3
+mssfix 1300
+explicit-exit-notify 2
+</connection>
+<connection>
+remote two.example 1195 tcp6-client
+socks-proxy socks.example
+</connection>
+<connection>
+remote three.example 1196 udp
+explicit-exit-notify 2
+</connection>
+"""
+    )
+    bound = {"local": "192.0.2.77", "local_port": 5000}
+    headers = (("X-Site", "main"), ("X-Two", "b:c"))
+    proxy = HttpProxy("proxy.example", 3128, "alice", "pass word", agent="An agent", headers=headers)
+    own = (("connect_timeout", 3), ("mssfix", MssFix(1300)), ("explicit_exit_notify", 2))
+    assert config.remotes == (
+        Remote("one.example", 1194, "tcp", proxy, **bound, own=own),
+        Remote("two.example", 1195, "tcp6", SocksProxy("socks.example", 1080), **bound),
+        Remote("three.example", 1196, "udp", **bound, own=(("explicit_exit_notify", 2),)),
+    )
+    first, second, third = map(config.for_remote, config.remotes)
+    assert (first.connect_timeout, first.mssfix, first.explicit_exit_notify) == (3, MssFix(1300), 0)
+    assert (second.connect_timeout, second.mssfix, second.explicit_exit_notify) == (9, None, 0)
+    assert third.explicit_exit_notify == 2
+    assert config.inactive == Inactive(600, 1000)
+    assert config.session_timeout == 86400
+    assert config.static_challenge == StaticChallenge("Your code", True, "concat")
+
+
+def test_a_key_of_one_connection_alone() -> None:
+    other = StaticKey(bytes(range(255, -1, -1)))
+    inner = block("tls-crypt", other.emit())
+    config = parse_ovpn(
+        f"{WHOLE}{block('tls-crypt', STATIC.emit())}<connection>\nremote a\n</connection>\n"
+        f"<connection>\nremote b\n{inner}</connection>\n"
+    )
+    assert [config.for_remote(remote).wrap for remote in config.remotes] == [TlsCrypt(STATIC), TlsCrypt(other)]
 
 
 # What is wrong, and what is said about it.
@@ -455,7 +524,7 @@ WRONG = [
     ("remote a 0", "remote: '0' is not a port from 1 to 65535"),
     ("remote a 65536", "remote: '65536' is not a port"),
     ("remote a http", "remote: 'http' is not a port"),
-    ("remote a 1194 sctp", "remote: 'sctp' is no protocol; write udp, udp4 or udp6"),
+    ("remote a 1194 sctp", "remote: 'sctp' is no protocol; write udp, udp4, udp6, tcp, tcp4 or tcp6"),
     ("remote [::1]", "write an IPv6 address without brackets"),
     ("remote https://a", "is no host name or address"),
     ("proto tcp-server", "tcp-server is for a server"),
@@ -485,7 +554,6 @@ WRONG = [
     ("comp-lzo", "VORACLE"),
     ("compress zip", "'zip' is no kind of compression"),
     ("peer-fingerprint 00:11", "not a SHA-256 fingerprint"),
-    ("auth-user-pass username-only", "not supported yet"),
     ("setenv GENERIC_CONFIG 1", "this file is a template"),
     ("setenv opt", "setenv opt needs an option"),
     ("pull-filter drop x", "is not one of: accept, ignore, reject"),
@@ -502,7 +570,16 @@ WRONG = [
     ("</ca>", "</ca> closes a block that was not opened"),
     ("<connection>\nport 1\n</connection>", "this <connection> has no remote"),
     ("<connection>\nremote a\nremote b\n</connection>", "a second remote in one <connection>"),
-    ("<connection>\nremote a\nmssfix 0\n</connection>", "mssfix within <connection> is not supported yet"),
+    ("<connection>\nremote a\nverb 4\n</connection>", "verb can't be within <connection>"),
+    ("http-proxy 192.0.2.9 8080", "http-proxy leads to TCP only, and this remote is udp; write: proto tcp"),
+    ("socks-proxy 192.0.2.9", "socks-proxy is supported for TCP only"),
+    ("http-proxy 192.0.2.9", "http-proxy needs HOST PORT [FILE|auto|auto-nct] [METHOD]"),
+    ("http-proxy 192.0.2.9 8080 stdin ntlm", "ntlm is not supported"),
+    ("http-proxy-option COLOUR red", "'COLOUR' is not one of: VERSION, AGENT, CUSTOM-HEADER"),
+    ("nobind\nlport 1194", "nobind and lport exclude each other"),
+    ("local eth0", "'eth0' is no IP address"),
+    ("static-challenge Code 2", "'2' is not one of: 0, 1"),
+    ("static-challenge Code 1 rot13", "'rot13' is not one of: scrv1, concat"),
     ("<connection>\nremote a\nca x\n</connection>", "ca can't be within <connection>"),
     ("<connection>\nremtoe a\n</connection>", "did you mean 'remote'?"),
     ("dev-type bridge", "is not one of: tun, tap"),
@@ -537,8 +614,6 @@ def test_what_is_wrong_is_said_with_its_line(text: str, message: str) -> None:
         (BASE + TRUST, "nothing says to the server who we are; add cert and key, or auth-user-pass"),
         (BASE + TRUST + block("cert", CERT), "cert without key"),
         (BASE + TRUST + block("key", KEY), "key without cert"),
-        (WHOLE.replace("1194 udp", "443 tcp"), "TCP is not supported yet; ask for a file with UDP"),
-        (WHOLE.replace("1194 udp", "") + "proto tcp\n", "proto: TCP is not supported yet"),
         (WHOLE + block("tls-auth", STATIC.emit()) + block("tls-crypt", STATIC.emit()), "exclude each other"),
         ("", "write: client"),
     ],

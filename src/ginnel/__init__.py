@@ -18,7 +18,7 @@ from ginnel.errors import (
 )
 
 if TYPE_CHECKING:
-    from ginnel.vpn import Change, Down, Info, Reconnecting, State, Up, Vpn, connect
+    from ginnel.vpn import Change, Down, Info, OpenUrl, Prompt, Reconnecting, State, Up, Vpn, connect
 
 __all__ = [
     "AuthError",
@@ -29,6 +29,8 @@ __all__ = [
     "GinnelError",
     "Info",
     "LocalProtocolError",
+    "OpenUrl",
+    "Prompt",
     "Reconnecting",
     "RemoteProtocolError",
     "State",

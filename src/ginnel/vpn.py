@@ -10,16 +10,19 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
 from ginnel.device import MemoryDevice
 from ginnel.errors import GinnelError, LocalProtocolError, UnreachableError
-from ginnel.openvpn.aio import Client, Lost, Rose
-from ginnel.openvpn.client import Credentials
+from ginnel.openvpn import aio
+from ginnel.openvpn.aio import Ask, Client, Lost, Rose
 from ginnel.openvpn.config import ClientConfig
+from ginnel.openvpn.events import OpenUrl as OpenUrl
+from ginnel.openvpn.events import Prompt as Prompt
+from ginnel.openvpn.events import Reconfigured
 from ginnel.openvpn.ovpn_file import read_ovpn
 from ginnel.openvpn.push import PushReply
 from ginnel.stack import DatagramSocket, Server, Stack
@@ -40,7 +43,7 @@ class Info:
     """What is known of a tunnel that is up.
 
     ``address`` and ``address6`` are our own with their prefix length (``10.8.0.2/24``), None without
-    one. ``server`` is the server's address and port, ``transport`` ``udp``, ``cipher`` that of the
+    one. ``server`` is the server's address and port, ``transport`` ``udp`` or ``tcp``, ``cipher`` that of the
     data channel, ``tls`` the version and suite of the control channel. ``handshake`` is the time in
     seconds from the first packet to the tunnel being up.
     """
@@ -76,20 +79,23 @@ class Down:
     error: GinnelError | None
 
 
-Change = Up | Reconnecting | Down
+Change = Up | Reconnecting | OpenUrl | Down
 
 
 def connect(
     config: str | os.PathLike[str] | ClientConfig,
     *,
     auth_user_pass: tuple[str, str] | None = None,
+    ask: Ask | None = None,
     timeout: float | None = 30.0,
     budget: int = 64 << 20,
 ) -> Vpn:
     """A connection to the OpenVPN server that an ``.ovpn`` file (or a configuration read before) names.
 
-    ``auth_user_pass`` is the user and password, where the file leaves them out. ``timeout`` bounds
-    the first connection in seconds, None for as long as the file allows. ``budget`` is the memory in
+    ``auth_user_pass`` is the user and password, where the file leaves them out. ``ask`` is called with
+    each `Prompt` (a password, a second factor) and returns the answer, None when there is nobody to ask.
+    ``timeout`` bounds the first connection in seconds, what ``ask`` takes not counted; None is for as
+    long as the file allows. ``budget`` is the memory in
     bytes that all streams of the connection share for their buffers.
 
     Use it with ``async with``: it is up inside the block, comes back by itself after the server was
@@ -105,7 +111,7 @@ def connect(
     """
     if not isinstance(config, ClientConfig):
         config = read_ovpn(config)
-    return Vpn(config, auth_user_pass=auth_user_pass, timeout=timeout, budget=budget)
+    return Vpn(config, auth_user_pass=auth_user_pass, ask=ask, timeout=timeout, budget=budget)
 
 
 class Vpn:
@@ -116,11 +122,13 @@ class Vpn:
         config: ClientConfig,
         *,
         auth_user_pass: tuple[str, str] | None = None,
+        ask: Ask | None = None,
         timeout: float | None = 30.0,
         budget: int = 64 << 20,
     ) -> None:
         self._config = config
-        self._credentials = Credentials(*auth_user_pass) if auth_user_pass else None
+        self._login = auth_user_pass
+        self._ask = ask
         self._timeout = timeout
         self._budget = budget
         self._device: MemoryDevice | None = None
@@ -276,12 +284,20 @@ class Vpn:
         self._device.set_up(True)
         self._stack = Stack(self._device.interface, budget=self._budget)
         self._client = Client(
-            self._config, self._device.application, credentials=self._credentials, on_change=self._on_change
+            self._config, self._device.application, login=self._login, ask=self._ask, on_change=self._on_change
         )
         self._runner = asyncio.get_running_loop().create_task(self._run(self._client))
         first = asyncio.get_running_loop().create_task(self._changed.wait())
+        began = time.monotonic()
         try:
-            await asyncio.wait({first, self._runner}, timeout=self._timeout, return_when=asyncio.FIRST_COMPLETED)
+            while not (first.done() or self._runner.done()):
+                left = None
+                if self._timeout is not None:
+                    # What the user takes to answer is not the server's delay.
+                    left = self._timeout + self._client.users_time - (time.monotonic() - began)
+                    if left <= 0:
+                        break
+                await asyncio.wait({first, self._runner}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         finally:
             first.cancel()
         if self._runner.done():
@@ -301,8 +317,16 @@ class Vpn:
             raise
         self._announce(Down(None))
 
-    def _on_change(self, change: Rose | Lost) -> None:
+    def _on_change(self, change: aio.Change) -> None:
         match change:
+            case Reconfigured(push):
+                self._configure(push)
+                assert self._info is not None
+                address, address6 = _addresses(push)
+                self._info = replace(self._info, address=address, address6=address6)
+                self._announce(Up(self._info))
+            case OpenUrl():
+                self._announce(change)
             case Rose():
                 self._configure(change.established.push)
                 self._info = _info(change)
@@ -335,14 +359,19 @@ class Vpn:
             queue.put_nowait(change)
 
 
+def _addresses(push: PushReply) -> tuple[str | None, str | None]:
+    return (str(push.address) if push.address else None, str(push.address6) if push.address6 else None)
+
+
 def _info(rose: Rose) -> Info:
     push, established = rose.established.push, rose.established
     _, host, port = rose.path
+    address, address6 = _addresses(push)
     return Info(
-        address=str(push.address) if push.address else None,
-        address6=str(push.address6) if push.address6 else None,
+        address=address,
+        address6=address6,
         server=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-        transport="udp",
+        transport=rose.remote.proto[:3],
         cipher=established.cipher,
         tls=f"{established.tls} {established.control_cipher}",
         handshake=rose.handshake,

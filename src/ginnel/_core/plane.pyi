@@ -14,6 +14,9 @@ class DataPlane:
     def add_udp(self, fd: int) -> int:
         """Takes over a bound, possibly connected, UDP socket's descriptor. Returns its socket number."""
 
+    def add_tcp(self, fd: int) -> int:
+        """Takes over a connected stream socket's descriptor. Returns its socket number."""
+
     def remove_socket(self, socket: int) -> None: ...
     def new_peer(self, peer: int, path: Path, peer_id: int | None) -> None: ...
     def set_peer(self, peer: int, ping: float, ping_restart: float, mss: int) -> None: ...

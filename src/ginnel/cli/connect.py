@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import getpass
 import json
 import logging
 import signal
 import sys
+import threading
+import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from typing import Any
 import click
 
 from ginnel.cli.live import live_line
+from ginnel.cli.prompt import Asker
 from ginnel.errors import ConfigError, GinnelError
 from ginnel.gateways.forward import Forward, Target
 from ginnel.gateways.relay import Address, Listener
 from ginnel.gateways.socks5 import Login, Socks5Gateway
 from ginnel.openvpn.config import ClientConfig
 from ginnel.openvpn.ovpn_file import read_ovpn
-from ginnel.vpn import Change, Down, Info, Reconnecting, Up, Vpn
+from ginnel.vpn import Change, Down, Info, OpenUrl, Reconnecting, Up, Vpn
 
 log = logging.getLogger("ginnel")
 
@@ -57,6 +59,7 @@ log = logging.getLogger("ginnel")
     show_default=True,
     help="How long the first connection may take, in seconds.",
 )
+@click.option("--open", "opens", is_flag=True, help="Open a browser when the server wants a login there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line on stdout for each event.")
 @click.pass_context
 def command(
@@ -67,6 +70,7 @@ def command(
     forwards: tuple[str, ...],
     auth_user_pass: Path | None,
     timeout: float,
+    opens: bool,
     as_json: bool,
 ) -> int:
     """Connect to the OpenVPN server that FILE.ovpn names, without root.
@@ -74,7 +78,7 @@ def command(
     Nothing of this machine's network changes. Programs reach the other side through --socks, and
     through the ports given with -L; names are resolved there. Runs until SIGINT or SIGTERM.
     """
-    reporter = Reporter(as_json)
+    reporter = Reporter(as_json, opens)
     try:
         config = read_ovpn(file)
         _set_up_logging(ctx.obj or 0, config.verb)
@@ -82,7 +86,7 @@ def command(
             log.warning("%s:%d: %s", file, warning.line, warning.text)
         plan = Plan(
             config=config,
-            login=_read_login(auth_user_pass) or _ask(config),
+            login=_read_login(auth_user_pass),
             timeout=timeout,
             socks=Address.parse(socks) if socks else None,
             socks_login=_socks_login(socks, socks_auth),
@@ -110,8 +114,9 @@ class Plan:
 class Reporter:
     """Says what happens: as JSON lines on stdout for programs, or in the log for people."""
 
-    def __init__(self, as_json: bool) -> None:
+    def __init__(self, as_json: bool, opens: bool) -> None:
         self._as_json = as_json
+        self._opens = opens
 
     def change(self, change: Change, gateways: dict[str, Any]) -> None:
         match change:
@@ -121,6 +126,12 @@ class Reporter:
             case Reconnecting(error, delay):
                 self._event("reconnecting", message=str(error), delay=round(delay, 3))
                 self._say(f"{error}; trying again in {delay:.1f} s")
+            case OpenUrl(url):
+                self._event("open_url", url=url)
+                self._say(f"the server wants you to log in at {url}")
+                if self._opens:
+                    # A browser in the terminal would hold it up until it is left.
+                    threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
             case Down(None):
                 self._event("down")
             case Down():
@@ -151,7 +162,7 @@ async def _connect(plan: Plan, reporter: Reporter) -> None:
         forwards = [
             (stack.enter_context(contextlib.closing(Listener(target.address))), target) for target in plan.forwards
         ]
-        vpn = Vpn(plan.config, auth_user_pass=plan.login, timeout=plan.timeout)
+        vpn = Vpn(plan.config, auth_user_pass=plan.login, ask=Asker(), timeout=plan.timeout)
         session = loop.create_task(_hold(vpn, plan, reporter, socks, forwards))
         stopped = loop.create_task(stop.wait())
         try:
@@ -273,20 +284,6 @@ def _read_login(path: Path | None) -> tuple[str, str] | None:
             f"{path} has no user and password", instead="write the user in line 1, the password in line 2"
         )
     return lines[0], lines[1]
-
-
-def _ask(config: ClientConfig) -> tuple[str, str] | None:
-    wanted = config.auth_user_pass
-    if wanted is None or not wanted.incomplete:
-        return None
-    if not sys.stdin.isatty():
-        raise ConfigError(
-            "the server wants a user and a password, and there is no terminal to ask on",
-            option="auth-user-pass",
-            instead="give --auth-user-pass FILE",
-        )
-    username = wanted.username or click.prompt("User", err=True)
-    return username, getpass.getpass(f"Password for {username}: ")
 
 
 def _set_up_logging(verbose: int, verb: int) -> None:

@@ -10,21 +10,25 @@ import asyncio
 import logging
 import os
 import random
-import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 
 from ginnel._core import DataPlane, End
-from ginnel.errors import GinnelError, RemoteProtocolError, UnreachableError
-from ginnel.openvpn import events
-from ginnel.openvpn.client import ClientPolicy, ClientSettings, Credentials
-from ginnel.openvpn.config import ClientConfig, Remote
+from ginnel.errors import AuthError, ConfigError, GinnelError, RemoteProtocolError, UnreachableError
+from ginnel.openvpn import events, settings
+from ginnel.openvpn.client import ClientPolicy
+from ginnel.openvpn.config import ClientConfig, HttpProxy, Remote
+from ginnel.openvpn.push_values import Inactive
 from ginnel.openvpn.session import Session
-from ginnel.openvpn.tls import TlsContext, TlsSettings
+from ginnel.transports import watch
+from ginnel.transports.dial import source_address
+from ginnel.transports.ways import Unresolved, Way, Ways, describe, open_socket, pause
 
 log = logging.getLogger(__name__)
+
+Ask = Callable[[events.Prompt], Awaitable[str | None]]
+"""Asks the user; None when there is nobody to answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,7 @@ class Rose:
 
     established: events.Established
     path: events.Path
+    remote: Remote
     handshake: float
 
 
@@ -44,11 +49,15 @@ class Lost:
     delay: float
 
 
+Change = Rose | Lost | events.Reconfigured | events.OpenUrl
+
+
 class Client:
     """Keeps a tunnel to one of the servers that a configuration names.
 
     It takes over ``end``, the application end of a device. ``on_change`` is called from the event
-    loop with every `Rose` and `Lost`, after the data plane has been told.
+    loop with every change, after the data plane has been told. ``login`` is a user and a password
+    that count more than the file's; what is missing is asked for by ``ask``.
     """
 
     def __init__(
@@ -56,16 +65,25 @@ class Client:
         config: ClientConfig,
         end: End,
         *,
-        credentials: Credentials | None,
-        on_change: Callable[[Rose | Lost], None],
+        login: tuple[str, str] | None,
+        ask: Ask | None,
+        on_change: Callable[[Change], None],
     ) -> None:
         self._config = config
-        self._settings = client_settings(config, credentials)
+        self._login = settings.login(config, login)
+        self._tls = settings.tls_context(config)
+        self._proxy_logins: dict[HttpProxy, tuple[str, str]] = {}
+        self._ask_user = ask
         self._on_change = on_change
         self._plane = DataPlane(end)
         self._attempt: _Attempt | None = None
-        self._server = ""
+        self._way: Way | Unresolved | None = None
         self._failure: GinnelError | None = None
+        self._nudge = asyncio.Event()
+        self._questions: set[asyncio.Task[None]] = set()
+        self._users_time = 0.0
+        self._began = time.monotonic()
+        self._asked_at: float | None = None
         self.keyed_at = time.monotonic()
         """When the keys in use were agreed on, on `time.monotonic`."""
 
@@ -74,25 +92,14 @@ class Client:
 
         Before the tunnel was up once, only an unreachable server is tried again and again; what is
         wrong with TLS may have been a damaged packet once, but not for ever.
-        Raises AuthError, RemoteProtocolError or UnreachableError.
+        Raises AuthError, ConfigError, RemoteProtocolError or UnreachableError.
         """
-        failures = 0
-        was_up = False
-        most = self._config.connect_retry_max
-        async for candidate in self._candidates():
-            closed, rose = await self._try(candidate)
-            if closed.error is None:
-                return
-            was_up = was_up or rose
-            failures = 0 if rose else failures + 1
-            if not closed.retry or (not was_up and not _worth_another(closed.error, failures)):
-                raise closed.error
-            if most is not None and failures >= most * len(self._config.remotes):
-                raise closed.error
-            self._failure = closed.error
-            delay = max(closed.delay, self._back_off(failures))
-            self._on_change(Lost(closed.error, delay))
-            await asyncio.sleep(delay)
+        watchers = [asyncio.create_task(act()) for act in (self._watch_network, self._watch_sleep)]
+        try:
+            await self._keep_connected()
+        finally:
+            for task in (*watchers, *self._questions):
+                task.cancel()
 
     def leave(self) -> None:
         """Tells the server that we go, where it asked to be told."""
@@ -108,7 +115,14 @@ class Client:
         """How far the attempt under way has come, or why the last one failed: the beginning of a message."""
         if self._attempt is not None:
             return self._attempt.progress
-        return str(self._failure or f"no connection to {self._server or 'the server'}")
+        where = describe(self._way.remote) if self._way else "the server"
+        return str(self._failure or f"no connection to {where}")
+
+    @property
+    def users_time(self) -> float:
+        """The seconds that the user took so far, to answer or to log in elsewhere: nobody else's delay."""
+        waiting = 0.0 if self._asked_at is None else time.monotonic() - self._asked_at
+        return self._users_time + waiting
 
     def plane_statistics(self) -> dict[str, int]:
         return self._plane.statistics()
@@ -116,39 +130,70 @@ class Client:
     def session_statistics(self) -> dict[str, int]:
         return self._attempt.session.statistics() if self._attempt else {}
 
-    async def _try(self, candidate: _Candidate) -> tuple[events.Closed, bool]:
-        remote, address = candidate.remote, candidate.address
-        self._server = f"{remote.host}:{remote.port}"
-        if isinstance(address, OSError):
-            reason = address.strerror or str(address)
-            return events.Closed(UnreachableError(f"cannot resolve {remote.host}: {reason}"), retry=True), False
+    async def _keep_connected(self) -> None:
+        failures = 0
+        was_up = False
+        most = self._config.connect_retry_max
+        ways = Ways(self._config.remotes, shuffled=self._config.remote_random)
+        advance: events.Advance = "address"
+        while True:
+            await self._complete_login()
+            self._way = await ways.next(advance)
+            closed, rose = await self._try(self._way)
+            if closed.error is None:
+                return
+            was_up = was_up or rose
+            failures = 0 if rose else failures + 1
+            if not closed.retry or (not was_up and not _worth_another(closed.error, failures)):
+                raise closed.error
+            if most is not None and failures >= most * len(self._config.remotes):
+                raise closed.error
+            self._failure = closed.error
+            advance = closed.advance
+            if self._login.prompt is None:
+                delay = max(closed.delay, self._back_off(failures))
+                self._on_change(Lost(closed.error, delay))
+                await pause(delay, self._nudge)
+
+    async def _try(self, way: Way | Unresolved) -> tuple[events.Closed, bool]:
+        if isinstance(way, Unresolved):
+            return self._unresolved(way), False
+        config = self._config.for_remote(way.remote)
+        quick = min(config.connect_timeout, _PATIENCE if way.remote.tcp or not way.first else _FIRST_PATIENCE)
+        patience = float(config.connect_timeout if way.alone else quick)
         try:
-            number = _add_socket(self._plane, address)
+            number, path = await self._open(way, patience)
+        except GinnelError as error:
+            return events.Closed(error, retry=isinstance(error, UnreachableError)), False
         except OSError as error:
-            reason = error.strerror or str(error)
-            return events.Closed(UnreachableError(f"cannot reach {self._server}: {reason}"), retry=True), False
-        path = (number, *address)
-        policy = ClientPolicy(self._settings, unix_time=time.time())
-        attempt = _Attempt(self._plane, policy, path, candidate.patience, self._take_news)
+            reason = error.strerror or str(error) or "no answer in time"
+            return events.Closed(UnreachableError(f"cannot reach {describe(way.remote)}: {reason}"), retry=True), False
+        policy = ClientPolicy(
+            settings.client_settings(self._config, way.remote, self._tls), self._login, unix_time=time.time()
+        )
+        attempt = _Attempt(self._plane, policy, path, way.remote, patience, self._take_news)
         self._attempt = attempt
         try:
             return await attempt.run(), attempt.is_up
         finally:
             self._attempt = None
+            self._user_is_done()
             self._plane.remove_socket(number)
 
-    async def _candidates(self) -> AsyncIterator[_Candidate]:
-        remotes = list(self._config.remotes)
-        if self._config.remote_random:
-            random.shuffle(remotes)
-        longest = float(self._config.connect_timeout)
-        # Names are resolved anew each time round: a server may have moved.
-        while True:
-            for remote in remotes:
-                addresses = await _resolve(remote)
-                alone = len(remotes) == len(addresses) == 1
-                for address in addresses:
-                    yield _Candidate(remote, address, longest if alone else min(longest, _PATIENCE))
+    def _unresolved(self, way: Unresolved) -> events.Closed:
+        reason = way.error.strerror or str(way.error)
+        patient = self._config.resolv_retry is None or len(self._config.remotes) > 1
+        retry = patient or time.monotonic() - self._began < (self._config.resolv_retry or 0)
+        return events.Closed(UnreachableError(f"cannot resolve {way.host}: {reason}"), retry=retry)
+
+    async def _open(self, way: Way, patience: float) -> tuple[int, events.Path]:
+        async with asyncio.timeout(patience):
+            sock = await open_socket(way, self._proxy_login)
+        with sock:
+            host, port = sock.getpeername()[:2]
+            number = self._plane.add_tcp(sock.fileno()) if way.remote.tcp else self._plane.add_udp(sock.fileno())
+            sock.detach()
+        return number, (number, host, port)
 
     def _back_off(self, failures: int) -> float:
         lowest, highest = self._config.connect_retry
@@ -158,66 +203,95 @@ class Client:
     def _take_news(self, news: events.News, attempt: _Attempt) -> None:
         match news:
             case events.Established():
+                self._user_is_done()
                 self.keyed_at = time.monotonic()
-                self._on_change(Rose(news, attempt.path, time.monotonic() - attempt.began))
+                self._on_change(Rose(news, attempt.path, attempt.remote, time.monotonic() - attempt.began))
             case events.Rekeyed():
                 self.keyed_at = time.monotonic()
             case events.Notice(text):
                 log.warning("%s", text)
+            case events.Reconfigured():
+                self._on_change(news)
+            case events.OpenUrl():
+                self._asked_at = self._asked_at or time.monotonic()
+                self._on_change(news)
+            case events.Prompt():
+                task = asyncio.create_task(self._answer(news, attempt))
+                self._questions.add(task)
+                task.add_done_callback(self._questions.discard)
 
+    # The user.
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """One way to a server, or why there is none. After ``patience`` seconds of silence the next one is tried."""
+    async def _complete_login(self) -> None:
+        """Asks for what is missing. Raises what the last attempt failed with if nobody answers."""
+        while (prompt := self._login.prompt) is not None:
+            answer = await self._ask(prompt)
+            if answer is None and prompt.needs_answer:
+                if isinstance(self._failure, AuthError):
+                    raise self._failure
+                raise _unanswered(prompt)
+            self._login.answer(prompt, answer or "")
 
-    remote: Remote
-    address: tuple[str, int] | OSError
-    patience: float
+    async def _answer(self, prompt: events.Prompt, attempt: _Attempt) -> None:
+        answer = await self._ask(prompt)
+        if answer is None:
+            log.warning("the server asks %r, and there is nobody to answer", prompt.text)
+        else:
+            attempt.respond(answer)
 
+    async def _ask(self, prompt: events.Prompt) -> str | None:
+        if self._ask_user is None:
+            return None
+        self._asked_at = self._asked_at or time.monotonic()
+        try:
+            return await self._ask_user(prompt)
+        finally:
+            self._user_is_done()
 
-def client_settings(config: ClientConfig, credentials: Credentials | None) -> ClientSettings:
-    """What a session needs to know, from what a file says. Raises ConfigError for what OpenSSL refuses."""
-    login = config.auth_user_pass
-    if credentials is None and login is not None and login.username is not None and login.password is not None:
-        credentials = Credentials(login.username, login.password)
-    tls = TlsSettings(
-        ca=config.ca,
-        cert=config.cert,
-        key=config.key,
-        extra_certs=config.extra_certs,
-        peer_fingerprints=config.peer_fingerprints,
-        remote_cert_tls=config.remote_cert_tls,
-        verify_name=config.verify_x509_name,
-        version_min=config.tls_version_min,
-        version_max=config.tls_version_max,
-    )
-    return ClientSettings(
-        tls=TlsContext(tls, server=False),
-        wrap=config.wrap,
-        tls_timeout=config.tls_timeout,
-        hand_window=config.hand_window,
-        tran_window=config.tran_window,
-        reneg_sec=config.reneg_sec,
-        max_packet_size=config.max_packet_size,
-        credentials=credentials,
-        data_ciphers=config.data_ciphers,
-        fallback_cipher=config.cipher,
-        auth=config.auth,
-        tap=config.dev_type == "tap",
-        tun_mtu=config.tun_mtu,
-        tun_mtu_max=config.tun_mtu_max,
-        mssfix=config.mssfix,
-        explicit_exit_notify=config.explicit_exit_notify,
-        ping=config.ping,
-        ping_restart=config.ping_restart,
-        ping_exit=config.ping_exit,
-        pull_filters=config.pull_filters,
-        route_nopull=config.route_nopull,
-        auth_retry=config.auth_retry != "none",
-        gui_version=f"ginnel_{version('ginnel')}",
-        extra_peer_info=config.peer_info,
-        export_keys=config.export_keys,
-    )
+    def _user_is_done(self) -> None:
+        if self._asked_at is not None:
+            self._users_time += time.monotonic() - self._asked_at
+            self._asked_at = None
+
+    async def _proxy_login(self, proxy: HttpProxy) -> tuple[str, str] | None:
+        if proxy.username is not None and proxy.password is not None:
+            return proxy.username, proxy.password
+        if proxy not in self._proxy_logins and proxy.ask:
+            where = f"the proxy {proxy.host}"
+            username = proxy.username or await self._ask(events.Prompt("proxy-username", f"User for {where}", True))
+            password = await self._ask(events.Prompt("proxy-password", f"Password for {where}", False))
+            if username is None or password is None:
+                return None
+            self._proxy_logins[proxy] = username, password
+        return self._proxy_logins.get(proxy)
+
+    # The machine.
+
+    async def _watch_network(self) -> None:
+        """When packets to the server would leave from another address than before, or can leave again,
+        waiting makes no sense: the server won't find us where we were."""
+        before = self._source()
+        async for _ in watch.network_changes():
+            now = self._source()
+            if now is not None and now != before:
+                if self._attempt is not None:
+                    self._attempt.lose(UnreachableError(f"the network of this machine changed (now {now})"))
+                self._nudge.set()
+            before = now
+
+    async def _watch_sleep(self) -> None:
+        async for seconds in watch.sleeps():
+            tunnel = self._attempt.session.tunnel if self._attempt is not None else None
+            if self._attempt is not None and tunnel is not None and seconds > (tunnel.ping_restart or _LONG_SLEEP):
+                self._attempt.lose(UnreachableError(f"this machine slept for {seconds:.0f} s"))
+            self._nudge.set()
+
+    def _source(self) -> str | None:
+        """Our own address towards the server, or towards anywhere while it has none that is known."""
+        if self._attempt is not None:
+            return source_address(self._attempt.path[1])
+        known = [address for address, _ in self._way.addresses] if isinstance(self._way, Way) else []
+        return next(filter(None, map(source_address, [*known, *_ANYWHERE])), None)
 
 
 class _Attempt:
@@ -228,16 +302,20 @@ class _Attempt:
         plane: DataPlane,
         policy: ClientPolicy,
         path: events.Path,
+        remote: Remote,
         patience: float,
         on_news: Callable[[events.News, _Attempt], None],
     ) -> None:
         self.path = path
+        self.remote = remote
+        self.policy = policy
         self.began = time.monotonic()
         self.is_up = False
         self._plane = plane
         self._on_news = on_news
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._idle: asyncio.TimerHandle | None = None
         self._closed: asyncio.Future[events.Closed] = self._loop.create_future()
         self._patience = patience
         self.session = Session(policy, path=path, random=os.urandom, now=self._loop.time())
@@ -251,19 +329,30 @@ class _Attempt:
             return await self._closed
         finally:
             self._loop.remove_reader(self._plane.fileno())
-            impatience.cancel()
-            if self._timer is not None:
-                self._timer.cancel()
+            for timer in (impatience, self._timer, self._idle):
+                if timer is not None:
+                    timer.cancel()
 
     def leave(self) -> None:
         """Ends the session at our wish; the peer is told once, where it asked to be."""
         self.session.close(self._loop.time())
         self._advance()
 
+    def lose(self, error: GinnelError) -> None:
+        """Ends the session for another attempt, without a word to the peer: it would not arrive."""
+        self.session.finish(error, retry=True, advance="stay")
+        self._advance()
+
+    def respond(self, text: str) -> None:
+        """Answers a question that the server asked in the course of the session."""
+        if not self._closed.done():
+            self.policy.respond(text)
+            self._advance()
+
     @property
     def progress(self) -> str:
         """How far it came, as the beginning of a sentence."""
-        where = f"{self.path[1]} port {self.path[2]} (UDP)"
+        where = f"{self.path[1]} port {self.path[2]} ({self.remote.proto[:3].upper()})"
         if self.is_up:
             return f"the tunnel to {where} was up, but is not"
         if self.session.statistics()["received"] == 0:
@@ -293,12 +382,15 @@ class _Attempt:
         now = self._loop.time()
         while (event := self.session.next_event()) is not None:
             match event:
-                case events.Established() | events.Rekeyed() | events.Notice():
-                    self.is_up = self.is_up or isinstance(event, events.Established)
+                case events.Established(push):
+                    self.is_up = True
+                    self._watch_idleness(push.inactive or self.policy.settings.inactive)
                     self._on_news(event, self)
                 case events.Closed():
                     if not self._closed.done():
                         self._closed.set_result(event)
+                case events.Rekeyed() | events.Reconfigured() | events.Notice() | events.Prompt() | events.OpenUrl():
+                    self._on_news(event, self)
                 case _:
                     self._command(event)
         for datagram, path in self.session.datagrams_to_send(now):
@@ -307,6 +399,19 @@ class _Attempt:
             self._timer.cancel()
         at = self.session.get_timer()
         self._timer = self._loop.call_at(at, self._fire) if at is not None else None
+
+    def _watch_idleness(self, limit: Inactive | None, before: int | None = None) -> None:
+        """``inactive``: looks once a time whether enough bytes passed."""
+        if limit is None or limit.seconds == 0 or self._closed.done():
+            return
+        counts = self._plane.peer_statistics(self.policy.peer)
+        total = counts["rx_bytes"] + counts["tx_bytes"]
+        if before is not None and total - before < max(1, limit.size):
+            text = f"less than {max(1, limit.size)} bytes passed within {limit.seconds} s (inactive)"
+            self.session.finish(UnreachableError(text), retry=False)
+            self._advance()
+        else:
+            self._idle = self._loop.call_later(limit.seconds, self._watch_idleness, limit, total)
 
     def _command(self, command: events.Command) -> None:
         plane = self._plane
@@ -338,27 +443,14 @@ class _Attempt:
                 self.session.data_event(report, self._loop.time())
 
 
-async def _resolve(remote: Remote) -> list[tuple[str, int] | OSError]:
-    """The IP addresses of a remote, each with the port, or the error that it has none."""
-    family = {"udp": socket.AF_UNSPEC, "udp4": socket.AF_INET, "udp6": socket.AF_INET6}[remote.proto]
-    loop = asyncio.get_running_loop()
-    try:
-        found = await loop.getaddrinfo(remote.host, remote.port, family=family, type=socket.SOCK_DGRAM)
-    except OSError as error:
-        return [error]
-    return list(dict.fromkeys((str(address[0]), int(address[1])) for *_, address in found))
-
-
-def _add_socket(plane: DataPlane, address: tuple[str, int]) -> int:
-    """Gives the data plane a socket that is connected to ``address``. Raises OSError."""
-    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as connected:
-        connected.setblocking(False)
-        # Connected, it takes datagrams from the server alone, and hears at once of a route that is missing.
-        connected.connect(address)
-        number = plane.add_udp(connected.fileno())
-        connected.detach()
-        return number
+def _unanswered(prompt: events.Prompt) -> ConfigError:
+    if prompt.kind in ("username", "password"):
+        return ConfigError(
+            "the server wants a user and a password, and there is no terminal to ask on",
+            option="auth-user-pass",
+            instead="give --auth-user-pass FILE, or set GINNEL_USERNAME and GINNEL_PASSWORD",
+        )
+    return ConfigError(f"the server asks {prompt.text!r}, and there is nobody to answer")
 
 
 def _worth_another(error: GinnelError, failures: int) -> bool:
@@ -374,8 +466,13 @@ _REPORTS: dict[str, Callable[..., events.Report]] = {
     "key_limit": events.KeyLimit,
     "closed": events.PathClosed,
 }
-# Seconds that a silent server may take while there are others to try.
-_PATIENCE = 10.0
+# Seconds that a silent server may take while there are others to try: less the first time, when one of a
+# name's two families may lead nowhere. A lost first packet is sent again within them.
+_PATIENCE, _FIRST_PATIENCE = 10.0, 3.0
+# Addresses set aside for documentation (RFC 5737, RFC 3849): the way to them is the default route.
+_ANYWHERE = ("192.0.2.1", "2001:db8::1")
+# Seconds of sleep after which a tunnel without ping-restart is made anew.
+_LONG_SLEEP = 60.0
 # Attempts that fail before the waiting between them grows.
 _PATIENT_FAILURES = 5
 # One forged or damaged packet can end TLS where nothing wraps it; this many in a row are no accident.

@@ -13,6 +13,7 @@ from ginnel.openvpn import events, keys
 from ginnel.openvpn.keys import KeyMessage, Proto
 from ginnel.openvpn.login import Login
 from ginnel.openvpn.push import PullFilter, PushCollector, PushReply
+from ginnel.openvpn.push_values import Inactive
 from ginnel.openvpn.session import Session, SessionSettings, Timer, Tunnel
 from ginnel.openvpn.tls import TlsConnection
 from ginnel.openvpn.wrap import TlsAuth
@@ -51,6 +52,7 @@ class ClientSettings(SessionSettings):
     pull_filters: tuple[PullFilter, ...] = ()
     route_nopull: bool = False
     session_timeout: int = 0
+    inactive: Inactive | None = None
     gui_version: str = "ginnel"
     extra_peer_info: tuple[tuple[str, str], ...] = ()
     export_keys: bool = True

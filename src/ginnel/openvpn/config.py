@@ -7,27 +7,66 @@ makes sense as a whole.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from ginnel.errors import ConfigError
 from ginnel.openvpn.client import MssFix
+from ginnel.openvpn.login import StaticChallenge
 from ginnel.openvpn.push import PullFilter, PushReply
+from ginnel.openvpn.push_values import Inactive
 from ginnel.openvpn.tls import VerifyName
 from ginnel.openvpn.wrap import NoWrap, TlsAuth, TlsCrypt
 
-Proto = Literal["udp", "udp4", "udp6"]
+Proto = Literal["udp", "udp4", "udp6", "tcp", "tcp4", "tcp6"]
 TlsVersion = Literal["1.0", "1.1", "1.2", "1.3"]
 DEFAULT_DATA_CIPHERS = ("AES-256-GCM", "AES-128-GCM", "CHACHA20-POLY1305")
 
 
 @dataclass(frozen=True)
+class HttpProxy:
+    """``http-proxy`` and its options. ``ask``: a login that is missing is to be asked for when the proxy
+    wants one. ``cleartext``: the password itself may be sent, if the proxy takes nothing better."""
+
+    host: str
+    port: int
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ask: bool = False
+    cleartext: bool = True
+    agent: str | None = None
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class SocksProxy:
+    """``socks-proxy``."""
+
+    host: str
+    port: int = 1080
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
 class Remote:
-    """One server to try. ``host`` is a name or an address without brackets."""
+    """One server to try. ``host`` is a name or an address without brackets.
+
+    ``local`` and ``local_port`` are where our own socket is bound, None and 0 for the system's choice.
+    ``own`` are values of `ClientConfig` that hold for this remote alone, from its <connection>.
+    """
 
     host: str
     port: int = 1194
     proto: Proto = "udp"
+    proxy: HttpProxy | SocksProxy | None = None
+    local: str | None = None
+    local_port: int = 0
+    own: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def tcp(self) -> bool:
+        return self.proto.startswith("tcp")
 
 
 @dataclass(frozen=True)
@@ -89,6 +128,7 @@ class ClientConfig:
     auth_user_pass: AuthUserPass | None = None
     auth_retry: Literal["none", "nointeract", "interact"] = "none"
     auth_nocache: bool = False
+    static_challenge: StaticChallenge | None = None
     reneg_sec: int = 3600
     ping: int = 0
     ping_restart: int = 120
@@ -111,6 +151,8 @@ class ClientConfig:
     connect_retry_max: int | None = None
     connect_timeout: int = 120
     resolv_retry: int | None = None
+    inactive: Inactive | None = None
+    session_timeout: int = 0
     export_keys: bool = True
     verb: int = 1
     mute: int = 0
@@ -146,15 +188,26 @@ class ClientConfig:
         if not self.data_ciphers:
             raise _wrong("data-ciphers", "data-ciphers is empty", "write: data-ciphers AES-256-GCM")
 
+    def for_remote(self, remote: Remote) -> ClientConfig:
+        """With the values that hold for this remote alone. Over TCP no exit is announced: its end is."""
+        own = dict(remote.own)
+        if remote.tcp:
+            own["explicit_exit_notify"] = 0
+        return replace(self, **own) if own else self
+
     @property
     def peer_info(self) -> tuple[tuple[str, str], ...]:
-        """What ``setenv`` adds to the peer info (OpenVPN ``ssl.c``, push_peer_info): IV_SSO, and with
-        ``push-peer-info`` all names that begin with UV\\_."""
-        return tuple(
-            (name, value)
+        """What is added to the peer info (OpenVPN ``ssl.c``, push_peer_info): the ways to log in that we
+        know, unless ``setenv IV_SSO`` names others; with ``push-peer-info`` what ``setenv`` calls UV\\_…."""
+        told = {
+            name: value
             for name, value in self.setenv
             if name == "IV_SSO" or (self.push_peer_info and name.startswith("UV_"))
-        )
+        }
+        return tuple({"IV_SSO": SSO, **told}.items())
+
+
+SSO = "webauth,openurl,crtext"
 
 
 def _wrong(option: str, message: str, instead: str) -> ConfigError:

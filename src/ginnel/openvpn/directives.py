@@ -73,7 +73,7 @@ IN_CONNECTION = names(
     "remote proto port rport nobind bind lport local float connect-retry connect-retry-max "
     "connect-timeout server-poll-timeout explicit-exit-notify tun-mtu tun-mtu-max tun-mtu-extra "
     "link-mtu udp-mtu mssfix fragment mtu-disc mtu-dynamic max-packet-size key-direction tls-auth "
-    "tls-crypt tls-crypt-v2 http-proxy http-proxy-option http-proxy-retry http-proxy-timeout "
+    "tls-crypt tls-crypt-v2 http-proxy http-proxy-option http-proxy-user-pass http-proxy-retry http-proxy-timeout "
     "socks-proxy socks-proxy-retry"
 )
 
@@ -91,6 +91,13 @@ _TABLE = [
         connection="block",
         remote_random="",
         nobind="",
+        bind="[ipv6only]",
+        local="ADDRESS",
+        lport="PORT",
+        http_proxy="HOST PORT [FILE|auto|auto-nct] [METHOD]",
+        http_proxy_option="WHAT VALUE [VALUE]",
+        http_proxy_user_pass="FILE",
+        socks_proxy="HOST [PORT] [FILE]",
         connect_retry="SECONDS [MAX]",
         connect_retry_max="TIMES",
         connect_timeout="SECONDS",
@@ -113,6 +120,7 @@ _TABLE = [
         auth_user_pass="[FILE]",
         auth_retry="none|nointeract|interact",
         auth_nocache="",
+        static_challenge="TEXT 0|1 [scrv1|concat]",
         push_peer_info="",
         setenv="NAME [VALUE]",
         # The two channels.
@@ -132,6 +140,8 @@ _TABLE = [
         ping="SECONDS",
         ping_restart="SECONDS",
         ping_exit="SECONDS",
+        inactive="SECONDS [BYTES]",
+        session_timeout="SECONDS",
         tun_mtu="BYTES [BYTES]",
         tun_mtu_max="BYTES",
         max_packet_size="BYTES",
@@ -159,11 +169,11 @@ _TABLE = [
         mute="COUNT",
     ),
     *_ignored(
-        "persist-key persist-tun mute-replay-warnings tun-ipv6 fast-io float comp-noadapt ping-timer-rem "
+        "persist-key persist-tun mute-replay-warnings tun-ipv6 fast-io comp-noadapt ping-timer-rem "
         "prng http-proxy-retry http-proxy-timeout socks-proxy-retry disable-occ disable-dco route-method "
         "route-delay ifconfig-nowarn errors-to-stderr tcp-nodelay echo parameter ip-win32 tap-sleep "
         "dhcp-renew dhcp-release dhcp-pre-release show-net-up win-sys windows-driver pause-exit "
-        "allow-recursive-routing tls-exit bind"
+        "allow-recursive-routing tls-exit"
     ),
     *_ignored(
         "up down route-up route-pre-down ipchange dns-updown up-delay up-restart down-pre script-security "
@@ -178,7 +188,7 @@ _TABLE = [
         "sndbuf rcvbuf txqueuelen socket-flags passtos mtu-disc mtu-test mark nice mlock shaper",
         "ginnel leaves this to its own and the system's defaults",
     ),
-    *_ignored("lport", "the system chooses the local port"),
+    *_ignored("float", "only the address that was asked is listened to"),
     *_ignored(
         "daemon log log-append syslog status status-version writepid suppress-timestamps "
         "machine-readable-output remap-usr1 service dev-node gremlin memstats",
@@ -201,7 +211,6 @@ _TABLE = [
     ),
     *_ignored("reneg-bytes reneg-pkts", "keys are renewed by time and by the cipher's own limit"),
     *_ignored("replay-window", "the replay window is always 64 packets"),
-    *_ignored("inactive session-timeout", "ginnel does not end an idle or a long session"),
     *_ignored(
         "persist-local-ip persist-remote-ip preresolve ip-remote-hint remote-random-hostname",
         "names are resolved anew, as they are written, for each round of attempts",
@@ -245,10 +254,10 @@ _TABLE = [
         "write peer-fingerprint, or verify-x509-name",
     ),
     *_refused(
-        "http-proxy http-proxy-option http-proxy-override http-proxy-user-pass socks-proxy",
-        "proxies are not supported yet, and without one the server would see another address",
+        "http-proxy-override",
+        "it is for programs that start openvpn",
+        "write: http-proxy HOST PORT",
     ),
-    *_refused("static-challenge", "a second factor in the first login is not supported yet", None),
     *_refused("fragment mtu-dynamic", "both ends need it, or nothing passes", "remove it on the server as well"),
     *_refused(
         "secret allow-deprecated-insecure-static-crypto",
@@ -259,7 +268,7 @@ _TABLE = [
     *_refused("force-tls-key-material-export", "older key derivation can't be ruled out yet"),
     *_refused("compat-mode", "it lowers several protections at once", "write the options that you need by name"),
     *_refused("client-nat", "addresses inside the tunnel are not translated"),
-    *_refused("local bind-dev multihome", "the system chooses the local address"),
+    *_refused("bind-dev multihome", "the system chooses the interface", "write: local ADDRESS"),
     *_refused("proto-force", "remotes are not filtered", "keep those remotes only that you want"),
     *_refused("config", "one file can't include another", "put its lines here"),
     *_refused("cd", "files are looked for beside this one", "write their paths relative to it"),

@@ -21,9 +21,11 @@ from ginnel.errors import ConfigError
 from ginnel.openvpn import ovpn_pem
 from ginnel.openvpn.config import ClientConfig, Remote, Warning
 from ginnel.openvpn.directives import DIRECTIVES, IN_CONNECTION, Directive, Verdict, names, suggest
+from ginnel.openvpn.ovpn_draft import Draft, Target
 from ginnel.openvpn.ovpn_lexer import Statement, decode, statements
-from ginnel.openvpn.ovpn_options import TAKERS, Draft, Target, parse_number, parse_proto, parse_remote
+from ginnel.openvpn.ovpn_options import TAKERS
 from ginnel.openvpn.ovpn_pem import Source
+from ginnel.openvpn.ovpn_remote import finish_remote
 from ginnel.openvpn.push import PushReply
 from ginnel.openvpn.words import escape
 from ginnel.openvpn.wrap import NoWrap, TlsAuth, TlsCrypt
@@ -189,36 +191,30 @@ class _Reader:
         self._given[name] = statement
 
     def _take_connection(self, statement: Statement) -> None:
-        target: Target | None = None
-        port, proto = self._draft.port, self._draft.proto
-        for inner in statements(statement.block or "", statement.line + 1):
-            self._current = inner
-            directive = self._find(inner)
-            if directive is None or directive.verdict is Verdict.IGNORED:
-                continue
-            match inner.name:
-                case "remote":
-                    if target is not None:
-                        raise ConfigError("a second remote in one <connection>", instead="write a block for each")
-                    target = parse_remote(inner)
-                    port, proto = target.port or port, target.proto or proto
-                case "port" | "rport":
-                    port = parse_number(inner.words[0], 1, 65535, "a port")
-                case "proto":
-                    proto = parse_proto(inner.words[0])
-                case "nobind":
-                    pass
-                case name if name in IN_CONNECTION:
-                    raise ConfigError(
-                        f"{name} within <connection> is not supported yet",
-                        instead="write it outside, for all",
-                    )
-                case name:
-                    raise ConfigError(f"{name} can't be within <connection>", instead="write it outside")
+        """What is said within holds for its remote alone; the rest is as the file said it so far."""
+        draft = self._draft
+        inner = replace(draft, values={}, targets=[], static_keys={}, entry=replace(draft.entry))
+        self._draft = inner
+        try:
+            for line in statements(statement.block or "", statement.line + 1):
+                self._current = line
+                directive = self._find(line)
+                if line.name not in IN_CONNECTION:
+                    raise ConfigError(f"{line.name} can't be within <connection>", instead="write it outside")
+                if line.name == "remote" and inner.targets:
+                    raise ConfigError("a second remote in one <connection>", instead="write a block for each")
+                if directive is not None and directive.verdict is Verdict.SUPPORTED:
+                    TAKERS[line.name](inner, line)
+        finally:
+            self._draft = draft
         self._current = statement
-        if target is None:
+        if not inner.targets:
             raise ConfigError("this <connection> has no remote", instead="write: remote HOST PORT")
-        self._draft.connections.append(Target(target.line, target.host, port, proto))
+        own = dict(inner.values)
+        if inner.static_keys:
+            own["wrap"] = self._wrap(inner)
+        remote = finish_remote(inner.targets[0], inner.entry)
+        draft.connections.append(replace(remote, own=tuple(own.items())))
 
     def _finish(self) -> ClientConfig:
         draft = self._draft
@@ -247,7 +243,7 @@ class _Reader:
         return ClientConfig(
             remotes=remotes,
             dev_type=self._dev_type(),
-            wrap=self._wrap(),
+            wrap=self._wrap(draft),
             local=PushReply.parse(draft.local),
             setenv=tuple(draft.setenv.items()),
             warnings=tuple(self.warnings),
@@ -257,23 +253,11 @@ class _Reader:
     def _remotes(self) -> tuple[Remote, ...]:
         """As in stock, <connection> blocks replace the remotes outside of them."""
         draft = self._draft
-        targets = draft.connections or draft.targets
-        if draft.connections and draft.targets:
-            self._warn_of(draft.targets[0], "remote has no effect: the <connection> blocks replace it")
-        resolved = [(target, target.resolve(draft.port, draft.proto)) for target in targets]
-        remotes = tuple(remote for _, remote in resolved if remote is not None)
-        tcp = [target for target, remote in resolved if remote is None]
-        if tcp and not remotes:
-            where = self._given["proto"] if tcp[0].proto is None else Statement(tcp[0].line, "remote")
-            raise ConfigError(
-                "TCP is not supported yet",
-                line=where.line,
-                option=where.name,
-                instead="ask for a file with UDP, or write: proto udp",
-            )
-        for target in tcp:
-            self._warn_of(target, f"remote {target.host} is left out: TCP is not supported yet")
-        return remotes
+        if draft.connections:
+            if draft.targets:
+                self._warn_of(draft.targets[0], "remote has no effect: the <connection> blocks replace it")
+            return tuple(draft.connections)
+        return tuple(finish_remote(target, draft.entry) for target in draft.targets)
 
     def _dev_type(self) -> Literal["tun", "tap"]:
         draft = self._draft
@@ -289,8 +273,7 @@ class _Reader:
                     instead="add: dev-type tun",
                 )
 
-    def _wrap(self) -> NoWrap | TlsAuth | TlsCrypt:
-        draft = self._draft
+    def _wrap(self, draft: Draft) -> NoWrap | TlsAuth | TlsCrypt:
         match draft.static_keys:
             case {"tls-auth": _, "tls-crypt": _}:
                 raise ConfigError(
@@ -301,7 +284,7 @@ class _Reader:
             case {"tls-crypt": key}:
                 return TlsCrypt(key)
             case {"tls-auth": key}:
-                return TlsAuth(key, draft.values.get("auth", "SHA1"), draft.direction)
+                return TlsAuth(key, self._draft.values.get("auth", "SHA1"), draft.direction)
             case _:
                 return NoWrap()
 

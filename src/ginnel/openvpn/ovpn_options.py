@@ -7,109 +7,26 @@ A function of ``TAKERS`` takes a statement whose number of values is right and p
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 from ginnel.errors import ConfigError
-from ginnel.openvpn import ovpn_pem
+from ginnel.openvpn import ovpn_login, ovpn_pem, ovpn_remote
 from ginnel.openvpn.client import MssFix
-from ginnel.openvpn.config import DEFAULT_DATA_CIPHERS, AuthUserPass, Remote
+from ginnel.openvpn.config import DEFAULT_DATA_CIPHERS
 from ginnel.openvpn.directives import DIRECTIVES, names
+from ginnel.openvpn.ovpn_draft import MAX_INT, Draft, Taker, number, one_of
 from ginnel.openvpn.ovpn_lexer import Statement
-from ginnel.openvpn.ovpn_pem import Source
 from ginnel.openvpn.push import PullFilter, PushReply
+from ginnel.openvpn.push_values import Inactive
 from ginnel.openvpn.tls import VerifyName
 from ginnel.openvpn.words import escape, quote
-from ginnel.openvpn.wrap import DIGESTS, StaticKey
-
-
-@dataclass(frozen=True)
-class Target:
-    """A remote as the file has it: port and protocol may be left to the file's own, and the protocol
-    may be one of TCP's."""
-
-    line: int
-    host: str
-    port: int | None = None
-    proto: str | None = None
-
-    def resolve(self, port: int, proto: str) -> Remote | None:
-        """None for TCP."""
-        match self.proto or proto:
-            case "udp" | "udp4" | "udp6" as known:
-                return Remote(self.host, self.port or port, known)
-            case _:
-                return None
-
-
-@dataclass
-class Draft:
-    """What the statements so far come to. ``values`` are arguments of `ClientConfig`.
-
-    ``source`` reads the block or file of a statement, ``warn`` remembers a warning for the current one.
-    """
-
-    source: Callable[[Statement], Source]
-    warn: Callable[[str], None]
-    values: dict[str, Any] = field(default_factory=dict)
-    targets: list[Target] = field(default_factory=list)
-    connections: list[Target] = field(default_factory=list)
-    port: int = 1194
-    proto: str = "udp"
-    pull: bool = False
-    tls_client: bool = False
-    dev: str | None = None
-    dev_type: str | None = None
-    static_keys: dict[str, StaticKey] = field(default_factory=dict)
-    direction: int | None = None
-    local: list[str] = field(default_factory=list)
-    setenv: dict[str, str] = field(default_factory=dict)
-    forgiven: set[str] = field(default_factory=set)
-    forgive_all: bool = False
-
-    def append(self, name: str, *items: object) -> None:
-        self.values[name] = (*self.values.get(name, ()), *items)
-
-
-Taker = Callable[[Draft, Statement], None]
-
-
-def parse_remote(statement: Statement) -> Target:
-    host, port, proto = (*statement.words, None, None)[:3]
-    assert host is not None
-    if host.startswith("["):
-        raise ConfigError("an address in brackets", instead="write an IPv6 address without brackets")
-    if not re.fullmatch(r"[^\s/\\\"'<>@]{1,255}", host):
-        raise ConfigError(f"{escape(host)!r} is no host name or address")
-    return Target(
-        statement.line,
-        host,
-        None if port is None else parse_number(port, 1, 65535, "a port"),
-        None if proto is None else parse_proto(proto),
-    )
-
-
-def parse_number(text: str, least: int, most: int, what: str = "a number") -> int:
-    if not re.fullmatch(r"\+?[0-9]{1,10}", text) or not least <= int(text) <= most:
-        limits = f"of at least {least}" if most == MAX_INT else f"from {least} to {most}"
-        raise ConfigError(f"{escape(text)!r} is not {what} {limits}")
-    return int(text)
-
-
-def parse_proto(text: str) -> str:
-    if text in PROTOS:
-        return text
-    if text.endswith("-server"):
-        raise ConfigError(f"{text} is for a server", instead="write udp")
-    raise ConfigError(f"{escape(text)!r} is no protocol", instead="write udp, udp4 or udp6")
+from ginnel.openvpn.wrap import DIGESTS
 
 
 def _number(name: str, least: int, most: int) -> Taker:
     """Extra values are warned about: stock has a use for them on servers only."""
 
     def take(draft: Draft, statement: Statement) -> None:
-        draft.values[name] = parse_number(statement.words[0], least, most)
+        draft.values[name] = number(statement.words[0], least, most)
         if len(statement.words) > 1:
             draft.warn(f"the second value of {statement.name} has no effect in a client")
 
@@ -128,15 +45,9 @@ def _choice(name: str) -> Taker:
 
     def take(draft: Draft, statement: Statement) -> None:
         choices = DIRECTIVES[statement.name].text.split("|")
-        draft.values[name] = _one_of(statement.words[0], *choices)
+        draft.values[name] = one_of(statement.words[0], *choices)
 
     return take
-
-
-def _one_of(word: str, *choices: str) -> str:
-    if word not in choices:
-        raise ConfigError(f"{escape(word)!r} is not one of: {', '.join(choices)}")
-    return word
 
 
 def _client(draft: Draft, statement: Statement) -> None:
@@ -147,38 +58,26 @@ def _client(draft: Draft, statement: Statement) -> None:
 def _mode(draft: Draft, statement: Statement) -> None:
     if statement.words[0] == "server":
         raise ConfigError("mode server is a server's", instead="take the file that was made for the client")
-    _one_of(statement.words[0], "p2p")
-
-
-def _remote(draft: Draft, statement: Statement) -> None:
-    draft.targets.append(parse_remote(statement))
-
-
-def _port(draft: Draft, statement: Statement) -> None:
-    draft.port = parse_number(statement.words[0], 1, 65535, "a port")
-
-
-def _proto(draft: Draft, statement: Statement) -> None:
-    draft.proto = parse_proto(statement.words[0])
+    one_of(statement.words[0], "p2p")
 
 
 def _connect_retry(draft: Draft, statement: Statement) -> None:
-    shortest = parse_number(statement.words[0], 0, 0xFFFF)
-    longest = parse_number(statement.words[1], 0, MAX_INT) if len(statement.words) > 1 else 300
+    shortest = number(statement.words[0], 0, 0xFFFF)
+    longest = number(statement.words[1], 0, MAX_INT) if len(statement.words) > 1 else 300
     draft.values["connect_retry"] = (shortest, max(shortest, longest))
 
 
 def _connect_retry_max(draft: Draft, statement: Statement) -> None:
-    draft.values["connect_retry_max"] = parse_number(statement.words[0], 0, MAX_INT) or None
+    draft.values["connect_retry_max"] = number(statement.words[0], 0, MAX_INT) or None
 
 
 def _resolv_retry(draft: Draft, statement: Statement) -> None:
     word = statement.words[0]
-    draft.values["resolv_retry"] = None if word == "infinite" else parse_number(word, 0, MAX_INT)
+    draft.values["resolv_retry"] = None if word == "infinite" else number(word, 0, MAX_INT)
 
 
 def _exit_notify(draft: Draft, statement: Statement) -> None:
-    draft.values["explicit_exit_notify"] = parse_number((*statement.words, "1")[0], 0, MAX_INT)
+    draft.values["explicit_exit_notify"] = number((*statement.words, "1")[0], 0, MAX_INT)
 
 
 def _certificates(name: str) -> Taker:
@@ -195,23 +94,23 @@ def _key(draft: Draft, statement: Statement) -> None:
 def _static_key(draft: Draft, statement: Statement) -> None:
     draft.static_keys[statement.name] = ovpn_pem.static_key(draft.source(statement))
     if len(statement.words) > 1:
-        draft.direction = int(_one_of(statement.words[1], "0", "1"))
+        draft.direction = int(one_of(statement.words[1], "0", "1"))
 
 
 def _key_direction(draft: Draft, statement: Statement) -> None:
-    draft.direction = int(_one_of(statement.words[0], "0", "1"))
+    draft.direction = int(one_of(statement.words[0], "0", "1"))
 
 
 def _fingerprint(draft: Draft, statement: Statement) -> None:
     lines = [statement.words[0]] if statement.block is None else statement.block.split("\n")
-    for number, line in enumerate(lines, statement.line + (statement.block is not None)):
+    for at, line in enumerate(lines, statement.line + (statement.block is not None)):
         line = line.strip()
         if not line or line[0] in "#;":
             continue
         if not re.fullmatch("[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){31}", line):
             raise ConfigError(
                 "not a SHA-256 fingerprint, which is 32 pairs of hexadecimal digits with colons between them",
-                line=number,
+                line=at,
                 instead="take it from: openssl x509 -noout -fingerprint -sha256 -in CERTIFICATE",
             )
         draft.append("peer_fingerprints", line.lower())
@@ -225,32 +124,16 @@ def _verify_name(draft: Draft, statement: Statement) -> None:
         case "subject" | "name" | "name-prefix":
             draft.values["verify_x509_name"] = VerifyName(name, kind)
         case _:
-            _one_of(kind, "subject", "name", "name-prefix")
+            one_of(kind, "subject", "name", "name-prefix")
 
 
 def _tls_version(name: str) -> Taker:
     def take(draft: Draft, statement: Statement) -> None:
-        draft.values[name] = _one_of(statement.words[0], "1.0", "1.1", "1.2", "1.3")
+        draft.values[name] = one_of(statement.words[0], "1.0", "1.1", "1.2", "1.3")
         for word in statement.words[1:]:
-            _one_of(word, "or-highest")
+            one_of(word, "or-highest")
 
     return take
-
-
-def _auth_user_pass(draft: Draft, statement: Statement) -> None:
-    if statement.block is None and statement.words in ((), ("stdin",)):
-        draft.values["auth_user_pass"] = AuthUserPass()
-        return
-    if statement.words == ("username-only",):
-        raise ConfigError("a login without a password is not supported yet", instead="write: auth-user-pass")
-    source = draft.source(statement)
-    username, password = [*(line.rstrip("\r") for line in source.text.split("\n")), "", ""][:2]
-    if not username:
-        raise source.error(f"{source.name} has no user in its first line")
-    for at, word in enumerate((username, password)):
-        if not word.isprintable() or len(word) > MAX_CREDENTIAL:
-            raise source.error(f"{source.name} has something other than a user and a password", at=at)
-    draft.values["auth_user_pass"] = AuthUserPass(username, password or None)
 
 
 def _setenv(draft: Draft, statement: Statement) -> None:
@@ -261,7 +144,7 @@ def _setenv(draft: Draft, statement: Statement) -> None:
         case "PUSH_PEER_INFO" if not value:
             draft.values["push_peer_info"] = True
         case "SERVER_POLL_TIMEOUT" if value:
-            draft.values["connect_timeout"] = parse_number(value, 0, MAX_INT)
+            draft.values["connect_timeout"] = number(value, 0, MAX_INT)
         case "REMOTE_RANDOM_HOSTNAME" if not value:
             draft.warn("names are resolved as they are written")
         case _:
@@ -341,12 +224,12 @@ def _compression(draft: Draft, statement: Statement) -> None:
 
 
 def _allow_compression(draft: Draft, statement: Statement) -> None:
-    if _one_of(statement.words[0], "no", "asym", "yes") != "no":
+    if one_of(statement.words[0], "no", "asym", "yes") != "no":
         draft.warn("nothing is compressed either way")
 
 
 def _keepalive(draft: Draft, statement: Statement) -> None:
-    ping, restart = (parse_number(word, 1, MAX_PING) for word in statement.words)
+    ping, restart = (number(word, 1, MAX_PING) for word in statement.words)
     if restart < 2 * ping:
         raise ConfigError(
             f"the second value must be at least twice the first, {2 * ping}", instead="write: keepalive 10 60"
@@ -355,13 +238,18 @@ def _keepalive(draft: Draft, statement: Statement) -> None:
 
 
 def _ping_timeout(draft: Draft, statement: Statement) -> None:
-    value = parse_number(statement.words[0], 0, MAX_PING)
+    value = number(statement.words[0], 0, MAX_PING)
     exits = statement.name == "ping-exit"
     draft.values |= {"ping_restart": 0 if exits else value, "ping_exit": value if exits else 0}
 
 
+def _inactive(draft: Draft, statement: Statement) -> None:
+    seconds, size = (number(word, 0, MAX_INT) for word in (*statement.words, "0")[:2])
+    draft.values["inactive"] = Inactive(seconds, size)
+
+
 def _max_packet_size(draft: Draft, statement: Statement) -> None:
-    size = parse_number(statement.words[0], MIN_CONTROL, 2048)
+    size = number(statement.words[0], MIN_CONTROL, 2048)
     draft.values |= {"max_packet_size": size, "mssfix": MssFix(size, "mtu")}
 
 
@@ -374,11 +262,11 @@ def _mssfix(draft: Draft, statement: Statement) -> None:
         case (size, "mtu" | "fixed" as mode):
             draft.values["mssfix"] = MssFix(_mss_size(size), mode)
         case (_, other):
-            _one_of(other, "mtu", "fixed")
+            one_of(other, "mtu", "fixed")
 
 
 def _mss_size(text: str) -> int:
-    size = parse_number(text, 0, 0xFFFF)
+    size = number(text, 0, 0xFFFF)
     if 0 < size < MIN_CONTROL:
         raise ConfigError(f"{size} is too small", instead=f"write 0 to switch it off, or at least {MIN_CONTROL}")
     return size
@@ -389,7 +277,7 @@ def _dev(draft: Draft, statement: Statement) -> None:
 
 
 def _dev_type(draft: Draft, statement: Statement) -> None:
-    draft.dev_type = _one_of(statement.words[0], "tun", "tap")
+    draft.dev_type = one_of(statement.words[0], "tun", "tap")
 
 
 def _local(draft: Draft, statement: Statement) -> None:
@@ -413,7 +301,7 @@ def _pull_filter(draft: Draft, statement: Statement) -> None:
         case ("accept" | "ignore" | "reject" as action, prefix):
             draft.append("pull_filters", PullFilter(action, prefix))
         case (other, _):
-            _one_of(other, "accept", "ignore", "reject")
+            one_of(other, "accept", "ignore", "reject")
 
 
 def _forgive(draft: Draft, statement: Statement) -> None:
@@ -424,28 +312,22 @@ def _nothing(draft: Draft, statement: Statement) -> None:
     pass
 
 
-MAX_INT = 0x7FFFFFFF
 MAX_PING = 86400
 # TLS_CHANNEL_MTU_MIN
 MIN_CONTROL = 154
-MAX_CREDENTIAL = 4095
-PROTOS = names("udp udp4 udp6 tcp tcp4 tcp6 tcp-client tcp4-client tcp6-client")
 DATA_CIPHERS = ("AES-256-GCM", "AES-128-GCM", "CHACHA20-POLY1305", "AES-192-GCM")
 OTHER_CIPHERS = (
     "NONE|(AES|ARIA|CAMELLIA)-(128|192|256)-(CBC|CFB|CFB1|CFB8|OFB|GCM|CCM)"
     "|(BF|CAST5|DES|DES-EDE|DES-EDE3|DESX|IDEA|RC2|RC2-40|RC2-64|RC5|SEED|SM4)-(CBC|CFB|CFB1|CFB8|OFB)"
 )
 TAKERS: dict[str, Taker] = {
+    **ovpn_remote.TAKERS,
+    **ovpn_login.TAKERS,
     "client": _client,
     "pull": _client,
     "tls-client": _client,
     "mode": _mode,
-    "remote": _remote,
-    "port": _port,
-    "rport": _port,
-    "proto": _proto,
     "remote-random": _flag("remote_random"),
-    "nobind": _nothing,
     "connect-retry": _connect_retry,
     "connect-retry-max": _connect_retry_max,
     "connect-timeout": _number("connect_timeout", 0, MAX_INT),
@@ -464,8 +346,6 @@ TAKERS: dict[str, Taker] = {
     "key-direction": _key_direction,
     "tls-version-min": _tls_version("tls_version_min"),
     "tls-version-max": _tls_version("tls_version_max"),
-    "auth-user-pass": _auth_user_pass,
-    "auth-retry": _choice("auth_retry"),
     "auth-nocache": _flag("auth_nocache"),
     "push-peer-info": _flag("push_peer_info"),
     "setenv": _setenv,
@@ -489,6 +369,8 @@ TAKERS: dict[str, Taker] = {
     "tun-mtu-max": _number("tun_mtu_max", 1600, 0xFFFF),
     "max-packet-size": _max_packet_size,
     "mssfix": _mssfix,
+    "inactive": _inactive,
+    "session-timeout": _number("session_timeout", 0, MAX_INT),
     "dev": _dev,
     "dev-type": _dev_type,
     **dict.fromkeys(

@@ -1,0 +1,73 @@
+"""From a configuration to what a session and its login need."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from ginnel.openvpn.client import ClientSettings
+from ginnel.openvpn.config import AuthUserPass, ClientConfig, Remote
+from ginnel.openvpn.login import Login
+from ginnel.openvpn.tls import TlsContext, TlsSettings
+
+
+def tls_context(config: ClientConfig) -> TlsContext:
+    """Raises ConfigError for what OpenSSL refuses."""
+    settings = TlsSettings(
+        ca=config.ca,
+        cert=config.cert,
+        key=config.key,
+        extra_certs=config.extra_certs,
+        peer_fingerprints=config.peer_fingerprints,
+        remote_cert_tls=config.remote_cert_tls,
+        verify_name=config.verify_x509_name,
+        version_min=config.tls_version_min,
+        version_max=config.tls_version_max,
+    )
+    return TlsContext(settings, server=False)
+
+
+def client_settings(config: ClientConfig, remote: Remote, tls: TlsContext) -> ClientSettings:
+    """What a session with this remote needs to know."""
+    config = config.for_remote(remote)
+    return ClientSettings(
+        tls=tls,
+        tcp=remote.tcp,
+        wrap=config.wrap,
+        tls_timeout=config.tls_timeout,
+        hand_window=config.hand_window,
+        tran_window=config.tran_window,
+        reneg_sec=config.reneg_sec,
+        max_packet_size=config.max_packet_size,
+        data_ciphers=config.data_ciphers,
+        fallback_cipher=config.cipher,
+        auth=config.auth,
+        tap=config.dev_type == "tap",
+        tun_mtu=config.tun_mtu,
+        tun_mtu_max=config.tun_mtu_max,
+        mssfix=config.mssfix,
+        explicit_exit_notify=config.explicit_exit_notify,
+        ping=config.ping,
+        ping_restart=config.ping_restart,
+        ping_exit=config.ping_exit,
+        pull_filters=config.pull_filters,
+        route_nopull=config.route_nopull,
+        session_timeout=config.session_timeout,
+        inactive=config.inactive,
+        gui_version=f"ginnel_{version('ginnel')}",
+        extra_peer_info=config.peer_info,
+        export_keys=config.export_keys,
+    )
+
+
+def login(config: ClientConfig, given: tuple[str, str] | None) -> Login:
+    """``given`` is a user and a password that count more than the file's."""
+    known = config.auth_user_pass or AuthUserPass()
+    username, password = given or (known.username, known.password)
+    return Login(
+        username,
+        password,
+        wanted=config.auth_user_pass is not None or given is not None,
+        static_challenge=config.static_challenge,
+        retry=config.auth_retry,
+        nocache=config.auth_nocache,
+    )

@@ -1,0 +1,124 @@
+"""Where to try next, and a socket on the way there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import random
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from ginnel.openvpn.config import HttpProxy, Remote, SocksProxy
+from ginnel.openvpn.events import Advance
+from ginnel.transports import http_proxy, socks
+from ginnel.transports.dial import Address, Local, dial, resolve, udp_socket
+
+ProxyLogin = Callable[[HttpProxy], Awaitable[tuple[str, str] | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to a remote. Over UDP to one address; over TCP ``addresses`` race, and with a proxy they are
+    its own. ``alone``: there is no other. ``first``: its like were not tried before."""
+
+    remote: Remote
+    addresses: tuple[Address, ...]
+    alone: bool
+    first: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unresolved:
+    """A remote, or its proxy, whose name has no address now."""
+
+    remote: Remote
+    host: str
+    error: OSError
+
+
+class Ways:
+    """The remotes in their order, and the addresses of each. Names are resolved anew each time round: a
+    server may have moved."""
+
+    def __init__(self, remotes: tuple[Remote, ...], *, shuffled: bool) -> None:
+        self._remotes = list(remotes)
+        if shuffled:
+            random.shuffle(self._remotes)
+        self._at = -1
+        self._left: list[Way] = []
+        self._current: Way | Unresolved | None = None
+        self._rounds = 0
+
+    async def next(self, advance: Advance) -> Way | Unresolved:
+        if advance == "stay" and isinstance(self._current, Way):
+            return self._current
+        if advance == "remote":
+            self._left.clear()
+        if not self._left:
+            self._at += 1
+            if self._at == len(self._remotes):
+                self._at = 0
+                self._rounds += 1
+            found = await self._resolve(self._remotes[self._at])
+            if isinstance(found, Unresolved):
+                self._current = found
+                return found
+            self._left = found
+        self._current = self._left.pop(0)
+        return self._current
+
+    async def _resolve(self, remote: Remote) -> list[Way] | Unresolved:
+        host, port = (remote.proxy.host, remote.proxy.port) if remote.proxy else (remote.host, remote.port)
+        family = socket.AF_UNSPEC if remote.proxy else _FAMILIES[remote.proto[3:]]
+        try:
+            addresses = await resolve(host, port, family)
+        except OSError as error:
+            return Unresolved(remote, host, error)
+        groups = [tuple(addresses)] if remote.tcp else [(address,) for address in addresses]
+        alone = len(self._remotes) == len(groups) == 1
+        return [Way(remote, group, alone, self._rounds == 0) for group in groups]
+
+
+async def open_socket(way: Way, proxy_login: ProxyLogin) -> socket.socket:
+    """A connected socket to the remote. Raises OSError, and a proxy's refusals as the proxies' modules do."""
+    remote = way.remote
+    local = Local(remote.local, remote.local_port)
+    if not remote.tcp:
+        return udp_socket(way.addresses[0], local)
+    match remote.proxy:
+        case None:
+            return await dial(list(way.addresses), local)
+        case HttpProxy() as proxy:
+            return await http_proxy.connect(
+                lambda: dial(list(way.addresses), local),
+                proxy,
+                remote.host,
+                remote.port,
+                functools.partial(proxy_login, proxy),
+            )
+        case SocksProxy() as proxy:
+            sock = await dial(list(way.addresses), local)
+            try:
+                await socks.connect(sock, proxy, remote.host, remote.port)
+            except BaseException:
+                sock.close()
+                raise
+            return sock
+
+
+def describe(remote: Remote) -> str:
+    """The remote, as part of a sentence."""
+    text = f"{remote.host} port {remote.port} ({remote.proto[:3].upper()})"
+    return f"{text} through the proxy {remote.proxy.host}:{remote.proxy.port}" if remote.proxy else text
+
+
+async def pause(seconds: float, nudge: asyncio.Event) -> None:
+    """Waits so long, or until nudged."""
+    nudge.clear()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(nudge.wait(), seconds)
+
+
+_FAMILIES = {"": socket.AF_UNSPEC, "4": socket.AF_INET, "6": socket.AF_INET6}
