@@ -29,15 +29,14 @@ def parse_challenges(fields: Iterable[str]) -> list[Challenge]:
     return sorted(filter(_answerable, found), key=_weakness)
 
 
-def answer(
-    challenge: Challenge, username: str, password: str, method: str, uri: str, random: Callable[[int], bytes]
-) -> str:
-    """The value of Proxy-Authorization. Raises ValueError for a user that can't be said."""
+def answer(challenge: Challenge, username: str, password: str, method: str, uri: str, cnonce: str) -> str:
+    """The value of Proxy-Authorization; ``cnonce`` is random, and new each time.
+    Raises ValueError for a user that can't be said."""
     if challenge.scheme == "basic":
         if ":" in username:
             raise ValueError("a user with a colon in it can't log in to this proxy")
         return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
-    return _digest(challenge.values, username, password, method, uri, random(16).hex())
+    return _digest(challenge.values, username, password, method, uri, cnonce)
 
 
 def _digest(values: dict[str, str], username: str, password: str, method: str, uri: str, cnonce: str) -> str:

@@ -106,7 +106,7 @@ async def _authorization(
     if who is None:
         raise AuthError(f"{where} asks for a login, and there is none; name a file with it after http-proxy HOST PORT")
     try:
-        return http_auth.answer(challenges[0], *who, "CONNECT", authority, os.urandom)
+        return http_auth.answer(challenges[0], *who, "CONNECT", authority, os.urandom(16).hex())
     except ValueError as error:
         raise AuthError(f"{where}: {error}") from None
 
