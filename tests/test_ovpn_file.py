@@ -19,6 +19,7 @@ from ginnel.openvpn.client import MssFix
 from ginnel.openvpn.config import AuthUserPass, ClientConfig, HttpProxy, Remote, SocksProxy
 from ginnel.openvpn.directives import DIRECTIVES, Verdict
 from ginnel.openvpn.login import StaticChallenge
+from ginnel.openvpn.meanings import MEANINGS, meaning
 from ginnel.openvpn.ovpn_file import Finding, parse_ovpn, read_ovpn, report_ovpn
 from ginnel.openvpn.ovpn_lexer import MAX_LINE, statements
 from ginnel.openvpn.ovpn_options import TAKERS
@@ -753,16 +754,29 @@ def test_a_server_that_anyone_of_the_ca_can_pose_as() -> None:
 def test_the_report_goes_on_after_what_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.ovpn"
     path.write_text("client\nremoet a\nuser nobody\nverb x\n")
-    assert report_ovpn(path) == (
-        Finding(1, "client", Verdict.SUPPORTED),
+    report = report_ovpn(path)
+    assert report.config is None
+    assert report.findings == (
+        Finding(1, "client", Verdict.SUPPORTED, "TLS, with the server's settings taken over"),
         Finding(2, "remoet", Verdict.REFUSED, "unknown option 'remoet'; did you mean 'remote'?"),
         Finding(3, "user", Verdict.IGNORED, f"user has no effect: {DIRECTIVES['user'].text}"),
         Finding(4, "verb", Verdict.REFUSED, "verb: 'x' is not a number from 0 to 15"),
     )
     path.write_text(WHOLE)
-    assert {finding.verdict for finding in report_ovpn(path)} == {Verdict.SUPPORTED}
+    report = report_ovpn(path)
+    assert {finding.verdict for finding in report.findings} == {Verdict.SUPPORTED}
+    assert report.config == read_ovpn(path)
     path.write_text(BASE)
-    assert report_ovpn(path)[-1].verdict is Verdict.REFUSED
+    assert report_ovpn(path).findings[-1].verdict is Verdict.REFUSED
+
+
+def test_every_supported_option_has_a_meaning() -> None:
+    supported = {name for name, directive in DIRECTIVES.items() if directive.verdict is Verdict.SUPPORTED}
+    assert supported <= set(MEANINGS)
+    for name in supported:
+        for words in ((), ("1",), ("1", "2"), ("a\x1b", "2", "3", "4")):
+            assert "\x1b" not in meaning(name, words)
+        assert meaning(name, ("a", "b", "c"))
 
 
 # Anything else.

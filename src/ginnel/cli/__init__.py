@@ -81,6 +81,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 _SUMMARIES = {
+    "check": "Say what will become of a client file, option by option.",
     "connect": "Connect to an OpenVPN server, in user space.",
     "device": "Make, list, show, set and delete devices with a name.",
     "echo": "Send datagrams through a device and have them sent back.",

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ginnel.errors import ConfigError
 from ginnel.openvpn import ovpn_pem
 from ginnel.openvpn.config import ClientConfig, Remote, Warning
 from ginnel.openvpn.directives import DIRECTIVES, IN_CONNECTION, Directive, Verdict, names, suggest
+from ginnel.openvpn.meanings import meaning
 from ginnel.openvpn.ovpn_draft import Draft, Target
 from ginnel.openvpn.ovpn_lexer import Statement, decode, statements
 from ginnel.openvpn.ovpn_options import TAKERS
@@ -59,35 +59,57 @@ class Finding:
     text: str = ""
 
 
-def report_ovpn(path: str | os.PathLike[str]) -> tuple[Finding, ...]:
-    """What becomes of each option, in the order of the file, going on after what `read_ovpn` would
-    refuse. What only the whole file shows comes last, line 0 if it belongs to none.
-    Raises ConfigError for what is no configuration file at all."""
+@dataclass(frozen=True)
+class Report:
+    """What becomes of each option, in the order of the file; what only the whole file shows comes last,
+    line 0 if it belongs to none. ``config`` is None if anything is refused."""
+
+    findings: tuple[Finding, ...]
+    config: ClientConfig | None
+
+
+def report_ovpn(path: str | os.PathLike[str]) -> Report:
+    """Goes on after what `read_ovpn` would refuse. Raises ConfigError for what is no configuration file."""
     where = Path(path)
     reader = _Reader(str(where), where.parent)
-    findings: list[Finding] = []
-
-    def look(line: int, option: str, act: Callable[[], Any]) -> None:
-        before = len(reader.warnings)
-        verdict, text = Verdict.SUPPORTED, ""
-        try:
-            verdict = act()
-            text = "; ".join(warning.text for warning in reader.warnings[before:])
-        except ConfigError as error:
-            verdict = Verdict.REFUSED
-            text = "; ".join(filter(None, (error.message, error.instead)))
-            line, option = error.line or line, error.option or option
-        findings.append(Finding(line, option, verdict, text))
-
-    def finish() -> Verdict:
-        reader.finish()
-        return Verdict.SUPPORTED
-
+    findings = []
     for statement in reader.statements(_read(where)):
-        look(statement.line, statement.name, lambda statement=statement: reader.take(statement))  # type: ignore[misc]
-    if all(finding.verdict is not Verdict.REFUSED for finding in findings):
-        look(0, "", finish)
-    return tuple(findings)
+        before = len(reader.warnings)
+        try:
+            verdict = reader.take(statement)
+        except ConfigError as error:
+            findings.append(_refusal(error, statement))
+            continue
+        said = "; ".join(warning.text for warning in reader.warnings[before:])
+        if verdict is Verdict.SUPPORTED:
+            statement = _optional(statement) or statement
+            said = "; ".join(filter(None, (meaning(statement.name, statement.words), said)))
+        findings.append(Finding(statement.line, statement.name, verdict, said or WITHOUT_LOSS))
+    if any(finding.verdict is Verdict.REFUSED for finding in findings):
+        return Report(tuple(findings), None)
+    before = len(reader.warnings)
+    try:
+        config = reader.finish()
+    except ConfigError as error:
+        return Report((*findings, _refusal(error, Statement(0, ""))), None)
+    findings += [
+        Finding(warning.line, warning.option, Verdict.IGNORED, warning.text)
+        for warning in reader.warnings[before:]
+        if warning.text != NO_CHECK
+    ]
+    return Report(tuple(findings), config)
+
+
+def _optional(statement: Statement) -> Statement | None:
+    """The option in ``setenv opt OPTION …``."""
+    if statement.name != "setenv" or statement.words[:1] != ("opt",) or len(statement.words) < 2:
+        return None
+    return Statement(statement.line, statement.words[1], statement.words[2:])
+
+
+def _refusal(error: ConfigError, statement: Statement) -> Finding:
+    text = "; ".join(filter(None, (error.message, error.instead)))
+    return Finding(error.line or statement.line, error.option or statement.name, Verdict.REFUSED, text)
 
 
 class _Reader:
@@ -127,12 +149,11 @@ class _Reader:
             raise self._located(error) from None
 
     def _take(self, statement: Statement) -> Verdict:
-        if statement.name == "setenv" and statement.words[:1] == ("opt",):
-            if len(statement.words) < 2:
-                raise ConfigError("setenv opt needs an option after it")
-            statement = Statement(statement.line, statement.words[1], statement.words[2:])
-            self._current = statement
+        if (optional := _optional(statement)) is not None:
+            statement = self._current = optional
             directive = self._find(statement, forgiven=True)
+        elif statement.name == "setenv" and statement.words == ("opt",):
+            raise ConfigError("setenv opt needs an option after it")
         else:
             directive = self._find(statement)
         if directive is None:
@@ -339,6 +360,7 @@ TOO_LARGE = "more than 1 MiB, which no configuration needs"
 SERVER_CHECKS = {"remote_cert_tls", "verify_x509_name", "peer_fingerprints"}
 NO_CHECK = "whoever has any certificate of this ca can pose as the server; add: remote-cert-tls server"
 UNKNOWN = "if the server does not depend on it, remove it"
+WITHOUT_LOSS = "nothing that would be missed"
 REPEATED = names(
     "client pull tls-client remote pull-filter setenv ignore-unknown-option peer-fingerprint route "
     "route-ipv6 dhcp-option dns redirect-gateway redirect-private"

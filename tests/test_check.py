@@ -1,0 +1,77 @@
+"""``ginnel check`` as its user sees it."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ginnel.cli.check import command
+from ginnel.testing import Authority
+from tests.test_ovpn_file import BASE, TRUST, WHOLE, block
+
+
+def check(folder: Path, text: str, *options: str, mode: int = 0o600) -> Result:
+    file = folder / "office.ovpn"
+    file.write_text(text)
+    file.chmod(mode)
+    return CliRunner().invoke(command, [str(file), *options], standalone_mode=False)
+
+
+def test_each_option_is_said_with_what_becomes_of_it(tmp_path: Path) -> None:
+    result = check(tmp_path, WHOLE + "persist-tun\nup /etc/x\nsetenv opt verb 4\nkeepalive 10 60\n")
+    assert result.return_value == 0
+    lines = [line.split(maxsplit=3) for line in result.stdout.splitlines()]
+    assert ["3", "remote", "supported", "tries vpn.example.org, port 1194, by udp"] in lines
+    said = {words[1]: (words[2], words[3]) for words in lines if words[0].isdigit()}
+    assert said["persist-tun"] == ("ignored", "nothing that would be missed")
+    assert said["up"] == ("ignored", "up has no effect: ginnel runs no scripts")
+    assert said["keepalive"] == ("supported", "pings every 10 s, connects again after 60 s of silence")
+    assert "log level 4" in result.stdout
+    assert "unsafe" in result.stdout
+    assert "can be used" in result.stdout
+
+
+def test_a_file_that_cannot_be_used_ends_with_2_and_says_all_that_is_to_change(tmp_path: Path) -> None:
+    result = check(tmp_path, BASE + TRUST + "fragment 1400\nremoet x\n", "--json")
+    assert result.return_value == 2
+    report = json.loads(result.stdout)
+    assert not report["usable"]
+    refused = {item["option"]: item["text"] for item in report["options"] if item["verdict"] == "refused"}
+    assert set(refused) == {"fragment", "remoet"}
+    assert refused["remoet"].endswith("did you mean 'remote'?")
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "option"),
+    [
+        (WHOLE, 0o644, "key"),
+        (WHOLE.replace("remote-cert-tls server\n", ""), 0o600, "remote-cert-tls"),
+        (WHOLE + "tls-version-min 1.0\n", 0o600, "tls-version-min"),
+        (WHOLE, 0o600, "tls-crypt"),
+        (WHOLE + block("auth-user-pass", "alice\nhunter2\n"), 0o600, "auth-user-pass"),
+    ],
+)
+def test_what_is_unsafe_is_said_with_what_to_change(tmp_path: Path, text: str, mode: int, option: str) -> None:
+    result = check(tmp_path, text, "--json", mode=mode)
+    assert result.return_value == 0
+    assert "hunter2" not in result.stdout
+    unsafe = {item["option"]: item["instead"] for item in json.loads(result.stdout)["unsafe"]}
+    assert unsafe[option]
+
+
+@pytest.mark.parametrize(("days", "said"), [(-3, "expired on"), (10, "expires on"), (400, None)])
+def test_a_certificate_that_expires(tmp_path: Path, days: int, said: str | None) -> None:
+    authority = Authority("Example CA")
+    cert, key = authority.issue("bob", "client", until=datetime.now(UTC) + timedelta(days=days))
+    text = BASE + TRUST + block("cert", cert) + block("key", key)
+    unsafe = {item["option"]: item["text"] for item in json.loads(check(tmp_path, text, "--json").stdout)["unsafe"]}
+    assert (said is None) == ("cert" not in unsafe)
+    if said is not None:
+        assert said in unsafe["cert"]
+
+
+def test_what_is_no_file_of_options_is_one_error(tmp_path: Path) -> None:
+    result = check(tmp_path, "\0\1\2")
+    assert "office.ovpn:1" in str(result.exception)
