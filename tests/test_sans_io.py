@@ -14,7 +14,7 @@ FORBIDDEN = {
     *("select", "selectors", "signal", "socket", "ssl", "subprocess", "threading", "time"),
 }
 # The configuration's reader opens the files that a configuration names; it is no part of a session.
-EXCEPTIONS = {"ovpn_file.py": {"os", "pathlib"}, "config.py": {"os", "pathlib"}}
+EXCEPTIONS = {"ovpn_file.py": {"os", "pathlib"}, "config.py": {"os", "pathlib"}, "advice.py": {"datetime"}}
 MODULES = sorted(path.name for path in FOLDER.glob("*.py") if path.name not in WITH_A_LOOP)
 
 

@@ -19,7 +19,6 @@ from ginnel.errors import AuthError, ConfigError, GinnelError, RemoteProtocolErr
 from ginnel.openvpn import events, settings
 from ginnel.openvpn.client import ClientPolicy
 from ginnel.openvpn.config import ClientConfig, HttpProxy, Remote
-from ginnel.openvpn.push_values import Inactive
 from ginnel.openvpn.session import Session
 from ginnel.transports import watch
 from ginnel.transports.dial import source_address
@@ -315,7 +314,6 @@ class _Attempt:
         self._on_news = on_news
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._idle: asyncio.TimerHandle | None = None
         self._closed: asyncio.Future[events.Closed] = self._loop.create_future()
         self._patience = patience
         self.session = Session(policy, path=path, random=os.urandom, now=self._loop.time())
@@ -329,7 +327,7 @@ class _Attempt:
             return await self._closed
         finally:
             self._loop.remove_reader(self._plane.fileno())
-            for timer in (impatience, self._timer, self._idle):
+            for timer in (impatience, self._timer):
                 if timer is not None:
                     timer.cancel()
 
@@ -382,9 +380,8 @@ class _Attempt:
         now = self._loop.time()
         while (event := self.session.next_event()) is not None:
             match event:
-                case events.Established(push):
+                case events.Established():
                     self.is_up = True
-                    self._watch_idleness(push.inactive or self.policy.settings.inactive)
                     self._on_news(event, self)
                 case events.Closed():
                     if not self._closed.done():
@@ -399,19 +396,6 @@ class _Attempt:
             self._timer.cancel()
         at = self.session.get_timer()
         self._timer = self._loop.call_at(at, self._fire) if at is not None else None
-
-    def _watch_idleness(self, limit: Inactive | None, before: int | None = None) -> None:
-        """``inactive``: looks once a time whether enough bytes passed."""
-        if limit is None or limit.seconds == 0 or self._closed.done():
-            return
-        counts = self._plane.peer_statistics(self.policy.peer)
-        total = counts["rx_bytes"] + counts["tx_bytes"]
-        if before is not None and total - before < max(1, limit.size):
-            text = f"less than {max(1, limit.size)} bytes passed within {limit.seconds} s (inactive)"
-            self.session.finish(UnreachableError(text), retry=False)
-            self._advance()
-        else:
-            self._idle = self._loop.call_later(limit.seconds, self._watch_idleness, limit, total)
 
     def _command(self, command: events.Command) -> None:
         plane = self._plane

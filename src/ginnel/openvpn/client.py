@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ginnel.errors import AuthError, RemoteProtocolError, UnreachableError
@@ -52,7 +52,7 @@ class ClientSettings(SessionSettings):
     pull_filters: tuple[PullFilter, ...] = ()
     route_nopull: bool = False
     session_timeout: int = 0
-    inactive: Inactive | None = None
+    inactive: Inactive = field(default=Inactive(0))
     gui_version: str = "ginnel"
     extra_peer_info: tuple[tuple[str, str], ...] = ()
     export_keys: bool = True
@@ -119,10 +119,7 @@ class ClientPolicy:
 
     def handle_timer(self, timer: Timer, now: float) -> None:
         silent = now - self._session.last_heard >= self.settings.hand_window
-        if timer is Timer.SESSION_TIMEOUT:
-            text = "the server allows no longer session than this one was (session-timeout)"
-            self._session.finish(UnreachableError(text), retry=False)
-        elif timer is Timer.PUSH_REQUEST and not silent:
+        if timer is Timer.PUSH_REQUEST and not silent:
             self._request_push(now)
         else:
             text = f"the server sent no push reply within {self.settings.hand_window:g} s"
@@ -168,9 +165,6 @@ class ClientPolicy:
         reply = self._mind(reply)
         self._session.open_tunnel(self._tunnel(reply), reply, now)
         self._login.accepted()
-        limit = reply.session_timeout or self.settings.session_timeout
-        if limit:
-            self._session.set_timer(Timer.SESSION_TIMEOUT, now + limit)
 
     def _take_update(self, text: str) -> None:
         tunnel = self._session.tunnel
@@ -217,6 +211,7 @@ class ClientPolicy:
         ping_restart = settings.ping_restart if reply.ping_restart is None else reply.ping_restart
         if reply.ping_restart is not None and reply.ping_exit is None:
             ping_exit = 0
+        inactive = reply.inactive or settings.inactive
         exit_notify = reply.explicit_exit_notify
         return Tunnel(
             cipher=self._choose_cipher(reply),
@@ -226,6 +221,9 @@ class ClientPolicy:
             ping_restart=ping_exit or ping_restart,
             ping_exit=ping_exit > 0,
             mss=self._mss(reply),
+            inactive=inactive.seconds,
+            inactive_bytes=inactive.size,
+            session_timeout=settings.session_timeout if reply.session_timeout is None else reply.session_timeout,
             cc_exit="cc-exit" in reply.protocol_flags,
             exit_notify=settings.explicit_exit_notify if exit_notify is None else exit_notify,
             dyn_tls_crypt="dyn-tls-crypt" in reply.protocol_flags,

@@ -151,7 +151,7 @@ class ClientConfig:
     connect_retry_max: int | None = None
     connect_timeout: int = 120
     resolv_retry: int | None = None
-    inactive: Inactive | None = None
+    inactive: Inactive = field(default=Inactive(0))
     session_timeout: int = 0
     export_keys: bool = True
     verb: int = 1
