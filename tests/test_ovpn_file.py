@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import random
 import re
 from collections.abc import Callable
@@ -9,12 +10,15 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import pkcs12
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ginnel.errors import ConfigError
+from ginnel.openvpn import settings
 from ginnel.openvpn.client import MssFix
 from ginnel.openvpn.config import AuthUserPass, ClientConfig, HttpProxy, Remote, SocksProxy
 from ginnel.openvpn.directives import DIRECTIVES, Verdict
@@ -25,7 +29,8 @@ from ginnel.openvpn.ovpn_lexer import MAX_LINE, statements
 from ginnel.openvpn.ovpn_options import TAKERS
 from ginnel.openvpn.push import PullFilter
 from ginnel.openvpn.push_values import Inactive
-from ginnel.openvpn.tls import TlsContext, TlsSettings, VerifyName
+from ginnel.openvpn.tls import KeyPasswordError, TlsContext, TlsSettings, VerifyName
+from ginnel.openvpn.tls_crypt_v2 import Metadata, ServerKey, TlsCryptV2
 from ginnel.openvpn.words import quote, split_words
 from ginnel.openvpn.wrap import NoWrap, StaticKey, TlsAuth, TlsCrypt
 from ginnel.testing import Authority
@@ -416,9 +421,8 @@ def test_no_option_of_stock_is_unknown_and_each_refusal_says_why(name: str) -> N
         assert DIRECTIVES[name].verdict is not Verdict.REFUSED
 
 
-SAFETY = """tls-crypt-v2 crl-verify tls-cipher tls-ciphersuites tls-groups tls-cert-profile pkcs12 askpass
-    remote-cert-ku remote-cert-eku auth-token secret fragment engine
-    providers verify-hash tls-verify plugin replay-persist capath management-external-key ns-cert-type compat-mode"""
+SAFETY = """auth-token secret fragment engine providers tls-verify plugin
+    replay-persist capath management-external-key ns-cert-type compat-mode"""
 SERVERS = "server push dh client-to-client ifconfig-pool client-config-dir tls-server"
 OPTIONAL = [
     "{} x",
@@ -579,6 +583,13 @@ WRONG = [
     ("http-proxy-option COLOUR red", "'COLOUR' is not one of: VERSION, AGENT, CUSTOM-HEADER"),
     ("nobind\nlport 1194", "nobind and lport exclude each other"),
     ("local eth0", "'eth0' is no IP address"),
+    ("crl-verify folder dir", "a folder of revocation lists is not read; put them into one file"),
+    (block("crl-verify", AUTHORITY.pem), "has no revocation list"),
+    ("verify-hash 00:11", "not 20 pairs of hexadecimal digits"),
+    ("verify-hash 00:11 SHA256", "not 32 pairs of hexadecimal digits"),
+    ("verify-hash 00:11 MD5", "'MD5' is not one of"),
+    ("remote-cert-ku signing", "'signing' is no key usage"),
+    ("tls-cert-profile strict", "'strict' is not one of"),
     ("static-challenge Code 2", "'2' is not one of: 0, 1"),
     ("static-challenge Code 1 rot13", "'rot13' is not one of: scrv1, concat"),
     ("<connection>\nremote a\nca x\n</connection>", "ca can't be within <connection>"),
@@ -637,7 +648,7 @@ def test_what_a_whole_file_lacks(text: str, message: str) -> None:
         ("tls-auth", CERT, 'the <tls-auth> block: no "-----BEGIN OpenVPN Static key V1-----" line', 1),
         ("tls-crypt", STATIC.emit().replace("00", "0", 1), "the <tls-crypt> block", 1),
         ("tls-crypt", STATIC.emit().replace("0f\n", "\n", 1), "the static key has 255 bytes, not 256", 1),
-        ("tls-crypt", "-----BEGIN OpenVPN tls-crypt-v2 client key-----\n", "a tls-crypt-v2 key, which is not", 1),
+        ("tls-crypt", "-----BEGIN OpenVPN tls-crypt-v2 client key-----\n", "write it as tls-crypt-v2", 1),
         ("auth-user-pass", "\nsecret\n", "no user in its first line", 1),
         ("auth-user-pass", "bob\n\x1b\n", "something other than a user and a password", 2),
         ("peer-fingerprint", "# x\n00:11\n", "not a SHA-256 fingerprint", 2),
@@ -649,14 +660,82 @@ def test_a_wrong_block_is_named_with_the_line_in_it(name: str, text: str, messag
     assert caught.line == BASE.count("\n") + 1 + line
 
 
-def test_an_encrypted_key_says_how_to_decrypt_it() -> None:
+def encrypted(key: str, password: str) -> str:
+    return (
+        serialization.load_pem_private_key(key.encode(), None)
+        .private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(password.encode()),
+        )
+        .decode()
+    )
+
+
+def test_an_encrypted_key_is_opened_with_its_password(tmp_path: Path) -> None:
+    text = BASE + TRUST + block("cert", CERT) + block("key", encrypted(KEY, "let me in"))
+    with pytest.raises(KeyPasswordError) as caught:
+        settings.tls_context(parse_ovpn(text))
+    assert not caught.value.wrong
+    settings.tls_context(parse_ovpn(text), "let me in")
+    (tmp_path / "password").write_text("let me in\r\n")
+    settings.tls_context(parse_ovpn(text + "askpass password\n", directory=tmp_path))
+    settings.tls_context(parse_ovpn(text + "askpass\n"), "let me in")
+    (tmp_path / "password").write_text("let me out\n")
+    with pytest.raises(KeyPasswordError) as caught:
+        settings.tls_context(parse_ovpn(text + "askpass password\n", directory=tmp_path))
+    assert caught.value.wrong
+
+
+def test_pkcs12_as_a_file_and_as_a_block(tmp_path: Path) -> None:
+    certificate = x509.load_pem_x509_certificate(CERT.encode())
+    ca = x509.load_pem_x509_certificate(AUTHORITY.pem.encode())
     key = serialization.load_pem_private_key(KEY.encode(), None)
-    pem = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.BestAvailableEncryption(b"x"),
-    ).decode()
-    assert "openssl pkey -in OLD -out NEW" in str(error(BASE + block("key", pem)))
+    data = pkcs12.serialize_key_and_certificates(
+        b"bob",
+        key,
+        certificate,
+        [ca],
+        serialization.BestAvailableEncryption(b"x"),  # type: ignore[arg-type]
+    )
+    (tmp_path / "bob.p12").write_bytes(data)
+    config = parse_ovpn(BASE + "remote-cert-tls server\npkcs12 bob.p12\n", directory=tmp_path)
+    assert config.pkcs12 == data
+    settings.tls_context(config, "x")
+    inline = block("pkcs12", base64.encodebytes(data).decode())
+    assert parse_ovpn(BASE + "remote-cert-tls server\n" + inline).pkcs12 == data
+    assert "not base64" in str(error(BASE + block("pkcs12", "!\n")))
+    assert "exclude each other" in str(error(WHOLE + inline))
+
+
+def test_whom_to_trust_in_every_detail(tmp_path: Path) -> None:
+    hashes = "AA:" * 19 + "aa"
+    text = (
+        WHOLE
+        + f"""\
+tls-crypt-v2 client.key
+verify-hash {hashes}
+remote-cert-ku a0 0x88
+remote-cert-eku "TLS Web Server Authentication"
+x509-username-field CN ext:subjectAltName
+tls-cipher DEFAULT:@SECLEVEL=0
+tls-ciphersuites TLS_AES_256_GCM_SHA384
+tls-groups X25519:secp384r1
+tls-cert-profile preferred
+"""
+    )
+    key = ServerKey(bytes(range(128))).make_client_key(Metadata.made_at(0), lambda size: bytes(size))
+    (tmp_path / "client.key").write_text(key.emit())
+    config = parse_ovpn(text, directory=tmp_path)
+    assert config.wrap == TlsCryptV2(key)
+    assert config.issuer_fingerprints == (hashes.lower(),)
+    assert (config.remote_cert_ku, config.remote_cert_eku) == ((0xA0, 0x88), "TLS Web Server Authentication")
+    assert config.username_fields == ("CN", "ext:subjectAltName")
+    assert (config.cipher_list, config.cipher_suites) == ("DEFAULT:@SECLEVEL=0", "TLS_AES_256_GCM_SHA384")
+    assert (config.groups, config.cert_profile) == ("X25519:secp384r1", "preferred")
+    inline = WHOLE + block("tls-crypt-v2", key.emit())
+    assert parse_ovpn(inline).wrap == TlsCryptV2(key)
+    assert "tls-crypt and tls-crypt-v2 exclude" in str(error(inline + block("tls-crypt", STATIC.emit())))
 
 
 def test_a_block_that_is_not_closed_says_where_it_was_opened() -> None:

@@ -27,7 +27,13 @@ def advise(config: ClientConfig, now: datetime) -> tuple[Advice, ...]:
 
 
 def _about_the_server(config: ClientConfig) -> Iterator[Advice]:
-    checked = config.remote_cert_tls == "server" or config.verify_x509_name or config.peer_fingerprints
+    checked = (
+        config.remote_cert_tls == "server"
+        or config.verify_x509_name
+        or config.remote_cert_eku
+        or config.peer_fingerprints
+        or config.issuer_fingerprints
+    )
     if config.ca is not None and not checked:
         text = "whoever has any certificate of this ca can pose as the server"
         yield Advice("remote-cert-tls", text, "add: remote-cert-tls server")

@@ -20,6 +20,7 @@ from ginnel.openvpn import events, settings
 from ginnel.openvpn.client import ClientPolicy
 from ginnel.openvpn.config import ClientConfig, HttpProxy, Remote
 from ginnel.openvpn.session import Session
+from ginnel.openvpn.tls import KeyPasswordError, TlsContext
 from ginnel.transports import watch
 from ginnel.transports.dial import source_address
 from ginnel.transports.ways import Unresolved, Way, Ways, describe, open_socket, pause
@@ -70,7 +71,7 @@ class Client:
     ) -> None:
         self._config = config
         self._login = settings.login(config, login)
-        self._tls = settings.tls_context(config)
+        self._tls: TlsContext | None = None
         self._proxy_logins: dict[HttpProxy, tuple[str, str]] = {}
         self._ask_user = ask
         self._on_change = on_change
@@ -135,6 +136,7 @@ class Client:
         most = self._config.connect_retry_max
         ways = Ways(self._config.remotes, shuffled=self._config.remote_random)
         advance: events.Advance = "address"
+        self._tls = await self._open_key()
         while True:
             await self._complete_login()
             self._way = await ways.next(advance)
@@ -167,6 +169,7 @@ class Client:
         except OSError as error:
             reason = error.strerror or str(error) or "no answer in time"
             return events.Closed(UnreachableError(f"cannot reach {describe(way.remote)}: {reason}"), retry=True), False
+        assert self._tls is not None
         policy = ClientPolicy(
             settings.client_settings(self._config, way.remote, self._tls), self._login, unix_time=time.time()
         )
@@ -220,6 +223,21 @@ class Client:
                 task.add_done_callback(self._questions.discard)
 
     # The user.
+
+    async def _open_key(self) -> TlsContext:
+        """Asks for the password of an encrypted key until it fits. Raises ConfigError."""
+        password: str | None = None
+        while True:
+            try:
+                return settings.tls_context(self._config, password)
+            except KeyPasswordError as error:
+                if error.wrong and password is None:
+                    raise
+                again = " (the last one was wrong)" if error.wrong else ""
+                prompt = events.Prompt("key-password", f"Password of the private key{again}", echo=False)
+                password = await self._ask(prompt)
+                if password is None:
+                    raise
 
     async def _complete_login(self) -> None:
         """Asks for what is missing. Raises what the last attempt failed with if nobody answers."""

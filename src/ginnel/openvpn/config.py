@@ -16,6 +16,7 @@ from ginnel.openvpn.login import StaticChallenge
 from ginnel.openvpn.push import PullFilter, PushReply
 from ginnel.openvpn.push_values import Inactive
 from ginnel.openvpn.tls import VerifyName
+from ginnel.openvpn.tls_crypt_v2 import TlsCryptV2
 from ginnel.openvpn.wrap import NoWrap, TlsAuth, TlsCrypt
 
 Proto = Literal["udp", "udp4", "udp6", "tcp", "tcp4", "tcp6"]
@@ -95,7 +96,10 @@ class ClientConfig:
     """Each value is the option of the same name, with stock's default (2.6).
 
     - ``ca``, ``cert``, ``key``, ``extra_certs``: PEM text without anything around it.
-    - ``peer_fingerprints``: SHA-256, 64 hexadecimal digits with colons.
+    - ``key_password``: ``askpass``, for an encrypted ``key`` or ``pkcs12``. ``crl``: ``crl-verify``.
+    - ``peer_fingerprints``: SHA-256, 64 hexadecimal digits with colons. ``issuer_fingerprints``: ``verify-hash``.
+    - ``username_fields``: ``x509-username-field``. ``cipher_list``, ``cipher_suites``, ``groups``, ``cert_profile``:
+      ``tls-cipher``, ``tls-ciphersuites``, ``tls-groups``, ``tls-cert-profile``.
     - ``cipher``: ``data-ciphers-fallback``, for a server that negotiates none.
     - ``ping``, ``ping_restart``, ``ping_exit``: 0 is off; ``keepalive`` comes to the first two.
     - ``connect_retry``: the shortest and the longest wait between two attempts.
@@ -115,13 +119,24 @@ class ClientConfig:
     ca: str | None = field(default=None, repr=False)
     cert: str | None = field(default=None, repr=False)
     key: str | None = field(default=None, repr=False)
+    key_password: str | None = field(default=None, repr=False)
+    pkcs12: bytes | None = field(default=None, repr=False)
     extra_certs: str | None = field(default=None, repr=False)
+    crl: str | None = field(default=None, repr=False)
     peer_fingerprints: tuple[str, ...] = ()
+    issuer_fingerprints: tuple[str, ...] = ()
     remote_cert_tls: Literal["server", "client"] | None = None
+    remote_cert_ku: tuple[int, ...] = ()
+    remote_cert_eku: str | None = None
+    username_fields: tuple[str, ...] = ("CN",)
     verify_x509_name: VerifyName | None = None
-    wrap: NoWrap | TlsAuth | TlsCrypt = field(default_factory=NoWrap)
+    wrap: NoWrap | TlsAuth | TlsCrypt | TlsCryptV2 = field(default_factory=NoWrap)
     tls_version_min: TlsVersion = "1.2"
     tls_version_max: TlsVersion | None = None
+    cipher_list: str | None = None
+    cipher_suites: str | None = None
+    groups: str | None = None
+    cert_profile: Literal["insecure", "legacy", "preferred", "suiteb"] | None = None
     data_ciphers: tuple[str, ...] = DEFAULT_DATA_CIPHERS
     cipher: str | None = None
     auth: str = "SHA1"
@@ -161,7 +176,7 @@ class ClientConfig:
     def __post_init__(self) -> None:
         if not self.remotes:
             raise _wrong("remote", "no remote: there is no server to connect to", "write: remote HOST PORT")
-        if self.ca is None and not self.peer_fingerprints:
+        if self.ca is None and self.pkcs12 is None and not self.peer_fingerprints:
             raise _wrong(
                 "ca",
                 "neither ca nor peer-fingerprint: the server could be anyone",
@@ -171,7 +186,9 @@ class ClientConfig:
             raise _wrong("cert", "cert without key", "add the private key that belongs to it: <key>…</key>")
         if self.key is not None and self.cert is None:
             raise _wrong("key", "key without cert", "add the certificate that belongs to it: <cert>…</cert>")
-        if self.cert is None and self.auth_user_pass is None:
+        if self.pkcs12 is not None and self.cert is not None:
+            raise _wrong("pkcs12", "pkcs12 and cert exclude each other", "keep one of them")
+        if self.cert is None and self.pkcs12 is None and self.auth_user_pass is None:
             raise _wrong(
                 "auth-user-pass",
                 "nothing says to the server who we are",

@@ -108,15 +108,28 @@ _TABLE = [
         ca="FILE",
         cert="FILE",
         key="FILE",
+        pkcs12="FILE",
+        askpass="[FILE]",
         extra_certs="FILE",
+        crl_verify="FILE [dir]",
         peer_fingerprint="FINGERPRINT",
+        verify_hash="FINGERPRINT [SHA1|SHA256]",
         remote_cert_tls="server|client",
+        remote_cert_ku="NUMBER …",
+        remote_cert_eku="OID",
         verify_x509_name="NAME [TYPE]",
+        x509_username_field="FIELD …",
         tls_auth="FILE [DIRECTION]",
         tls_crypt="FILE",
+        tls_crypt_v2="FILE",
         key_direction="0|1",
         tls_version_min="VERSION [or-highest]",
         tls_version_max="VERSION",
+        tls_cipher="CIPHER:CIPHER:...",
+        tls_ciphersuites="CIPHER:CIPHER:...",
+        tls_groups="GROUP:GROUP:...",
+        ecdh_curve="GROUP",
+        tls_cert_profile="insecure|legacy|preferred|suiteb",
         auth_user_pass="[FILE]",
         auth_retry="none|nointeract|interact",
         auth_nocache="",
@@ -217,23 +230,6 @@ _TABLE = [
     ),
     # Not supported yet, and not to be passed over.
     *_refused(
-        "tls-crypt-v2",
-        "a server that wants tls-crypt-v2 answers nothing else",
-        "ask for a file with tls-crypt",
-    ),
-    *_refused(
-        "crl-verify",
-        "revoked certificates would be accepted without it",
-        "remove it to connect without that check",
-    ),
-    *_refused(
-        "tls-cipher tls-ciphersuites tls-groups ecdh-curve tls-cert-profile",
-        "TLS would accept what it is meant to rule out, or the reverse",
-        "remove it to have OpenSSL's choice",
-    ),
-    *_refused("pkcs12", "PKCS #12 is not read", "write ca, cert and key: openssl pkcs12 -in FILE -nodes"),
-    *_refused("askpass", "encrypted private keys are not read", "decrypt it: openssl pkey -in OLD -out NEW"),
-    *_refused(
         "pkcs11-id pkcs11-id-management pkcs11-providers pkcs11-pin-cache pkcs11-cert-private "
         "pkcs11-private-mode pkcs11-protected-authentication cryptoapicert management-external-key "
         "management-external-cert",
@@ -244,12 +240,7 @@ _TABLE = [
     *_refused("capath", "a folder of certificates is not read", "put the certificates into one ca file"),
     *_refused("ns-cert-type", "the Netscape certificate type is no longer in use", "write: remote-cert-tls server"),
     *_refused(
-        "remote-cert-ku remote-cert-eku",
-        "the server's certificate would not be checked as asked",
-        "write: remote-cert-tls server",
-    ),
-    *_refused(
-        "verify-hash tls-verify plugin",
+        "tls-verify plugin",
         "the server's certificate would not be checked as asked",
         "write peer-fingerprint, or verify-x509-name",
     ),
@@ -293,7 +284,7 @@ _TABLE = [
         "ifconfig-push-constraint iroute iroute-ipv6 client-config-dir ccd-exclusive client-connect "
         "client-disconnect client-crresponse client-to-client duplicate-cn learn-address "
         "auth-user-pass-verify auth-user-pass-optional auth-gen-token auth-gen-token-secret opt-verify "
-        "verify-client-cert client-cert-not-required username-as-common-name x509-username-field "
+        "verify-client-cert client-cert-not-required username-as-common-name "
         "override-username max-clients max-routes-per-client connect-freq connect-freq-initial "
         "bcast-buffers tcp-queue-limit hash-size port-share stale-routes-check disable single-session "
         "vlan-accept vlan-pvid vlan-tagging tls-crypt-v2-verify tls-crypt-v2-max-age "

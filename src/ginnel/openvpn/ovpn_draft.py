@@ -11,6 +11,7 @@ from ginnel.errors import ConfigError
 from ginnel.openvpn.config import HttpProxy, Remote, SocksProxy
 from ginnel.openvpn.ovpn_lexer import Statement
 from ginnel.openvpn.ovpn_pem import Source
+from ginnel.openvpn.tls_crypt_v2 import ClientKey
 from ginnel.openvpn.words import escape
 from ginnel.openvpn.wrap import StaticKey
 
@@ -47,11 +48,12 @@ class Draft:
     """What the statements so far come to. ``values`` are arguments of `ClientConfig`.
 
     ``entry`` is what may be said in a <connection> too, and isn't simply a value. ``connections`` are the
-    finished <connection> blocks. ``source`` reads the block or file of a statement, ``warn`` remembers a
-    warning for the current one.
+    finished <connection> blocks. ``source`` reads the block or file of a statement, ``binary`` what is no
+    text; ``warn`` remembers a warning for the current one.
     """
 
     source: Callable[[Statement], Source]
+    binary: Callable[[Statement], bytes]
     warn: Callable[[str], None]
     values: dict[str, Any] = field(default_factory=dict)
     entry: Entry = field(default_factory=Entry)
@@ -62,6 +64,7 @@ class Draft:
     dev: str | None = None
     dev_type: str | None = None
     static_keys: dict[str, StaticKey] = field(default_factory=dict)
+    client_key: ClientKey | None = None
     direction: int | None = None
     local: list[str] = field(default_factory=list)
     setenv: dict[str, str] = field(default_factory=dict)

@@ -10,16 +10,17 @@ them would be dropped without anyone's decision.
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ginnel.errors import ConfigError
 from ginnel.openvpn import ovpn_pem
 from ginnel.openvpn.config import ClientConfig, Remote, Warning
-from ginnel.openvpn.directives import DIRECTIVES, IN_CONNECTION, Directive, Verdict, names, suggest
+from ginnel.openvpn.directives import BLOCKS, DIRECTIVES, IN_CONNECTION, Directive, Verdict, names, suggest
 from ginnel.openvpn.meanings import meaning
 from ginnel.openvpn.ovpn_draft import Draft, Target
 from ginnel.openvpn.ovpn_lexer import Statement, decode, statements
@@ -27,6 +28,7 @@ from ginnel.openvpn.ovpn_options import TAKERS
 from ginnel.openvpn.ovpn_pem import Source
 from ginnel.openvpn.ovpn_remote import finish_remote
 from ginnel.openvpn.push import PushReply
+from ginnel.openvpn.tls_crypt_v2 import TlsCryptV2
 from ginnel.openvpn.words import escape
 from ginnel.openvpn.wrap import NoWrap, TlsAuth, TlsCrypt
 
@@ -121,7 +123,7 @@ class _Reader:
         self._current = Statement(0, "")
         self._given: dict[str, Statement] = {}
         self._announced: dict[str, Statement] = {}
-        self._draft = Draft(source=self._source, warn=self._warn)
+        self._draft = Draft(source=self._source, binary=self._binary, warn=self._warn)
         self.warnings: list[Warning] = []
 
     def statements(self, text: str | bytes) -> list[Statement]:
@@ -194,7 +196,7 @@ class _Reader:
         if name == "connection":
             self._take_connection(statement)
             return
-        if statement.words[:1] == ("[inline]",) and name in ("ca", "cert", "key", "tls-auth", "tls-crypt"):
+        if statement.words[:1] == ("[inline]",) and name in BLOCKS:
             # A notice of older files that a block comes; tls-auth's direction may stand here.
             self._announced[name] = statement
             if name == "tls-auth" and len(statement.words) > 1:
@@ -214,7 +216,7 @@ class _Reader:
     def _take_connection(self, statement: Statement) -> None:
         """What is said within holds for its remote alone; the rest is as the file said it so far."""
         draft = self._draft
-        inner = replace(draft, values={}, targets=[], static_keys={}, entry=replace(draft.entry))
+        inner = replace(draft, values={}, targets=[], static_keys={}, client_key=None, entry=replace(draft.entry))
         self._draft = inner
         try:
             for line in statements(statement.block or "", statement.line + 1):
@@ -232,7 +234,7 @@ class _Reader:
         if not inner.targets:
             raise ConfigError("this <connection> has no remote", instead="write: remote HOST PORT")
         own = dict(inner.values)
-        if inner.static_keys:
+        if inner.static_keys or inner.client_key:
             own["wrap"] = self._wrap(inner)
         remote = finish_remote(inner.targets[0], inner.entry)
         draft.connections.append(replace(remote, own=tuple(own.items())))
@@ -255,9 +257,9 @@ class _Reader:
             )
         values = draft.values
         remotes = self._remotes()
-        if "ca" in values and not values.keys() & SERVER_CHECKS:
+        if "ca" in self._given and not values.keys() & SERVER_CHECKS:
             self._warn_of(self._given["ca"], NO_CHECK)
-        if "cert" in values and "key" in values:
+        if "cert" in values and "key" in values and not ovpn_pem.is_encrypted(values["key"]):
             ovpn_pem.check_pair(values["cert"], values["key"])
         if "tls_version_min" not in values and values.get("tls_version_max", "1.2") < "1.2":
             values["tls_version_min"] = values["tls_version_max"]
@@ -294,20 +296,32 @@ class _Reader:
                     instead="add: dev-type tun",
                 )
 
-    def _wrap(self, draft: Draft) -> NoWrap | TlsAuth | TlsCrypt:
-        match draft.static_keys:
-            case {"tls-auth": _, "tls-crypt": _}:
-                raise ConfigError(
-                    "tls-auth and tls-crypt exclude each other",
-                    option="tls-crypt",
-                    instead="keep what the server has",
-                )
+    def _wrap(self, draft: Draft) -> NoWrap | TlsAuth | TlsCrypt | TlsCryptV2:
+        wraps: dict[str, Any] = dict(draft.static_keys)
+        if draft.client_key is not None:
+            wraps["tls-crypt-v2"] = draft.client_key
+        if len(wraps) > 1:
+            raise ConfigError(
+                f"{' and '.join(wraps)} exclude each other", option=[*wraps][-1], instead="keep what the server has"
+            )
+        match wraps:
+            case {"tls-crypt-v2": key}:
+                return TlsCryptV2(key)
             case {"tls-crypt": key}:
                 return TlsCrypt(key)
             case {"tls-auth": key}:
                 return TlsAuth(key, self._draft.values.get("auth", "SHA1"), draft.direction)
             case _:
                 return NoWrap()
+
+    def _binary(self, statement: Statement) -> bytes:
+        """A file as it is, or a block of base64."""
+        if statement.block is None:
+            return _read(self._directory / statement.words[0])
+        try:
+            return base64.b64decode("".join(statement.block.split()), validate=True)
+        except ValueError:
+            raise ConfigError(f"the <{statement.name}> block is not base64") from None
 
     def _source(self, statement: Statement) -> Source:
         if statement.block is not None:
@@ -357,15 +371,16 @@ def _read(path: Path) -> bytes:
 
 MAX_FILE = 1 << 20
 TOO_LARGE = "more than 1 MiB, which no configuration needs"
-SERVER_CHECKS = {"remote_cert_tls", "verify_x509_name", "peer_fingerprints"}
+SERVER_CHECKS = {"remote_cert_tls", "remote_cert_eku", "verify_x509_name", "peer_fingerprints", "issuer_fingerprints"}
 NO_CHECK = "whoever has any certificate of this ca can pose as the server; add: remote-cert-tls server"
 UNKNOWN = "if the server does not depend on it, remove it"
 WITHOUT_LOSS = "nothing that would be missed"
 REPEATED = names(
-    "client pull tls-client remote pull-filter setenv ignore-unknown-option peer-fingerprint route "
+    "client pull tls-client remote pull-filter setenv ignore-unknown-option peer-fingerprint verify-hash route "
     "route-ipv6 dhcp-option dns redirect-gateway redirect-private"
 )
 DECISIVE = names(
-    "ca cert key extra-certs tls-auth tls-crypt remote-cert-tls verify-x509-name tls-version-min "
+    "ca cert key pkcs12 extra-certs crl-verify tls-auth tls-crypt tls-crypt-v2 remote-cert-tls remote-cert-eku "
+    "remote-cert-ku verify-x509-name x509-username-field tls-cipher tls-ciphersuites tls-groups tls-version-min "
     "tls-version-max auth data-ciphers ncp-ciphers data-ciphers-fallback"
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from ginnel.errors import ConfigError
-from ginnel.openvpn import ovpn_login, ovpn_pem, ovpn_remote
+from ginnel.openvpn import ovpn_login, ovpn_remote, ovpn_trust
 from ginnel.openvpn.client import MssFix
 from ginnel.openvpn.config import DEFAULT_DATA_CIPHERS
 from ginnel.openvpn.directives import DIRECTIVES, names
@@ -17,7 +17,6 @@ from ginnel.openvpn.ovpn_draft import MAX_INT, Draft, Taker, number, one_of
 from ginnel.openvpn.ovpn_lexer import Statement
 from ginnel.openvpn.push import PullFilter, PushReply
 from ginnel.openvpn.push_values import Inactive
-from ginnel.openvpn.tls import VerifyName
 from ginnel.openvpn.words import escape, quote
 from ginnel.openvpn.wrap import DIGESTS
 
@@ -78,62 +77,6 @@ def _resolv_retry(draft: Draft, statement: Statement) -> None:
 
 def _exit_notify(draft: Draft, statement: Statement) -> None:
     draft.values["explicit_exit_notify"] = number((*statement.words, "1")[0], 0, MAX_INT)
-
-
-def _certificates(name: str) -> Taker:
-    def take(draft: Draft, statement: Statement) -> None:
-        draft.values[name] = ovpn_pem.certificates(draft.source(statement))
-
-    return take
-
-
-def _key(draft: Draft, statement: Statement) -> None:
-    draft.values["key"] = ovpn_pem.private_key(draft.source(statement))
-
-
-def _static_key(draft: Draft, statement: Statement) -> None:
-    draft.static_keys[statement.name] = ovpn_pem.static_key(draft.source(statement))
-    if len(statement.words) > 1:
-        draft.direction = int(one_of(statement.words[1], "0", "1"))
-
-
-def _key_direction(draft: Draft, statement: Statement) -> None:
-    draft.direction = int(one_of(statement.words[0], "0", "1"))
-
-
-def _fingerprint(draft: Draft, statement: Statement) -> None:
-    lines = [statement.words[0]] if statement.block is None else statement.block.split("\n")
-    for at, line in enumerate(lines, statement.line + (statement.block is not None)):
-        line = line.strip()
-        if not line or line[0] in "#;":
-            continue
-        if not re.fullmatch("[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){31}", line):
-            raise ConfigError(
-                "not a SHA-256 fingerprint, which is 32 pairs of hexadecimal digits with colons between them",
-                line=at,
-                instead="take it from: openssl x509 -noout -fingerprint -sha256 -in CERTIFICATE",
-            )
-        draft.append("peer_fingerprints", line.lower())
-
-
-def _verify_name(draft: Draft, statement: Statement) -> None:
-    name, kind = (*statement.words, "subject")[:2]
-    if not name:
-        raise ConfigError("an empty name would match anything or nothing")
-    match kind:
-        case "subject" | "name" | "name-prefix":
-            draft.values["verify_x509_name"] = VerifyName(name, kind)
-        case _:
-            one_of(kind, "subject", "name", "name-prefix")
-
-
-def _tls_version(name: str) -> Taker:
-    def take(draft: Draft, statement: Statement) -> None:
-        draft.values[name] = one_of(statement.words[0], "1.0", "1.1", "1.2", "1.3")
-        for word in statement.words[1:]:
-            one_of(word, "or-highest")
-
-    return take
 
 
 def _setenv(draft: Draft, statement: Statement) -> None:
@@ -323,6 +266,7 @@ OTHER_CIPHERS = (
 TAKERS: dict[str, Taker] = {
     **ovpn_remote.TAKERS,
     **ovpn_login.TAKERS,
+    **ovpn_trust.TAKERS,
     "client": _client,
     "pull": _client,
     "tls-client": _client,
@@ -334,18 +278,6 @@ TAKERS: dict[str, Taker] = {
     "server-poll-timeout": _number("connect_timeout", 0, MAX_INT),
     "resolv-retry": _resolv_retry,
     "explicit-exit-notify": _exit_notify,
-    "ca": _certificates("ca"),
-    "cert": _certificates("cert"),
-    "extra-certs": _certificates("extra_certs"),
-    "key": _key,
-    "peer-fingerprint": _fingerprint,
-    "remote-cert-tls": _choice("remote_cert_tls"),
-    "verify-x509-name": _verify_name,
-    "tls-auth": _static_key,
-    "tls-crypt": _static_key,
-    "key-direction": _key_direction,
-    "tls-version-min": _tls_version("tls_version_min"),
-    "tls-version-max": _tls_version("tls_version_max"),
     "auth-nocache": _flag("auth_nocache"),
     "push-peer-info": _flag("push_peer_info"),
     "setenv": _setenv,

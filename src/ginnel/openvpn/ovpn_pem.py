@@ -49,26 +49,36 @@ def private_key(source: Source) -> str:
     if len(blocks) > 1:
         raise source.error(f"{source.name} has {len(blocks)} private keys", at=blocks[1].at, instead="keep one")
     block = blocks[0]
-    encrypted = block.label == "ENCRYPTED PRIVATE KEY" or "Proc-Type: 4,ENCRYPTED" in block.text
-    if encrypted:
-        raise source.error(
-            f"the private key in {source.name} is encrypted, which is not supported yet",
-            at=block.at,
-            instead="write it without a password: openssl pkey -in OLD -out NEW",
-        )
-    try:
-        load_pem_private_key(block.text.encode(), None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise source.error(f"the private key in {source.name} is damaged or of an unknown kind", at=block.at) from None
+    if not is_encrypted(block.text):
+        try:
+            load_pem_private_key(block.text.encode(), None)
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            text = f"the private key in {source.name} is damaged or of an unknown kind"
+            raise source.error(text, at=block.at) from None
     return block.text
+
+
+def is_encrypted(key: str) -> bool:
+    """Whether a private key in PEM needs a password."""
+    return "BEGIN ENCRYPTED PRIVATE KEY" in key or "Proc-Type: 4,ENCRYPTED" in key
+
+
+def revocation_lists(source: Source) -> str:
+    """The revocation lists as PEM."""
+    found = [block for block in _pem_blocks(source) if block.label == "X509 CRL"]
+    if not found:
+        raise source.error(f"{source.name} has no revocation list", instead=_expected("X509 CRL"))
+    for block in found:
+        try:
+            x509.load_pem_x509_crl(block.text.encode("utf-8", "surrogatepass"))
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            raise source.error(f"a revocation list in {source.name} is damaged", at=block.at) from None
+    return "".join(block.text for block in found)
 
 
 def static_key(source: Source) -> StaticKey:
     if "OpenVPN tls-crypt-v2 client key" in source.text:
-        raise source.error(
-            f"{source.name} has a tls-crypt-v2 key, which is not supported yet",
-            instead="ask for a file with tls-crypt",
-        )
+        raise source.error(f"{source.name} has a tls-crypt-v2 key", instead="write it as tls-crypt-v2")
     try:
         return StaticKey.parse(source.text)
     except ConfigError as error:

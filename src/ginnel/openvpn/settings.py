@@ -10,18 +10,30 @@ from ginnel.openvpn.login import Login
 from ginnel.openvpn.tls import TlsContext, TlsSettings
 
 
-def tls_context(config: ClientConfig) -> TlsContext:
-    """Raises ConfigError for what OpenSSL refuses."""
+def tls_context(config: ClientConfig, key_password: str | None = None) -> TlsContext:
+    """``key_password`` counts more than the file's. Raises KeyPasswordError for one that is missing or wrong,
+    ConfigError for what OpenSSL refuses."""
     settings = TlsSettings(
         ca=config.ca,
         cert=config.cert,
         key=config.key,
+        key_password=key_password if key_password is not None else config.key_password,
+        pkcs12=config.pkcs12,
         extra_certs=config.extra_certs,
+        crl=config.crl,
         peer_fingerprints=config.peer_fingerprints,
+        issuer_fingerprints=config.issuer_fingerprints,
         remote_cert_tls=config.remote_cert_tls,
+        remote_cert_ku=config.remote_cert_ku,
+        remote_cert_eku=config.remote_cert_eku,
+        username_fields=config.username_fields,
         verify_name=config.verify_x509_name,
         version_min=config.tls_version_min,
         version_max=config.tls_version_max,
+        cipher_list=config.cipher_list,
+        cipher_suites=config.cipher_suites,
+        groups=config.groups,
+        cert_profile=config.cert_profile,
     )
     return TlsContext(settings, server=False)
 
