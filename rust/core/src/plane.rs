@@ -9,7 +9,7 @@ mod keys;
 mod peer;
 pub(crate) mod routes;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 
 pub use crate::plane::events::Event;
@@ -100,6 +100,8 @@ pub struct Plane {
     peers: HashMap<u32, Peer>,
     by_path: HashMap<Path, u32>,
     by_peer_id: HashMap<u32, u32>,
+    /// The sockets that are streams: nobody moves onto or off one of them.
+    streams: HashSet<u32>,
     routes: Prefixes<u32>,
     events: Events,
     counters: Counters,
@@ -114,6 +116,7 @@ impl Plane {
             peers: HashMap::new(),
             by_path: HashMap::new(),
             by_peer_id: HashMap::new(),
+            streams: HashSet::new(),
             routes: Prefixes::default(),
             events: Events::default(),
             counters: Counters::default(),
@@ -222,6 +225,14 @@ impl Plane {
         let datagram = self.transmit(number, pool.packet_from(content), now, pool);
         self.counters.tx_data_messages += u64::from(datagram.is_some());
         Ok(datagram)
+    }
+
+    /// Says whether a socket is a stream, whose packets all come from whoever is at its other end.
+    pub fn set_stream(&mut self, socket: u32, is_stream: bool) {
+        match is_stream {
+            true => self.streams.insert(socket),
+            false => self.streams.remove(&socket),
+        };
     }
 
     /// A control packet was sent on this path: what comes back on it is no stranger's.
@@ -387,7 +398,10 @@ impl Plane {
     /// Moves a peer to the path of a packet that was authentic, unless another peer holds it. A
     /// packet that is not the newest was overtaken on the old path's way and moves nobody.
     fn float(&mut self, number: u32, path: Path, newest: bool) -> bool {
-        if self.by_path.contains_key(&path) {
+        let left = self.peers.get(&number).map(|peer| peer.path.socket);
+        let is_stream = |socket: &u32| self.streams.contains(socket);
+        if self.by_path.contains_key(&path) || is_stream(&path.socket) || left.as_ref().is_some_and(is_stream)
+        {
             return false;
         }
         if !newest || !self.events.has_room() {

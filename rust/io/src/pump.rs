@@ -1,7 +1,7 @@
 //! The loop that moves packets between sockets, the data plane and a device.
 //!
 //! One thread receives, opens, seals and sends, in batches and by turns, so that neither direction
-//! starves. The plane is locked for a batch's cryptography, never across a system call. Commands
+//! starves. A socket that takes nothing more has a backlog of its own, and delays nobody else. The plane is locked for a batch's cryptography, never across a system call. Commands
 //! come from other threads and take effect before they return.
 
 use std::collections::BTreeMap;
@@ -21,7 +21,10 @@ use ginnel_core::queue::Wake;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
-use crate::udp::{Receiver, Sender, UdpCounters, UdpSocket, is_fatal};
+use crate::member::{self, Buffers, Member};
+use crate::socket::{Socket, SocketCounters};
+use crate::tcp::TcpSocket;
+use crate::udp::{Sender, UdpSocket};
 use crate::wake::Waker;
 
 /// A data plane on real sockets, and its thread.
@@ -59,16 +62,12 @@ impl Pump {
     /// Takes a UDP socket over. On an error (ESHUTDOWN once the thread has ended) the descriptor
     /// stays the caller's.
     pub fn add_udp(&self, descriptor: RawFd) -> io::Result<u32> {
-        if !lock(&self.shared.sockets).running {
-            return Err(Errno::SHUTDOWN.into());
-        }
-        let socket = UdpSocket::adopt(descriptor)?;
-        let mut sockets = lock(&self.shared.sockets);
-        let number = sockets.next;
-        sockets.next += 1;
-        sockets.table.insert(number, Arc::new(socket));
-        self.shared.settle(sockets);
-        Ok(number)
+        self.add(|| Ok(Socket::Udp(UdpSocket::adopt(descriptor)?)))
+    }
+
+    /// Takes a connected TCP socket over, as [`Pump::add_udp`] does a UDP socket.
+    pub fn add_tcp(&self, descriptor: RawFd) -> io::Result<u32> {
+        self.add(|| Ok(Socket::Tcp(TcpSocket::adopt(descriptor)?)))
     }
 
     /// Closes a socket; none of this number is no error if there once was one.
@@ -128,9 +127,10 @@ impl Pump {
         let plane = self.shared.with_plane(|plane| plane.counters().entries());
         let table = lock(&self.shared.sockets).table.clone();
         let mut counters = *lock(&self.shared.counters);
-        counters.udp.rx_kernel_dropped += table.values().map(|socket| socket.kernel_dropped()).sum::<u64>();
+        counters.sockets.rx_kernel_dropped +=
+            table.values().map(|socket| socket.kernel_dropped()).sum::<u64>();
         let own = [("rx_device_dropped", counters.rx_device_dropped)];
-        plane.into_iter().chain(counters.udp.entries()).chain(own).collect()
+        plane.into_iter().chain(counters.sockets.entries()).chain(own).collect()
     }
 
     pub fn peer_statistics(&self, peer: u32) -> Result<PeerCounters, CommandError> {
@@ -146,14 +146,45 @@ impl Pump {
         }
     }
 
+    fn add(&self, adopt: impl FnOnce() -> io::Result<Socket>) -> io::Result<u32> {
+        if !lock(&self.shared.sockets).running {
+            return Err(Errno::SHUTDOWN.into());
+        }
+        let socket = adopt()?;
+        let mut sockets = lock(&self.shared.sockets);
+        let number = sockets.next;
+        sockets.next += 1;
+        if socket.is_stream() {
+            self.shared.with_plane(|plane| plane.set_stream(number, true));
+        }
+        sockets.table.insert(number, Arc::new(socket));
+        self.shared.settle(sockets);
+        Ok(number)
+    }
+
+    /// A stream's packets go one behind the other: they are the thread's to write, and it does before
+    /// it follows any later command.
     fn send_now(&self, datagram: Datagram) {
-        let socket = lock(&self.shared.sockets).table.get(&datagram.path.socket).cloned();
         let mut counters = Counters::default();
-        let mut datagrams = [datagram];
-        match socket.map(|socket| Sender::new().send(&socket, &mut datagrams, &mut counters.udp)) {
-            Some(Ok(0)) => counters.udp.tx_socket_full += 1,
-            Some(Ok(_)) => {}
-            Some(Err(_)) | None => counters.udp.tx_closed += 1,
+        let mut sockets = lock(&self.shared.sockets);
+        match sockets.table.get(&datagram.path.socket).cloned() {
+            Some(socket) if socket.is_stream() && sockets.running => {
+                if sockets.queued.len() < QUEUE {
+                    sockets.queued.push(datagram);
+                    self.shared.wake.wake();
+                } else {
+                    counters.sockets.tx_socket_full += 1;
+                }
+            }
+            Some(socket) => {
+                drop(sockets);
+                match member::write(&socket, &mut [datagram], &mut Sender::new(), &mut counters.sockets) {
+                    Ok(0) => counters.sockets.tx_socket_full += 1,
+                    Ok(_) => {}
+                    Err(_) => counters.sockets.tx_closed += 1,
+                }
+            }
+            None => counters.sockets.tx_closed += 1,
         }
         lock(&self.shared.counters).add(&counters);
     }
@@ -184,23 +215,25 @@ struct Shared {
 
 #[derive(Default)]
 struct Sockets {
-    table: BTreeMap<u32, Arc<UdpSocket>>,
+    table: BTreeMap<u32, Arc<Socket>>,
     next: u32,
     /// How often the table has been changed, and up to which change the thread has followed.
     changes: u64,
     followed: u64,
     running: bool,
+    /// Packets for streams that the thread is to write.
+    queued: Vec<Datagram>,
 }
 
 #[derive(Clone, Copy, Default)]
 struct Counters {
-    udp: UdpCounters,
+    sockets: SocketCounters,
     rx_device_dropped: u64,
 }
 
 impl Counters {
     fn add(&mut self, other: &Counters) {
-        self.udp.add(&other.udp);
+        self.sockets.add(&other.sockets);
         self.rx_device_dropped += other.rx_device_dropped;
     }
 }
@@ -254,24 +287,19 @@ struct Turns {
     end: End,
     epoll: OwnedFd,
     members: BTreeMap<u32, Member>,
+    /// How many of them wait for room.
+    blocked: usize,
     followed: u64,
+    /// The number of the next socket that is not known yet.
+    newest: u32,
     pool: LocalPool,
-    receiver: Receiver,
-    sender: Sender,
+    buffers: Buffers,
     packets: Vec<Packet>,
     datagrams: Vec<Datagram>,
     counters: Counters,
     /// Packets may wait at the device.
     device_waits: bool,
     timer: Option<Nanos>,
-}
-
-/// A socket as the thread sees it.
-struct Member {
-    socket: Arc<UdpSocket>,
-    /// Datagrams that wait for room in the socket's buffer.
-    backlog: Vec<Datagram>,
-    errors_in_a_row: u32,
 }
 
 impl Turns {
@@ -283,10 +311,11 @@ impl Turns {
             end,
             epoll,
             members: BTreeMap::new(),
+            blocked: 0,
             followed: 0,
+            newest: 0,
             pool,
-            receiver: Receiver::new(),
-            sender: Sender::new(),
+            buffers: Buffers::default(),
             packets: Vec::with_capacity(BATCH),
             datagrams: Vec::with_capacity(BATCH),
             counters: Counters::default(),
@@ -315,29 +344,31 @@ impl Turns {
                 self.send_from_device();
             }
         }
+        self.follow();
         let members: Vec<u32> = self.members.keys().copied().collect();
         members.into_iter().for_each(|number| self.forget(number));
         self.publish();
     }
 
-    /// Follows changes of the table of sockets.
+    /// Follows changes of the table of sockets, and writes what was queued before them.
     fn follow(&mut self) {
-        let sockets = lock(&self.shared.sockets);
-        if sockets.changes == self.followed {
-            return;
-        }
-        let (table, changes) = (sockets.table.clone(), sockets.changes);
+        let mut sockets = lock(&self.shared.sockets);
+        self.datagrams.append(&mut sockets.queued);
+        let changes = sockets.changes;
+        let table = (changes != self.followed).then(|| sockets.table.clone());
         drop(sockets);
+        self.dispatch();
+        let Some(table) = table else { return };
         let removed: Vec<u32> =
             self.members.keys().filter(|number| !table.contains_key(number)).copied().collect();
         removed.into_iter().for_each(|number| self.forget(number));
-        for (number, socket) in table {
-            if self.members.contains_key(&number) {
-                continue;
-            }
+        // One that failed meanwhile is in the table still, but not among the new ones.
+        let known = self.newest;
+        for (number, socket) in table.into_iter().skip_while(|(number, _)| *number < known) {
+            self.newest = number + 1;
             let data = epoll::EventData::new_u64(number.into());
             let added = epoll::add(&self.epoll, &*socket, data, epoll::EventFlags::IN);
-            self.members.insert(number, Member { socket, backlog: Vec::new(), errors_in_a_row: 0 });
+            self.members.insert(number, Member::new(socket));
             if let Err(errno) = added {
                 self.fail(number, errno);
             }
@@ -374,51 +405,90 @@ impl Turns {
         let _ = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(ready), timeout.as_ref());
     }
 
+    /// While no socket has room the device is not read: what writes to it may wait, or drop.
     fn is_blocked(&self) -> bool {
-        self.members.values().any(|member| !member.backlog.is_empty())
+        self.blocked > 0 && self.blocked == self.members.len()
     }
 
     fn serve(&mut self, number: u32, flags: epoll::EventFlags) {
         if flags.contains(epoll::EventFlags::OUT) {
             self.flush(number);
         }
-        if flags.contains(epoll::EventFlags::HUP) {
+        let Some(member) = self.members.get(&number) else { return };
+        match &*member.socket.clone() {
             // Shut down in both directions: it would be readable, and empty, for ever.
-            self.fail(number, Errno::SHUTDOWN);
-        } else if flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::ERR) {
-            self.receive(number);
+            Socket::Udp(_) if flags.contains(epoll::EventFlags::HUP) => self.fail(number, Errno::SHUTDOWN),
+            Socket::Udp(socket) if flags.intersects(READABLE) => self.receive(number, socket),
+            Socket::Tcp(socket) if flags.intersects(READABLE) => self.receive_stream(number, socket),
+            _ => {}
         }
     }
 
-    /// One batch from a socket to the device.
-    fn receive(&mut self, number: u32) {
-        let Some(member) = self.members.get_mut(&number) else { return };
-        self.counters.udp.rx_calls += 1;
-        let received = match self.receiver.receive(&member.socket) {
+    /// One batch from a socket of datagrams to the device.
+    fn receive(&mut self, number: u32, socket: &UdpSocket) {
+        self.counters.sockets.rx_calls += 1;
+        let received = match self.buffers.receiver.receive(socket) {
             Ok(received) => received,
-            Err(Errno::AGAIN | Errno::INTR) => return,
-            Err(errno) => {
-                self.counters.udp.rx_errors += 1;
-                member.errors_in_a_row += 1;
-                if is_fatal(errno) || member.errors_in_a_row > MAX_ERRORS {
-                    self.fail(number, errno);
-                }
-                return;
-            }
+            Err(errno) => return self.receive_failed(number, errno),
         };
-        member.errors_in_a_row = 0;
+        if let Some(member) = self.members.get_mut(&number) {
+            member.received();
+        }
         let now = self.shared.now();
-        let Turns { shared, receiver, pool, packets, counters, .. } = self;
+        let Turns { shared, buffers, pool, packets, counters, .. } = self;
         shared.with_plane(|plane| {
-            for message in (0..received).filter_map(|index| receiver.message(index)) {
+            for message in (0..received).filter_map(|index| buffers.receiver.message(index)) {
                 let path = Path { socket: number, address: message.source };
                 for datagram in message.datagrams() {
-                    counters.udp.rx_segments += 1;
+                    counters.sockets.rx_segments += 1;
                     packets.extend(plane.open(datagram, path, now, pool));
                 }
             }
         });
-        self.counters.udp.rx_messages += received as u64;
+        self.counters.sockets.rx_messages += received as u64;
+        self.deliver();
+    }
+
+    /// One read from a stream to the device.
+    fn receive_stream(&mut self, number: u32, socket: &TcpSocket) {
+        let Turns { shared, members, buffers, pool, packets, counters, .. } = self;
+        let Some(member) = members.get_mut(&number) else { return };
+        counters.sockets.rx_calls += 1;
+        match buffers.reader.receive(socket, &member.partial) {
+            Ok(true) => {}
+            Ok(false) => return self.fail(number, Errno::CONNRESET),
+            Err(errno) => return self.receive_failed(number, errno),
+        }
+        counters.sockets.rx_messages += 1;
+        let (now, path) = (shared.now(), Path { socket: number, address: socket.address() });
+        let mut stream = buffers.reader.packets();
+        shared.with_plane(|plane| {
+            for datagram in stream.by_ref() {
+                counters.sockets.rx_segments += 1;
+                packets.extend(plane.open(datagram, path, now, pool));
+            }
+        });
+        member.partial = stream.rest().to_vec();
+        let broken = stream.broken;
+        self.deliver();
+        if broken {
+            self.counters.sockets.rx_bad_streams += 1;
+            self.fail(number, Errno::PROTO);
+        }
+    }
+
+    fn receive_failed(&mut self, number: u32, errno: Errno) {
+        if matches!(errno, Errno::AGAIN | Errno::INTR) {
+            return;
+        }
+        self.counters.sockets.rx_errors += 1;
+        if self.members.get_mut(&number).is_some_and(|member| member.is_broken_by(errno)) {
+            self.fail(number, errno);
+        }
+    }
+
+    /// Gives the device what was opened; for what it has no room is dropped, the newest first.
+    fn deliver(&mut self) {
         let _ = self.end.send(&mut self.packets);
         self.counters.rx_device_dropped += self.packets.len() as u64;
         self.pool.recycle_all(self.packets.drain(..));
@@ -456,51 +526,47 @@ impl Turns {
         self.datagrams = datagrams;
     }
 
-    /// Sends datagrams of one socket; what it has no room for stays in its backlog.
+    /// Sends datagrams of one socket.
     fn send(&mut self, datagrams: &mut [Datagram]) {
         let number = datagrams[0].path.socket;
-        let Some(member) = self.members.get_mut(&number) else {
-            self.counters.udp.tx_closed += datagrams.len() as u64;
-            return;
-        };
-        let mut sent = 0;
-        if member.backlog.is_empty() {
-            match self.sender.send(&member.socket, datagrams, &mut self.counters.udp) {
-                Ok(count) => sent = count,
-                Err(errno) => {
-                    self.counters.udp.tx_closed += datagrams.len() as u64;
-                    return self.fail(number, errno);
-                }
-            }
-        }
-        let rest = &mut datagrams[sent..];
-        if rest.is_empty() {
-            return;
-        }
-        let was_empty = member.backlog.is_empty();
-        let room = BACKLOG.saturating_sub(member.backlog.len()).min(rest.len());
-        self.counters.udp.tx_socket_full += (rest.len() - room) as u64;
-        for datagram in &mut rest[..room] {
-            let kept = std::mem::replace(&mut datagram.packet, self.pool.packet(0));
-            member.backlog.push(Datagram { packet: kept, path: datagram.path });
-        }
-        if was_empty {
-            self.watch(number, epoll::EventFlags::IN | epoll::EventFlags::OUT);
+        let count = datagrams.len() as u64;
+        let sent = self
+            .write(number, |member, buffers, counters, pool| member.send(datagrams, buffers, counters, pool));
+        if !sent {
+            self.counters.sockets.tx_closed += count;
         }
     }
 
     /// Sends on from a socket's backlog.
     fn flush(&mut self, number: u32) {
-        let Some(member) = self.members.get_mut(&number) else { return };
-        match self.sender.send(&member.socket, &mut member.backlog, &mut self.counters.udp) {
-            Ok(sent) => {
-                self.pool.recycle_all(member.backlog.drain(..sent).map(|datagram| datagram.packet));
-                if member.backlog.is_empty() {
-                    self.watch(number, epoll::EventFlags::IN);
-                }
-            }
-            Err(errno) => self.fail(number, errno),
+        self.write(number, |member, buffers, counters, pool| member.flush(buffers, counters, pool));
+    }
+
+    /// Writes to a socket, and asks to be told when it has room again if it had too little. False if
+    /// there is no such socket, or not any longer.
+    fn write(
+        &mut self,
+        number: u32,
+        write: impl FnOnce(&mut Member, &mut Buffers, &mut SocketCounters, &mut LocalPool) -> Result<(), Errno>,
+    ) -> bool {
+        let Some(member) = self.members.get_mut(&number) else { return false };
+        let was_blocked = member.is_blocked();
+        if let Err(errno) = write(member, &mut self.buffers, &mut self.counters.sockets, &mut self.pool) {
+            self.fail(number, errno);
+            return false;
         }
+        match (was_blocked, member.is_blocked()) {
+            (false, true) => {
+                self.blocked += 1;
+                self.watch(number, epoll::EventFlags::IN | epoll::EventFlags::OUT);
+            }
+            (true, false) => {
+                self.blocked -= 1;
+                self.watch(number, epoll::EventFlags::IN);
+            }
+            _ => {}
+        }
+        true
     }
 
     fn watch(&mut self, number: u32, flags: epoll::EventFlags) {
@@ -521,10 +587,13 @@ impl Turns {
     }
 
     fn forget(&mut self, number: u32) {
-        let Some(member) = self.members.remove(&number) else { return };
+        let Some(mut member) = self.members.remove(&number) else { return };
+        self.blocked -= usize::from(member.is_blocked());
         let _ = epoll::delete(&self.epoll, &*member.socket);
-        self.counters.udp.tx_closed += member.backlog.len() as u64;
-        self.counters.udp.rx_kernel_dropped += member.socket.kernel_dropped();
+        member.abandon(&mut self.counters.sockets);
+        if member.socket.is_stream() {
+            self.shared.with_plane(|plane| plane.set_stream(number, false));
+        }
     }
 }
 
@@ -540,8 +609,8 @@ const WAKE: u64 = u64::MAX;
 const BATCH: usize = 90;
 /// Sockets served in a turn.
 const READY: usize = 64;
-/// Datagrams that wait for one socket.
-const BACKLOG: usize = 512;
-/// Errors on receiving without a datagram in between, after which a socket counts as broken: what
-/// comes from the network ends by itself, for every such error answers something we sent.
-const MAX_ERRORS: u32 = 10_000;
+/// Packets of commands that wait for the thread.
+const QUEUE: usize = 1024;
+/// What there is to read, an error or a stream's end among it.
+const READABLE: epoll::EventFlags =
+    epoll::EventFlags::IN.union(epoll::EventFlags::ERR).union(epoll::EventFlags::HUP);

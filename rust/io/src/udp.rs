@@ -4,39 +4,15 @@
 //! holds a whole run of datagrams of one length, of which only the last may be shorter.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ginnel_core::counters;
 use ginnel_core::plane::Datagram;
 use rustix::io::Errno;
-use rustix::net::sockopt;
+use rustix::net::{SocketType, sockopt};
 
-counters! {
-    /// What the sockets did, and every reason for a loss there.
-    pub struct UdpCounters {
-        /// System calls, messages in them, and datagrams in these.
-        rx_calls,
-        rx_messages,
-        rx_segments,
-        tx_calls,
-        tx_messages,
-        tx_segments,
-        /// What the kernel dropped because a socket's buffer was full. It counts a whole GRO run once.
-        rx_kernel_dropped,
-        /// Errors in the way of later packets (ICMP, mostly), swallowed.
-        rx_errors,
-        /// Datagrams longer than the path takes, even in fragments.
-        tx_too_long,
-        /// Datagrams for which a socket's buffer and our backlog had no room.
-        tx_socket_full,
-        /// Datagrams that the system refused to send.
-        tx_errors,
-        /// Datagrams for a socket that is gone.
-        tx_closed,
-    }
-}
+use crate::socket::{SocketCounters, address, adopt, canonical, last_error, set_option};
 
 /// A bound, possibly connected, UDP socket.
 pub struct UdpSocket {
@@ -50,26 +26,12 @@ pub struct UdpSocket {
 impl UdpSocket {
     /// Takes a UDP socket over. On an error the descriptor stays the caller's.
     pub fn adopt(descriptor: RawFd) -> io::Result<UdpSocket> {
-        if descriptor < 0 {
-            return Err(Errno::BADF.into());
-        }
-        // SAFETY: fcntl judges any number; an open descriptor stays open during this function,
-        // because the caller gives it to us and to nobody else.
-        let borrowed = unsafe {
-            if libc::fcntl(descriptor, libc::F_GETFD) == -1 {
-                return Err(io::Error::last_os_error());
-            }
-            BorrowedFd::borrow_raw(descriptor)
-        };
-        if sockopt::socket_type(borrowed)? != rustix::net::SocketType::DGRAM {
-            return Err(Errno::PROTOTYPE.into());
-        }
-        let local = address(rustix::net::getsockname(borrowed)?).ok_or(Errno::AFNOSUPPORT)?;
-        let connected = rustix::net::getpeername(borrowed).ok().flatten().and_then(address).map(canonical);
+        let (descriptor, (local, connected, gso)) = adopt(descriptor, SocketType::DGRAM, |socket| {
+            let local = address(rustix::net::getsockname(socket)?).ok_or(Errno::AFNOSUPPORT)?;
+            let connected = rustix::net::getpeername(socket).ok().flatten().and_then(address).map(canonical);
+            Ok((local, connected, prepare(socket)?))
+        })?;
         let is_ipv6 = local.is_ipv6();
-        let gso = prepare(borrowed)?;
-        // SAFETY: the descriptor is open, a socket, and the caller's to give away.
-        let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
         Ok(UdpSocket { descriptor, is_ipv6, connected, local: canonical(local), gso: AtomicBool::new(gso) })
     }
 
@@ -219,7 +181,7 @@ impl Sender {
         &mut self,
         socket: &UdpSocket,
         datagrams: &mut [Datagram],
-        counters: &mut UdpCounters,
+        counters: &mut SocketCounters,
     ) -> Result<usize, Errno> {
         let mut done = 0;
         // Up to here datagrams go singly, because their run was refused.
@@ -359,31 +321,6 @@ fn prepare(socket: BorrowedFd<'_>) -> io::Result<bool> {
     // Without GRO each datagram comes as a message of its own.
     let _ = set_option(socket, libc::SOL_UDP, libc::UDP_GRO, 1);
     Ok(set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok())
-}
-
-fn set_option(socket: BorrowedFd<'_>, level: i32, option: i32, value: i32) -> Result<(), Errno> {
-    // SAFETY: the option's value is an int that lives during the call, and its size is given.
-    let result = unsafe {
-        let pointer: *const i32 = &value;
-        libc::setsockopt(socket.as_raw_fd(), level, option, pointer.cast(), size_of::<i32>() as _)
-    };
-    if result == -1 { Err(last_error()) } else { Ok(()) }
-}
-
-fn address(any: rustix::net::SocketAddrAny) -> Option<SocketAddr> {
-    any.try_into().ok()
-}
-
-/// The address as paths write it: IPv4 as IPv4, on a socket of both families too, and no flow label.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    match (address.ip().to_canonical(), address) {
-        (IpAddr::V6(ip), SocketAddr::V6(v6)) => SocketAddrV6::new(ip, v6.port(), 0, v6.scope_id()).into(),
-        (ip, _) => SocketAddr::new(ip, address.port()),
-    }
-}
-
-fn last_error() -> Errno {
-    Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
 /// A `sockaddr_in` or `sockaddr_in6`, by its bytes.

@@ -35,6 +35,10 @@ impl DataPlane {
         Ok(py.detach(|| self.pump.add_udp(fd))?)
     }
 
+    fn add_tcp(&self, py: Python<'_>, fd: i32) -> PyResult<u32> {
+        Ok(py.detach(|| self.pump.add_tcp(fd))?)
+    }
+
     fn remove_socket(&self, py: Python<'_>, socket: u32) -> PyResult<()> {
         py.detach(|| self.pump.remove_socket(socket)).map_err(|error| unknown_socket(error, socket))
     }

@@ -15,7 +15,10 @@ class DataPlane:
         """Takes over a bound, possibly connected, UDP socket's descriptor. Returns its socket number."""
 
     def add_tcp(self, fd: int) -> int:
-        """Takes over a connected stream socket's descriptor. Returns its socket number."""
+        """Takes over a connected TCP socket's descriptor: packets go through it behind their length, 16 bits each.
+
+        Its end, or an error, is reported as ``closed``.
+        """
 
     def remove_socket(self, socket: int) -> None: ...
     def new_peer(self, peer: int, path: Path, peer_id: int | None) -> None: ...
