@@ -20,7 +20,7 @@ from tests.harness.profile import PORT, Profile
 
 
 class GinnelClient:
-    """``ginnel connect --json``. ``folder`` is its own, and its working directory.
+    """``ginnel connect --json``. ``folder`` is its own, and its working directory; ``files`` lie there.
 
     ``port`` is the server's. ``old`` makes it one of the clients that know nothing of TLS's key
     exporter, so that both sides derive their keys by the PRF.
@@ -36,6 +36,7 @@ class GinnelClient:
         login: tuple[str, str] | None = None,
         port: int = PORT,
         old: bool = False,
+        files: dict[str, str] | None = None,
     ) -> None:
         self.network = network
         self._folder = tempfile.TemporaryDirectory(prefix="ginnel-client-")
@@ -46,6 +47,8 @@ class GinnelClient:
         if login is not None:
             words += ["--auth-user-pass", str(_write(self.folder / "login", "\n".join(login) + "\n"))]
         program = [environment.python, "-c", _OLD_CLIENT] if old else [environment.ginnel]
+        for name, content in (files or {}).items():
+            _write(self.folder / name, content)
         self.process = network.client.start(
             [*program, "connect", _write(self.folder / "office.ovpn", text), "--json", *words],
             ordinary=True,

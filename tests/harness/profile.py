@@ -67,6 +67,7 @@ class Profile:
     password: bool = False
     fingerprint: bool = False
     keepalive: tuple[int, int] = (10, 60)
+    transport: Literal["udp", "tcp"] = "udp"
     address: str = network.SERVER
     names: str = f"dhcp-option DNS {office.ADDRESS}"
     server_options: tuple[str, ...] = ()
@@ -84,7 +85,7 @@ class Profile:
                 f"local {self.address}",
                 f"port {PORT}",
                 f'push "{self.names}"',
-                f"proto {self._proto}",
+                f"proto {self._proto}{'-server' if self.transport == 'tcp' else ''}",
                 "keepalive {} {}".format(*self.keepalive),
                 *self._common(server=True),
                 *([f"auth-user-pass-verify {check_password} via-file"] if self.password else []),
@@ -97,7 +98,7 @@ class Profile:
         return "\n".join(
             [
                 *_CLIENT,
-                f"proto {self._proto}",
+                f"proto {self._proto}{'-client' if self.transport == 'tcp' else ''}",
                 f"remote {self.address} {port}",
                 *([] if self.fingerprint else ["remote-cert-tls server"]),
                 *self._common(server=False),
@@ -109,7 +110,7 @@ class Profile:
 
     @property
     def _proto(self) -> str:
-        return "udp6" if ":" in self.address else "udp"
+        return f"{self.transport}6" if ":" in self.address else self.transport
 
     def _common(self, *, server: bool) -> list[str]:
         own, other = self.keys.server, self.keys.client

@@ -1,0 +1,142 @@
+"""Proxies to run in a namespace: HTTP with Basic or Digest, and SOCKS5 with a password.
+
+``python -m tests.harness.proxy ADDRESS`` listens on both ports, prints "ready", and a line for each
+connection that it leads on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import os
+import re
+import socket
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.harness.network import Namespace
+
+
+class Proxies:
+    """Both proxies, running on an address of a namespace."""
+
+    def __init__(self, namespace: Namespace, address: str) -> None:
+        root = str(Path(__file__).parents[2])
+        self.process = namespace.start(
+            [sys.executable, "-m", "tests.harness.proxy", address], env={**os.environ, "PYTHONPATH": root}
+        )
+        try:
+            self.process.wait_line("ready", 20)
+        except BaseException:
+            self.process.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.process.close()
+
+
+async def serve_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, scheme: str) -> None:
+    while True:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        host, port = re.match(r"CONNECT (\S+):(\d+) HTTP", head).groups()  # type: ignore[union-attr]
+        sent = re.search(r"(?im)^proxy-authorization: (.*)\r$", head)
+        if sent is not None and CHECKS[scheme](sent[1], f"{host}:{port}"):
+            break
+        writer.write(
+            f"HTTP/1.1 407 Login\r\nProxy-Authenticate: {OFFERS[scheme]}\r\nContent-Length: 2\r\n\r\nno".encode()
+        )
+        await writer.drain()
+    await lead_on(reader, writer, host, int(port), b"HTTP/1.1 200 OK\r\n\r\n", scheme)
+
+
+async def serve_socks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    _, count = await reader.readexactly(2)
+    methods = await reader.readexactly(count)
+    writer.write(b"\5\2" if 2 in methods else b"\5\xff")
+    await writer.drain()
+    _, length = await reader.readexactly(2)
+    user = await reader.readexactly(length)
+    (length,) = await reader.readexactly(1)
+    password = await reader.readexactly(length)
+    good = (user.decode(), password.decode()) == LOGIN
+    writer.write(b"\1\0" if good else b"\1\1")
+    await writer.drain()
+    if not good:
+        return
+    _, _, _, kind = await reader.readexactly(4)
+    if kind == 3:
+        (length,) = await reader.readexactly(1)
+        host = (await reader.readexactly(length)).decode()
+    else:
+        packed = await reader.readexactly(4 if kind == 1 else 16)
+        host = socket.inet_ntop(socket.AF_INET if kind == 1 else socket.AF_INET6, packed)
+    port = int.from_bytes(await reader.readexactly(2))
+    await lead_on(reader, writer, host, port, b"\5\0\0\1\0\0\0\0\0\0", "socks")
+
+
+async def lead_on(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, port: int, reply: bytes, how: str
+) -> None:
+    there, back = await asyncio.open_connection(host, port)
+    writer.write(reply)
+    print(f"{how} leads to {host}:{port}", flush=True)
+    await asyncio.gather(copy(reader, back), copy(there, writer))
+
+
+async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+    finally:
+        writer.close()
+
+
+def check_basic(value: str, target: str) -> bool:
+    return value == "Basic " + base64.b64encode(":".join(LOGIN).encode()).decode()
+
+
+def check_digest(value: str, target: str) -> bool:
+    said = {name: quoted or bare for name, quoted, bare in re.findall(r'(\w+)=(?:"([^"]*)"|([^,\s]*))', value)}
+
+    def digest(text: str) -> str:
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    middle = f"{NONCE}:{said['nc']}:{said['cnonce']}:auth"
+    wanted = digest(f"{digest(f'{LOGIN[0]}:proxy:{LOGIN[1]}')}:{middle}:{digest(f'CONNECT:{target}')}")
+    return said["username"] == LOGIN[0] and said["nonce"] == NONCE and said["response"] == wanted
+
+
+async def main(address: str) -> None:
+    async def quiet(serve: object, *arguments: object) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            await serve(*arguments)  # type: ignore[operator]
+        arguments[1].close()  # type: ignore[attr-defined]
+
+    for scheme, port in (("basic", BASIC_PORT), ("digest", DIGEST_PORT)):
+        await asyncio.start_server(lambda r, w, scheme=scheme: quiet(serve_http, r, w, scheme), address, port)
+    await asyncio.start_server(lambda r, w: quiet(serve_socks, r, w), address, SOCKS_PORT)
+    print("ready", flush=True)
+    await asyncio.Event().wait()
+
+
+LOGIN = ("carol", "proxy pass")
+NONCE = "0123456789abcdef"
+BASIC_PORT, DIGEST_PORT, SOCKS_PORT = 3128, 3129, 1080
+OFFERS = {
+    "basic": 'Basic realm="proxy"',
+    "digest": f'Digest realm="proxy", qop="auth", algorithm=SHA-256, nonce="{NONCE}"',
+}
+CHECKS = {"basic": check_basic, "digest": check_digest}
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))

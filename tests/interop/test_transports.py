@@ -1,0 +1,116 @@
+"""Every way to a stock server: UDP and TCP, over IPv4 and IPv6, through proxies, to whichever server is there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import pytest
+
+from tests.harness import office, proxy
+from tests.harness.client import GinnelClient
+from tests.harness.environment import Environment
+from tests.harness.network import CLIENT, SERVER, SERVER6, Network
+from tests.harness.profile import Profile
+from tests.harness.proxy import Proxies
+from tests.harness.server import StockServer
+from tests.interop.test_matrix import fetch
+
+TCP = Profile(transport="tcp")
+PROXY_LOGIN = "<http-proxy-user-pass>\n{}\n{}\n</http-proxy-user-pass>".format(*proxy.LOGIN)
+
+
+@pytest.mark.parametrize("wrap", ["none", "tls-auth", "tls-crypt"])
+@pytest.mark.parametrize("address", [SERVER, SERVER6])
+async def test_tcp(
+    network: Network, ordinary_env: Environment, wrap: Literal["none", "tls-auth", "tls-crypt"], address: str
+) -> None:
+    profile = replace(TCP, wrap=wrap, address=address)
+    with StockServer(network, profile), GinnelClient(network, ordinary_env, profile) as client:
+        assert client.wait_up()["transport"] == "tcp"
+        await fetch(client)
+        client.stop()
+
+
+async def test_tcp_comes_back_when_the_server_does(network: Network, ordinary_env: Environment) -> None:
+    with StockServer(network, TCP) as server, GinnelClient(network, ordinary_env, TCP) as client:
+        client.wait_next("up")
+        server.kill()
+        client.wait_next("reconnecting")
+        server.start()
+        client.wait_next("up", 30)
+        await fetch(client)
+        client.stop()
+
+
+@pytest.mark.parametrize("scheme", ["basic", "digest"])
+async def test_http_proxy(network: Network, ordinary_env: Environment, scheme: str) -> None:
+    port = proxy.BASIC_PORT if scheme == "basic" else proxy.DIGEST_PORT
+    profile = replace(TCP, client_options=(f"http-proxy {SERVER} {port}", PROXY_LOGIN))
+    with (
+        Proxies(network.server, SERVER) as proxies,
+        StockServer(network, profile),
+        GinnelClient(network, ordinary_env, profile) as client,
+    ):
+        await fetch(client)
+        assert proxies.process.wait_line(f"{scheme} leads to {SERVER}:1194", 5)
+        client.stop()
+
+
+async def test_socks_proxy(network: Network, ordinary_env: Environment) -> None:
+    profile = replace(TCP, client_options=(f"socks-proxy {SERVER} {proxy.SOCKS_PORT} proxy-login",))
+    with Proxies(network.server, SERVER) as proxies, StockServer(network, profile):
+        files = {"proxy-login": "\n".join(proxy.LOGIN) + "\n"}
+        with GinnelClient(network, ordinary_env, profile, files=files) as client:
+            await fetch(client)
+            assert proxies.process.wait_line(f"socks leads to {SERVER}:1194", 5)
+            client.stop()
+
+
+def test_wrong_login_of_a_proxy(network: Network, ordinary_env: Environment) -> None:
+    login = PROXY_LOGIN.replace(proxy.LOGIN[1], "a guess")
+    profile = replace(TCP, client_options=(f"http-proxy {SERVER} {proxy.BASIC_PORT}", login))
+    with Proxies(network.server, SERVER), GinnelClient(network, ordinary_env, profile) as client:
+        status, line = client.fail()
+    assert status == 4
+    assert "guess" not in line
+
+
+@pytest.mark.parametrize("first", ["tcp", "udp"])
+async def test_the_second_remote_when_nothing_listens_at_the_first(
+    network: Network, ordinary_env: Environment, first: Literal["tcp", "udp"]
+) -> None:
+    second: Literal["tcp", "udp"] = "udp" if first == "tcp" else "tcp"
+    profile = Profile(transport=second, client_options=(f"remote {SERVER} 1194 {second}",))
+    text = profile.client_file().replace(f"remote {SERVER} 1194\n", f"remote {SERVER} 1193 {first}\n", 1)
+    with StockServer(network, profile), GinnelClient(network, ordinary_env, text) as client:
+        up = client.wait_up()
+        assert (up["transport"], up["server"]) == (second, f"{SERVER}:1194")
+        assert client.curl("http://wiki.office/") == office.PAGE.decode()
+        client.stop()
+
+
+def test_where_the_socket_is_bound(network: Network, ordinary_env: Environment) -> None:
+    profile = Profile(client_options=(f"local {CLIENT}", "lport 5151"))
+    text = profile.client_file().replace("nobind\n", "")
+    with StockServer(network, profile) as server, GinnelClient(network, ordinary_env, text) as client:
+        client.wait_up()
+        assert server.wait_log(f"{CLIENT}:5151")
+        client.stop()
+
+
+def test_another_address_of_our_own_is_noticed_at_once(network: Network, ordinary_env: Environment) -> None:
+    """Without ping-restart nothing else would notice it for a long time."""
+    profile = Profile(keepalive=(60, 600))
+    with StockServer(network, profile), GinnelClient(network, ordinary_env, profile) as client:
+        client.wait_next("up")
+        network.client.ip("address add 192.0.2.99/24 dev eth0", f"address del {CLIENT}/24 dev eth0")
+        # The kernel drops the other addresses of a network with its first one, unless told not to.
+        network.client.ip("address replace 192.0.2.99/24 dev eth0")
+        try:
+            assert "192.0.2.99" in client.wait_next("reconnecting")["message"]
+            client.wait_next("up")
+            assert client.curl("http://wiki.office/") == office.PAGE.decode()
+            client.stop()
+        finally:
+            network.client.ip("address del 192.0.2.99/24 dev eth0", f"address add {CLIENT}/24 dev eth0")
