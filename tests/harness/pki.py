@@ -39,6 +39,20 @@ class Authority:
         builder = _for_use(_builder(_name(name), self._name, key), server)
         return _identity(builder.sign(self._key, hashes.SHA256()), key)
 
+    def revocation_list(self, *revoked: Identity) -> str:
+        now = datetime.datetime.now(datetime.UTC)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self._name)
+            .last_update(now - datetime.timedelta(days=1))
+            .next_update(now + datetime.timedelta(days=30))
+        )
+        for identity in revoked:
+            number = x509.load_pem_x509_certificate(identity.certificate.encode()).serial_number
+            entry = x509.RevokedCertificateBuilder().serial_number(number).revocation_date(now)
+            builder = builder.add_revoked_certificate(entry.build())
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+
 
 def self_signed(name: str, *, server: bool = False) -> Identity:
     """For peer-fingerprint, which needs no authority."""
