@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from ginnel.openvpn import events
-from ginnel.openvpn.client import ClientPolicy, ClientSettings, Credentials
+from ginnel.openvpn.client import ClientPolicy, ClientSettings
 from ginnel.openvpn.endpoint import Limits
 from ginnel.openvpn.events import Path
+from ginnel.openvpn.login import Login
 from ginnel.openvpn.packets import ControlPacket, Header, Opcode
 from ginnel.openvpn.push import PushReply
 from ginnel.openvpn.server import ServerPolicy
@@ -28,11 +29,12 @@ HOME: Path = (0, "198.51.100.1", 4711)
 class House(Crowd):
     """A crowd whose clients' settings are at hand."""
 
+    login: Login | None = None
     client: ClientSettings
     policies: dict[int, ServerPolicy]
 
     def enter(self, path: Path | None = None) -> Side:
-        return self.join(ClientPolicy(self.client, unix_time=UNIX_TIME), path)
+        return self.join(ClientPolicy(self.client, self.login, unix_time=UNIX_TIME), path)
 
     def count(self, *names: str) -> tuple[int, ...]:
         statistics = self.endpoint.statistics()
@@ -355,16 +357,16 @@ def test_metadata_is_looked_at_once_and_after_the_address_is_proven() -> None:
 
 def test_a_client_that_starts_anew_takes_its_path_over_when_it_has_logged_in() -> None:
     house = make_house(verify=lambda username, password, name: None if username == "bob" else "no")
-    house.client = replace(house.client, credentials=Credentials("bob", "x"))
+    house.login = Login("bob", "x")
     first = house.enter(HOME)
     house.run_until(lambda: first.established, 10)
     # A stranger with the wrap's key, who can't log in, changes nothing.
-    house.client = replace(house.client, credentials=Credentials("mallory", "x"))
+    house.login = Login("mallory", "x")
     wrong = house.enter(HOME)
     house.run_until(lambda: wrong.closed is not None, 10)
     house.run_for(10)
     assert list(house.endpoint.sessions) == [0]
-    house.client = replace(house.client, credentials=Credentials("bob", "x"))
+    house.login = Login("bob", "x")
     second = house.enter(HOME)
     house.run_until(lambda: second.established, 10)
     assert list(house.endpoint.sessions) == [2]

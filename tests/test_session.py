@@ -10,7 +10,6 @@ from ginnel.openvpn import events
 from ginnel.openvpn.client import ClientPolicy, MssFix
 from ginnel.openvpn.keys import KeyMessage
 from ginnel.openvpn.login import Login
-from ginnel.openvpn.packets import CONTROL_OPCODES, ControlPacket, Header, Opcode
 from ginnel.openvpn.push import PullFilter, PushReply
 from ginnel.openvpn.server import ServerPolicy
 from ginnel.openvpn.session import Session, Tunnel

@@ -1,13 +1,12 @@
 """Renegotiations: new keys, and when which one is used."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from ginnel.errors import RemoteProtocolError
 from ginnel.openvpn import events
-from ginnel.openvpn.client import ClientSettings, Credentials
+from ginnel.openvpn.login import Login
 from ginnel.openvpn.packets import ControlPacket, Header, Opcode, PacketError
 from ginnel.testing import PATHS, NoisyWire, Pair, Side, matching_settings
 from tests.sessions import (
@@ -218,12 +217,11 @@ def test_control_packets_follow_a_peer_that_floated() -> None:
 
 
 def test_secrets_are_not_shown() -> None:
-    pair = establish(make_pair(client={"credentials": Credentials("bob", "hunter2")}))
+    pair = establish(make_pair(login=Login("bob", "hunter2")))
     for side in (pair.client, pair.server):
         for key in keys_of(side):
             assert repr(key.encrypt[:8])[2:-1] not in repr(side.events)
-    ours: ClientSettings = replace(matching_settings()[0], credentials=Credentials("bob", "hunter2"))
-    assert "hunter2" not in repr(ours)
+    assert "hunter2" not in repr(Login("bob", "hunter2").credentials)
 
 
 # dyn-tls-crypt.
