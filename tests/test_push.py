@@ -9,7 +9,7 @@ from ipaddress import (
 )
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ginnel.errors import ConfigError, RemoteProtocolError
@@ -295,6 +295,8 @@ replies = st.builds(
 )
 
 
+# A reply has forty parts, which take a busy machine a while to draw.
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(replies)
 def test_what_is_emitted_is_parsed_again_in_messages_of_stocks_size(reply: PushReply) -> None:
     collector = PushCollector()

@@ -36,7 +36,7 @@ class GinnelClient:
         login: tuple[str, str] | None = None,
         port: int = PORT,
         old: bool = False,
-        files: dict[str, str] | None = None,
+        files: dict[str, str | bytes] | None = None,
     ) -> None:
         self.network = network
         self._folder = tempfile.TemporaryDirectory(prefix="ginnel-client-")
@@ -178,8 +178,8 @@ def wait_until(condition: Callable[[], bool], timeout: float, what: Callable[[],
         time.sleep(0.02)
 
 
-def _write(path: Path, text: str) -> Path:
-    path.write_text(text)
+def _write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
     os.chown(path, ORDINARY_ID, ORDINARY_ID)
     path.chmod(0o600)
     return path
