@@ -41,10 +41,7 @@ class Asker:
 async def _ask_terminal(prompt: Prompt) -> str | None:
     if not sys.stdin.isatty():
         return None
-    try:
-        terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError:
-        return None
+    terminal = sys.stdin.fileno()
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[bytes] = loop.create_future()
 
@@ -54,18 +51,15 @@ async def _ask_terminal(prompt: Prompt) -> str | None:
         if not answer.done():
             answer.set_result(data)
 
-    try:
-        with _hidden(terminal, prompt.echo):
-            os.write(terminal, f"{prompt.text}: ".encode())
-            loop.add_reader(terminal, read)
-            try:
-                line = await answer
-            finally:
-                loop.remove_reader(terminal)
-        if not prompt.echo:
-            os.write(terminal, b"\n")
-    finally:
-        os.close(terminal)
+    with _hidden(terminal, prompt.echo):
+        print(f"{prompt.text}: ", end="", file=sys.stderr, flush=True)
+        loop.add_reader(terminal, read)
+        try:
+            line = await answer
+        finally:
+            loop.remove_reader(terminal)
+            if not prompt.echo:
+                print(file=sys.stderr, flush=True)
     return line.decode(errors="surrogateescape").removesuffix("\n") if line else None
 
 
