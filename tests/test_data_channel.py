@@ -26,10 +26,10 @@ def ipv4(payload=b"", source="10.8.0.1", destination="10.8.0.2", protocol=17):
     return struct.pack("!BBHIBBH", 0x45, 0, 20 + len(payload), 0, 64, protocol, 0) + addresses + payload
 
 
-def install(left, right, handle=1, key_id=0, cipher="AES-256-GCM", swap=True):
+def install(left, right, handle=1, key_id=0, cipher="AES-256-GCM", swap=True, **form):
     there, back = material(f"there {handle}"), material(f"back {handle}")
-    left.new_key(1, handle, key_id, cipher, there, back)
-    right.new_key(1, handle, key_id, cipher, back, there)
+    left.new_key(1, handle, key_id, cipher, there, back, **form)
+    right.new_key(1, handle, key_id, cipher, back, there, **form)
     if swap:
         left.swap(1, handle)
         right.swap(1, handle)
@@ -51,7 +51,7 @@ def sent(channel, packet, now=0.0):
 
 def drops(channel):
     names = (
-        "rx_malformed rx_no_peer rx_no_key rx_replayed rx_auth_failed rx_bad_inner rx_bad_source "
+        "rx_malformed rx_no_peer rx_no_key rx_replayed rx_auth_failed rx_compressed rx_bad_inner rx_bad_source "
         "rx_float_refused control_dropped strangers_dropped"
     )
     statistics = channel.statistics()

@@ -8,15 +8,13 @@ use aws_lc_rs::aead::{
     AES_128_GCM, AES_192_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
 };
 
+use crate::Nanos;
 use crate::header::Header;
 use crate::packet::{LocalPool, MAX_LEN, Packet};
 use crate::replay::Window;
 
 /// The bytes of key material for one direction, as in OpenVPN's `struct key`.
 pub const MATERIAL_LEN: usize = 128;
-
-/// What sealing puts in front of the ciphertext, at most.
-pub const OVERHEAD: usize = Header::MAX_LEN + ID_LEN + TAG_LEN;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cipher {
@@ -33,11 +31,21 @@ impl Cipher {
     }
 
     /// How many blocks and packets one key may protect; `None` without such a limit.
-    fn usage_limit(self) -> Option<u64> {
+    pub fn usage_limit(self) -> Option<u64> {
         match self {
             Cipher::Aes128Gcm | Cipher::Aes192Gcm | Cipher::Aes256Gcm => Some(GCM_USAGE_LIMIT),
             Cipher::ChaCha20Poly1305 => None,
         }
+    }
+
+    pub fn key_len(self) -> usize {
+        self.algorithm().key_len()
+    }
+
+    /// The key at the front of this material.
+    pub fn bind(self, material: &[u8; MATERIAL_LEN]) -> LessSafeKey {
+        let key = &material[..self.key_len()];
+        LessSafeKey::new(UnboundKey::new(self.algorithm(), key).expect("key of its length"))
     }
 
     fn algorithm(self) -> &'static Algorithm {
@@ -57,6 +65,8 @@ pub struct Exhausted;
 /// Why a datagram was not opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenError {
+    /// It names a key that there is not.
+    NoKey,
     Malformed,
     Replayed,
     NotAuthentic,
@@ -67,17 +77,16 @@ struct Key {
     key: LessSafeKey,
     implicit_iv: [u8; IV_LEN],
     blocks: u64,
+    failures: u64,
     usage_limit: Option<u64>,
 }
 
 impl Key {
     fn new(cipher: Cipher, material: &[u8; MATERIAL_LEN]) -> Key {
-        let algorithm = cipher.algorithm();
-        let unbound =
-            UnboundKey::new(algorithm, &material[..algorithm.key_len()]).expect("key of its length");
         let mut implicit_iv = [0; IV_LEN];
         implicit_iv.copy_from_slice(&material[MATERIAL_LEN / 2..][..IV_LEN]);
-        Key { key: LessSafeKey::new(unbound), implicit_iv, blocks: 0, usage_limit: cipher.usage_limit() }
+        let usage_limit = cipher.usage_limit();
+        Key { key: cipher.bind(material), implicit_iv, blocks: 0, failures: 0, usage_limit }
     }
 
     fn nonce(&self, id: [u8; ID_LEN]) -> Nonce {
@@ -93,7 +102,7 @@ impl Key {
 
     /// Whether so much has been protected that the cipher's margin of safety ends.
     fn is_worn(&self, packets: u64) -> bool {
-        self.usage_limit.is_some_and(|limit| self.blocks + packets > limit)
+        self.usage_limit.is_some_and(|limit| self.blocks + packets > limit) || self.failures > WORN_FAILURES
     }
 }
 
@@ -108,7 +117,7 @@ impl Sealer {
         Sealer { key: Key::new(cipher, material), last_id: 0 }
     }
 
-    /// Turns an inner packet into a datagram in place: needs [`OVERHEAD`] bytes of headroom.
+    /// Turns an inner packet into a datagram in place: needs the room of [`crate::format`].
     /// A packet id is never used twice: after the last, the packet stays as it was.
     pub fn seal(&mut self, header: &Header, packet: &mut Packet) -> Result<(), Exhausted> {
         self.last_id = self.last_id.checked_add(1).ok_or(Exhausted)?;
@@ -160,6 +169,7 @@ impl Opener {
         &mut self,
         header: &Header,
         datagram: &[u8],
+        now: Nanos,
         pool: &mut LocalPool,
     ) -> Result<(Packet, bool), OpenError> {
         let header_len = header.bytes().len();
@@ -171,8 +181,11 @@ impl Opener {
         let mut id = [0; ID_LEN];
         id.copy_from_slice(&clear[header_len..]);
         let number = u32::from_be_bytes(id).into();
-        if !self.window.admits(number) {
+        if !self.window.admits(number, now) {
             return Err(OpenError::Replayed);
+        }
+        if self.key.failures > MAX_FAILURES {
+            return Err(OpenError::NotAuthentic);
         }
         let authenticated = Aad::from(&clear[header.authenticated_from()..]);
         let mut packet = pool.packet(ciphertext.len());
@@ -184,6 +197,7 @@ impl Opener {
             &mut packet,
         );
         if opened.is_err() {
+            self.key.failures += 1;
             pool.recycle(packet);
             return Err(OpenError::NotAuthentic);
         }
@@ -198,6 +212,14 @@ impl Opener {
     }
 }
 
+/// Stock OpenVPN renegotiates from here on; the 16 million ids left are for the time that takes.
+pub const WRAP_TRIGGER: u32 = 0xff00_0000;
+
+/// Forgeries under one key after which a new one is wanted, and after which nothing is opened any more:
+/// the bounds of DTLS 1.3 (RFC 9147, section 4.5.3).
+pub const WORN_FAILURES: u64 = 1 << 35;
+pub const MAX_FAILURES: u64 = 1 << 36;
+
 const NAMES: [(&str, Cipher); 4] = [
     ("AES-128-GCM", Cipher::Aes128Gcm),
     ("AES-192-GCM", Cipher::Aes192Gcm),
@@ -209,9 +231,6 @@ const ID_LEN: usize = 4;
 const TAG_LEN: usize = 16;
 const IV_LEN: usize = 8;
 const BLOCK_LEN: usize = 16;
-
-/// Stock OpenVPN renegotiates from here on; the 16 million ids left are for the time that takes.
-const WRAP_TRIGGER: u32 = 0xff00_0000;
 
 /// Blocks and packets that keep an attacker's advantage under 2^-57 (draft-irtf-cfrg-aead-limits).
 const GCM_USAGE_LIMIT: u64 = (1 << 36) - 1;
@@ -243,10 +262,10 @@ mod tests {
                 let mut opener = Opener::new(cipher, &material());
                 for content in [&b""[..], b"one", &[7; 1500], &[9; 60_000]] {
                     let datagram = seal(&mut sealer, &header, content);
-                    let (packet, newest) = opener.open(&header, &datagram, &mut pool).unwrap();
+                    let (packet, newest) = opener.open(&header, &datagram, 0, &mut pool).unwrap();
                     assert_eq!(&packet[..], content);
                     assert!(newest);
-                    let again = opener.open(&header, &datagram, &mut pool).err();
+                    let again = opener.open(&header, &datagram, 0, &mut pool).err();
                     assert_eq!(again, Some(OpenError::Replayed));
                 }
             }
@@ -262,18 +281,18 @@ mod tests {
         for index in Header::MAX_LEN..datagram.len() {
             let mut forged = datagram.clone();
             forged[index] ^= 0x80;
-            assert_eq!(opener.open(&header, &forged, &mut pool).err(), Some(OpenError::NotAuthentic));
+            assert_eq!(opener.open(&header, &forged, 0, &mut pool).err(), Some(OpenError::NotAuthentic));
         }
         let other = Header::v2(0, 6);
         assert_eq!(
-            opener.open(&other, &[other.bytes(), &datagram[4..]].concat(), &mut pool).err().unwrap(),
+            opener.open(&other, &[other.bytes(), &datagram[4..]].concat(), 0, &mut pool).err().unwrap(),
             OpenError::NotAuthentic
         );
-        for len in 0..OVERHEAD {
-            let error = opener.open(&header, &datagram[..len], &mut pool).err();
+        for len in 0..Header::MAX_LEN + ID_LEN + TAG_LEN {
+            let error = opener.open(&header, &datagram[..len], 0, &mut pool).err();
             assert_eq!(error, Some(OpenError::Malformed));
         }
-        assert!(opener.open(&header, &datagram, &mut pool).is_ok());
+        assert!(opener.open(&header, &datagram, 0, &mut pool).is_ok());
     }
 
     #[test]

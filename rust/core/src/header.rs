@@ -29,6 +29,12 @@ impl Header {
         Header { bytes: [P_DATA_V2 << 3 | key_id & KEY_ID_MASK, high, middle, low], len: 4 }
     }
 
+    /// Any four bytes, for vectors whose opcode is no data packet's.
+    #[cfg(test)]
+    pub(crate) fn raw(bytes: [u8; 4]) -> Header {
+        Header { bytes, len: 4 }
+    }
+
     pub fn parse(datagram: &[u8]) -> Sort {
         match *datagram {
             [] => Sort::Malformed,

@@ -7,8 +7,12 @@
 
 pub mod aead;
 pub mod bridge;
+pub mod cbc;
 mod counters;
 pub mod device;
+pub mod epoch;
+pub mod format;
+pub mod framing;
 pub mod header;
 pub mod mss;
 pub mod netstack;

@@ -8,11 +8,11 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex};
 
-/// Bytes kept free before a packet: enough for any OpenVPN data header with its tag (24), and for
-/// an Ethernet header and a vnet header (26) on a device that wants them.
+/// Bytes kept free before a packet: enough for OpenVPN's data header, tag, framing and, on a stream, length
+/// (28), and for an Ethernet header and a vnet header (26) on a device that wants them.
 pub const HEADROOM: usize = 32;
 
-/// Bytes kept free behind a packet: a tag at the end, or a block cipher's padding.
+/// Bytes kept free behind a packet, for a tag at the end.
 pub const TAILROOM: usize = 32;
 
 /// The longest packet that a pooled buffer holds.
@@ -41,6 +41,11 @@ impl Packet {
     /// The bytes free before the packet.
     pub fn headroom(&self) -> usize {
         self.start as usize
+    }
+
+    /// The bytes free behind the packet.
+    pub fn tailroom(&self) -> usize {
+        self.buffer.len() - self.end as usize
     }
 
     /// Grows the packet by `len` bytes at its front, into the headroom; their content is unspecified.

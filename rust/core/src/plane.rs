@@ -16,8 +16,10 @@ pub use crate::plane::events::Event;
 pub use crate::plane::peer::PeerCounters;
 pub use crate::plane::routes::Prefix;
 
-use crate::aead::{Cipher, MATERIAL_LEN, OVERHEAD};
+use crate::aead::MATERIAL_LEN;
 use crate::device::Kind;
+use crate::format::{self, Format};
+use crate::framing::Framing;
 use crate::header::{Header, Sort};
 use crate::packet::{LocalPool, Packet};
 use crate::plane::events::{Events, Origin};
@@ -70,6 +72,8 @@ counters! {
         rx_no_key,
         rx_replayed,
         rx_auth_failed,
+        /// Opened, but compressed, or not framed as agreed.
+        rx_compressed,
         /// Opened, but neither an IP packet nor short enough for a message.
         rx_bad_inner,
         /// Opened, but with an inner source address that the peer may not use.
@@ -89,6 +93,8 @@ counters! {
         tx_malformed,
         tx_no_peer,
         tx_no_key,
+        /// Too long for a datagram once it is sealed.
+        tx_oversize,
         /// The key's packet ids are used up.
         tx_exhausted,
     }
@@ -147,17 +153,19 @@ impl Plane {
         Ok(())
     }
 
-    /// Sets timers (0 for never) and the largest TCP MSS (0 to leave it alone); the timers start anew.
+    /// Sets timers (0 for never), the largest TCP MSS (0 to leave it alone) and the framing; the timers
+    /// start anew.
     pub fn set_peer(
         &mut self,
         number: u32,
         ping: Nanos,
         ping_restart: Nanos,
         mss: u16,
+        framing: Framing,
         now: Nanos,
     ) -> Result<(), CommandError> {
         let peer = self.peer(number)?;
-        peer.set(ping, ping_restart, mss, now);
+        peer.set(ping, ping_restart, mss, framing, now);
         let deadline = peer.deadline();
         self.timer = earlier(self.timer, deadline);
         Ok(())
@@ -180,11 +188,11 @@ impl Plane {
         number: u32,
         handle: u64,
         key_id: u8,
-        cipher: Cipher,
+        format: Format,
         encrypt: &[u8; MATERIAL_LEN],
         decrypt: &[u8; MATERIAL_LEN],
     ) -> Result<(), CommandError> {
-        self.peer(number)?.keys.insert(handle, key_id, cipher, encrypt, decrypt).map_err(CommandError::from)
+        self.peer(number)?.keys.insert(handle, key_id, format, encrypt, decrypt).map_err(CommandError::from)
     }
 
     /// Forgets a pair of keys; one that is gone already (displaced, say) is no error.
@@ -419,6 +427,11 @@ impl Plane {
     /// Sorts out what an authentic packet held.
     fn deliver(&mut self, number: u32, mut packet: Packet, pool: &mut LocalPool) -> Option<Packet> {
         let peer = self.peers.get_mut(&number)?;
+        if peer.framing.unmark(&mut packet).is_err() {
+            self.counters.rx_compressed += 1;
+            pool.recycle(packet);
+            return None;
+        }
         match Inner::of(self.kind, &packet) {
             Inner::Ping => {
                 self.counters.rx_pings += 1;
@@ -477,7 +490,12 @@ impl Plane {
         now: Nanos,
         pool: &mut LocalPool,
     ) -> Option<Datagram> {
-        if packet.headroom() < OVERHEAD {
+        if packet.len() > format::MAX_INNER {
+            self.counters.tx_oversize += 1;
+            pool.recycle(packet);
+            return None;
+        }
+        if packet.headroom() < format::FRONT || packet.tailroom() < format::BACK {
             let copy = pool.packet_from(&packet);
             pool.recycle(std::mem::replace(&mut packet, copy));
         }
@@ -489,7 +507,8 @@ impl Plane {
         };
         let key_id = key.key_id;
         let header = peer.peer_id.map_or(Header::v1(key_id), |id| Header::v2(key_id, id));
-        if key.sealer.seal(&header, &mut packet).is_err() {
+        peer.framing.mark(&mut packet);
+        if key.keys.seal(&header, &mut packet, pool).is_err() {
             self.counters.tx_exhausted += 1;
             pool.recycle(packet);
             return None;

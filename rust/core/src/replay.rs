@@ -2,7 +2,10 @@
 //!
 //! Tested before a packet is opened, which spares the cipher; committed once it is authentic, so
 //! that a forgery cannot move the window. The bitmap is a ring (RFC 6479): moving on clears words
-//! instead of shifting them.
+//! instead of shifting them. What comes long after a later packet is too old as well, as in stock
+//! OpenVPN (`replay-window`): a network that delays is a matter of seconds, an attacker's store is not.
+
+use crate::{Nanos, SECOND};
 
 /// How far behind the highest id a packet may come, in ids.
 ///
@@ -10,27 +13,35 @@
 /// places, or two queues of a network card that are drained in turn, so ours is wider.
 pub const WIDTH: u64 = (WORDS as u64 - 1) * WORD_BITS;
 
+/// How long after a later packet a packet may come, at least: it may be a third longer.
+pub const BACKTRACK: Nanos = 15 * SECOND;
+
 /// The window of one receive key. Ids count from 1.
 #[derive(Clone, Debug)]
 pub struct Window {
     highest: u64,
     seen: [u64; WORDS],
+    /// Ids up to this one are too old.
+    aged: u64,
+    /// What the highest id was at the last marks in time, the oldest first.
+    marks: [u64; MARKS],
+    marked: Nanos,
 }
 
 impl Window {
     pub fn new() -> Window {
-        Window { highest: 0, seen: [0; WORDS] }
+        Window { highest: 0, seen: [0; WORDS], aged: 0, marks: [0; MARKS], marked: 0 }
     }
 
     /// Whether a packet with this id is new and not too old.
-    pub fn admits(&self, id: u64) -> bool {
-        if id == 0 {
-            return false;
+    pub fn admits(&mut self, id: u64, now: Nanos) -> bool {
+        if now >= self.marked + MARK_INTERVAL {
+            self.mark(now);
         }
         if id > self.highest {
             return true;
         }
-        self.highest - id < WIDTH && self.seen[word(id)] & bit(id) == 0
+        id > self.aged && self.highest - id < WIDTH && self.seen[word(id)] & bit(id) == 0
     }
 
     /// Marks an admitted id as seen. Returns whether it is the highest so far.
@@ -51,6 +62,18 @@ impl Window {
     pub fn highest(&self) -> u64 {
         self.highest
     }
+
+    fn mark(&mut self, now: Nanos) {
+        // The highest came within an interval of the last mark, or there would be another.
+        let idle = now >= self.marked + MARK_INTERVAL + BACKTRACK;
+        self.aged = if idle { self.highest } else { self.marks[0] };
+        self.marks.rotate_left(1);
+        self.marks[MARKS - 1] = self.highest;
+        if idle {
+            self.marks = [self.highest; MARKS];
+        }
+        self.marked = now;
+    }
 }
 
 impl Default for Window {
@@ -69,6 +92,8 @@ fn bit(id: u64) -> u64 {
 
 const WORD_BITS: u64 = u64::BITS as u64;
 const WORDS: usize = 32;
+const MARKS: usize = 3;
+const MARK_INTERVAL: Nanos = BACKTRACK / MARKS as u64;
 
 #[cfg(test)]
 mod tests {
@@ -77,7 +102,7 @@ mod tests {
 
     /// Offers the id as a receiver would, and says whether it was taken.
     fn take(window: &mut Window, id: u64) -> bool {
-        let admitted = window.admits(id);
+        let admitted = window.admits(id, 0);
         if admitted {
             window.commit(id);
         }
@@ -149,6 +174,29 @@ mod tests {
         let mut window = Window::new();
         let taken = (1..=WIDTH + 50).rev().filter(|&id| take(&mut window, id)).count() as u64;
         assert_eq!(taken, WIDTH);
+    }
+
+    #[test]
+    fn what_comes_long_after_a_later_one_is_too_old() {
+        let mut window = Window::new();
+        let take = |window: &mut Window, id, now: Nanos| {
+            let admitted = window.admits(id, now);
+            if admitted {
+                window.commit(id);
+            }
+            admitted
+        };
+        for second in 0..100 {
+            assert!(take(&mut window, 100 + 10 * second, second * SECOND));
+            if second >= 15 {
+                assert!(take(&mut window, 100 + 10 * (second - 15) + 1, second * SECOND), "15 seconds late");
+            }
+            if second >= 21 {
+                assert!(!take(&mut window, 100 + 10 * (second - 21) - 1, second * SECOND), "21 seconds late");
+            }
+        }
+        assert!(!take(&mut window, 1089, 120 * SECOND), "after a silence");
+        assert!(take(&mut window, 1091, 120 * SECOND));
     }
 
     #[test]

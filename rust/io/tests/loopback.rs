@@ -7,6 +7,7 @@ use std::thread;
 
 use ginnel_core::aead::{Cipher, MATERIAL_LEN};
 use ginnel_core::device::{Device, End, Kind, Side};
+use ginnel_core::format::Format;
 use ginnel_core::packet::Pool;
 use ginnel_core::plane::{Event, Path};
 use ginnel_core::queue::Wake;
@@ -39,7 +40,7 @@ impl Party {
         let (encrypt, decrypt) = ([encrypt; MATERIAL_LEN], [decrypt; MATERIAL_LEN]);
         self.pump.command(|plane, now| {
             plane.new_peer(1, path, Some(1), now).unwrap();
-            plane.new_key(1, 1, 0, Cipher::Aes256Gcm, &encrypt, &decrypt).unwrap();
+            plane.new_key(1, 1, 0, Format::Aead(Cipher::Aes256Gcm), &encrypt, &decrypt).unwrap();
             plane.swap(1, 1).unwrap();
         });
     }

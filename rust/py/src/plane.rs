@@ -4,8 +4,10 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsRawFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ginnel_core::aead::{Cipher, MATERIAL_LEN};
+use ginnel_core::aead::MATERIAL_LEN;
 use ginnel_core::device::Kind;
+use ginnel_core::format::Format;
+use ginnel_core::framing::Framing;
 use ginnel_core::packet::{LocalPool, MAX_LEN};
 use ginnel_core::plane::{self, CommandError, Datagram, Event, Plane, Prefix};
 use ginnel_core::{Nanos, SECOND};
@@ -48,9 +50,18 @@ impl DataPlane {
         self.command(py, move |plane, now| plane.new_peer(peer, path.0, peer_id, now))
     }
 
-    fn set_peer(&self, py: Python<'_>, peer: u32, ping: f64, ping_restart: f64, mss: u16) -> PyResult<()> {
-        let (ping, ping_restart) = (nanos(ping)?, nanos(ping_restart)?);
-        self.command(py, move |plane, now| plane.set_peer(peer, ping, ping_restart, mss, now))
+    #[pyo3(signature = (peer, ping, ping_restart, mss, framing=""))]
+    fn set_peer(
+        &self,
+        py: Python<'_>,
+        peer: u32,
+        ping: f64,
+        ping_restart: f64,
+        mss: u16,
+        framing: &str,
+    ) -> PyResult<()> {
+        let (ping, ping_restart, framing) = (nanos(ping)?, nanos(ping_restart)?, to_framing(framing)?);
+        self.command(py, move |plane, now| plane.set_peer(peer, ping, ping_restart, mss, framing, now))
     }
 
     fn del_peer(&self, py: Python<'_>, peer: u32) -> PyResult<()> {
@@ -58,6 +69,7 @@ impl DataPlane {
     }
 
     #[allow(clippy::too_many_arguments)]
+    #[pyo3(signature = (peer, handle, key_id, cipher, encrypt, decrypt, *, auth="none", epochs=false))]
     fn new_key(
         &self,
         py: Python<'_>,
@@ -67,9 +79,12 @@ impl DataPlane {
         cipher: &str,
         encrypt: &[u8],
         decrypt: &[u8],
+        auth: &str,
+        epochs: bool,
     ) -> PyResult<()> {
-        let (cipher, encrypt, decrypt) = key(cipher, encrypt, decrypt)?;
-        self.command(py, move |plane, _| plane.new_key(peer, handle, key_id, cipher, encrypt, decrypt))
+        let format = to_format(cipher, auth, epochs)?;
+        let (encrypt, decrypt) = (key_half(encrypt)?, key_half(decrypt)?);
+        self.command(py, move |plane, _| plane.new_key(peer, handle, key_id, format, encrypt, decrypt))
     }
 
     fn del_key(&self, py: Python<'_>, peer: u32, handle: u64) -> PyResult<()> {
@@ -159,15 +174,27 @@ impl DataChannel {
         self.lock().plane.new_peer(peer, path.0, peer_id, now).map_err(command_error)
     }
 
-    fn set_peer(&self, peer: u32, ping: f64, ping_restart: f64, mss: u16, now: f64) -> PyResult<()> {
+    #[pyo3(signature = (peer, ping, ping_restart, mss, now, framing=""))]
+    fn set_peer(
+        &self,
+        peer: u32,
+        ping: f64,
+        ping_restart: f64,
+        mss: u16,
+        now: f64,
+        framing: &str,
+    ) -> PyResult<()> {
         let (ping, ping_restart, now) = (nanos(ping)?, nanos(ping_restart)?, nanos(now)?);
-        self.lock().plane.set_peer(peer, ping, ping_restart, mss, now).map_err(command_error)
+        let framing = to_framing(framing)?;
+        self.lock().plane.set_peer(peer, ping, ping_restart, mss, framing, now).map_err(command_error)
     }
 
     fn del_peer(&self, peer: u32) -> PyResult<()> {
         self.lock().plane.del_peer(peer).map_err(command_error)
     }
 
+    #[allow(clippy::too_many_arguments)]
+    #[pyo3(signature = (peer, handle, key_id, cipher, encrypt, decrypt, *, auth="none", epochs=false))]
     fn new_key(
         &self,
         peer: u32,
@@ -176,9 +203,12 @@ impl DataChannel {
         cipher: &str,
         encrypt: &[u8],
         decrypt: &[u8],
+        auth: &str,
+        epochs: bool,
     ) -> PyResult<()> {
-        let (cipher, encrypt, decrypt) = key(cipher, encrypt, decrypt)?;
-        self.lock().plane.new_key(peer, handle, key_id, cipher, encrypt, decrypt).map_err(command_error)
+        let format = to_format(cipher, auth, epochs)?;
+        let (encrypt, decrypt) = (key_half(encrypt)?, key_half(decrypt)?);
+        self.lock().plane.new_key(peer, handle, key_id, format, encrypt, decrypt).map_err(command_error)
     }
 
     fn del_key(&self, peer: u32, handle: u64) -> PyResult<()> {
@@ -341,20 +371,20 @@ fn dict<'py>(py: Python<'py>, entries: Vec<(&'static str, u64)>) -> PyResult<Bou
     Ok(dict)
 }
 
-type KeyHalf<'a> = &'a [u8; MATERIAL_LEN];
+fn to_format(cipher: &str, auth: &str, epochs: bool) -> PyResult<Format> {
+    Format::from_names(cipher, auth, epochs).ok_or_else(|| {
+        let with = if epochs { "epochs".to_owned() } else { format!("auth {auth:?}") };
+        PyValueError::new_err(format!("data channel cipher {cipher:?} with {with} is not supported"))
+    })
+}
 
-fn key<'a>(
-    cipher: &str,
-    encrypt: &'a [u8],
-    decrypt: &'a [u8],
-) -> PyResult<(Cipher, KeyHalf<'a>, KeyHalf<'a>)> {
-    let Some(cipher) = Cipher::from_name(cipher) else {
-        return Err(PyValueError::new_err(format!("data channel cipher {cipher:?} is not supported")));
-    };
-    let (Ok(encrypt), Ok(decrypt)) = (encrypt.try_into(), decrypt.try_into()) else {
-        return Err(PyValueError::new_err(format!("each half of a data key has {MATERIAL_LEN} bytes")));
-    };
-    Ok((cipher, encrypt, decrypt))
+fn to_framing(name: &str) -> PyResult<Framing> {
+    Framing::from_name(name).ok_or_else(|| PyValueError::new_err(format!("{name:?} is no framing")))
+}
+
+fn key_half(material: &[u8]) -> PyResult<&[u8; MATERIAL_LEN]> {
+    let wrong = |_| PyValueError::new_err(format!("each half of a data key has {MATERIAL_LEN} bytes"));
+    material.try_into().map_err(wrong)
 }
 
 fn prefixes(texts: Vec<String>) -> PyResult<Vec<Prefix>> {

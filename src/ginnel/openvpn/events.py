@@ -24,6 +24,10 @@ Path = tuple[int, str, int]
 
 Advance = Literal["stay", "address", "remote"]
 
+Framing = Literal["", "comp-lzo", "stub", "stub-v2"]
+"""What stands around inner packets for the sake of compression, which is never used: nothing, a byte in front,
+a byte in the place of the first (``compress``), or two bytes in front of what else would look like that."""
+
 
 # Commands to the data plane.
 
@@ -44,13 +48,14 @@ class SetPeer:
     ``ping``: seconds without sending after which a ping goes out; 0 for never.
     ``ping_restart``: seconds without an authenticated packet after which `PeerExpired` is reported,
     once; 0 for never. ``mss``: the largest TCP MSS that an inner IPv4 SYN may announce, either
-    way (IPv6: 20 less); 0 to leave it alone.
+    way (IPv6: 20 less); 0 to leave it alone. Packets that come compressed are dropped.
     """
 
     peer: int
     ping: float
     ping_restart: float
     mss: int
+    framing: Framing = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,9 @@ class NewKey:
     """Install a pair of data keys for receiving; sending with it starts with `Swap`.
 
     ``encrypt`` and ``decrypt`` are 128 bytes each, as in OpenVPN's ``struct key``: 64 for the
-    cipher, then 64 for the HMAC (AEAD: the first 8 of these are the implicit IV).
+    cipher, then 64 for the HMAC (AEAD: the first 8 of these are the implicit IV). With ``epochs``, which
+    takes an AEAD cipher, the first 32 are the secret from which the keys of all epochs are derived.
+    ``auth`` is the HMAC's hash with AES-*-CBC and "none"; an AEAD cipher has no use for it.
     A key with the same ``key_id`` is replaced; a fourth key displaces the oldest that doesn't send.
     """
 
@@ -75,9 +82,14 @@ class NewKey:
     cipher: str
     encrypt: bytes
     decrypt: bytes
+    auth: str = "none"
+    epochs: bool = False
 
     def __repr__(self) -> str:
-        return f"NewKey(peer={self.peer}, handle={self.handle}, key_id={self.key_id}, cipher={self.cipher!r})"
+        return (
+            f"NewKey(peer={self.peer}, handle={self.handle}, key_id={self.key_id}, cipher={self.cipher!r}, "
+            f"auth={self.auth!r}, epochs={self.epochs})"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,8 @@
 //! A peer's data keys: up to three to receive with, one of all to send with.
 
-use crate::aead::{Cipher, MATERIAL_LEN, OpenError, Opener, Sealer};
+use crate::Nanos;
+use crate::aead::{MATERIAL_LEN, OpenError};
+use crate::format::{self, Format};
 use crate::header::Header;
 use crate::packet::{LocalPool, Packet};
 
@@ -24,8 +26,7 @@ pub enum KeyError {
 pub struct KeyPair {
     handle: u64,
     pub key_id: u8,
-    pub sealer: Sealer,
-    opener: Opener,
+    pub keys: format::Keys,
     /// Cleared when another pair has taken the key id and this one only goes on sending.
     receives: bool,
     reported: bool,
@@ -43,7 +44,7 @@ impl Keys {
         &mut self,
         handle: u64,
         key_id: u8,
-        cipher: Cipher,
+        format: Format,
         encrypt: &[u8; MATERIAL_LEN],
         decrypt: &[u8; MATERIAL_LEN],
     ) -> Result<(), KeyError> {
@@ -63,8 +64,7 @@ impl Keys {
         self.pairs.push(KeyPair {
             handle,
             key_id,
-            sealer: Sealer::new(cipher, encrypt),
-            opener: Opener::new(cipher, decrypt),
+            keys: format.keys(encrypt, decrypt),
             receives: true,
             reported: false,
         });
@@ -96,12 +96,14 @@ impl Keys {
         &mut self,
         header: &Header,
         datagram: &[u8],
+        now: Nanos,
         pool: &mut LocalPool,
     ) -> Result<(Packet, bool), Refusal> {
         let key_id = header.key_id();
         let pair = self.pairs.iter_mut().find(|pair| pair.key_id == key_id && pair.receives);
-        let opener = &mut pair.ok_or(Refusal::NoKey)?.opener;
-        opener.open(header, datagram, pool).map_err(|error| match error {
+        let keys = &mut pair.ok_or(Refusal::NoKey)?.keys;
+        keys.open(header, datagram, now, pool).map_err(|error| match error {
+            OpenError::NoKey => Refusal::NoKey,
             OpenError::Malformed => Refusal::Malformed,
             OpenError::Replayed => Refusal::Replayed,
             OpenError::NotAuthentic => Refusal::NotAuthentic,
@@ -111,7 +113,7 @@ impl Keys {
     /// The handle of the sending pair, once, when either half of it is nearly used up.
     pub fn newly_worn(&mut self) -> Option<u64> {
         let pair = self.sending()?;
-        if pair.reported || !(pair.sealer.is_worn() || pair.opener.is_worn()) {
+        if pair.reported || !pair.keys.is_worn() {
             return None;
         }
         pair.reported = true;

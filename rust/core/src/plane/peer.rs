@@ -1,6 +1,7 @@
 //! One peer: where it is, its keys, its timers.
 
 use crate::device::Kind;
+use crate::framing::Framing;
 use crate::header::Header;
 use crate::packet::{LocalPool, Packet};
 use crate::plane::Path;
@@ -29,6 +30,7 @@ pub struct Peer {
     pub peer_id: Option<u32>,
     pub keys: Keys,
     pub mss: u16,
+    pub framing: Framing,
     pub sources: Option<Prefixes<()>>,
     pub last_sent: Nanos,
     pub counters: PeerCounters,
@@ -45,6 +47,7 @@ impl Peer {
             peer_id,
             keys: Keys::default(),
             mss: 0,
+            framing: Framing::None,
             sources: None,
             last_sent: now,
             counters: PeerCounters::default(),
@@ -55,10 +58,11 @@ impl Peer {
         }
     }
 
-    pub fn set(&mut self, ping: Nanos, ping_restart: Nanos, mss: u16, now: Nanos) {
+    pub fn set(&mut self, ping: Nanos, ping_restart: Nanos, mss: u16, framing: Framing, now: Nanos) {
         self.ping = ping;
         self.ping_restart = ping_restart;
         self.mss = mss;
+        self.framing = framing;
         self.last_sent = now;
         self.last_heard = now;
         self.expired = false;
@@ -73,7 +77,7 @@ impl Peer {
         pool: &mut LocalPool,
     ) -> Result<(Packet, bool), Refusal> {
         self.counters.rx_datagrams += 1;
-        let opened = self.keys.open(header, datagram, pool);
+        let opened = self.keys.open(header, datagram, now, pool);
         match opened {
             Ok(_) => self.last_heard = now,
             Err(_) => self.counters.rx_dropped += 1,

@@ -1,5 +1,6 @@
 use super::*;
 use crate::SECOND;
+use crate::aead::Cipher;
 use crate::packet::Pool;
 
 /// Two planes that know each other as peer 1, with the paths on which they meet.
@@ -43,8 +44,8 @@ impl Pair {
 
     fn key(&mut self, handle: u64, key_id: u8, seed: u8) {
         let (there, back) = (material(seed), material(!seed));
-        self.left.new_key(1, handle, key_id, Cipher::Aes256Gcm, &there, &back).unwrap();
-        self.right.new_key(1, handle, key_id, Cipher::Aes256Gcm, &back, &there).unwrap();
+        self.left.new_key(1, handle, key_id, Format::Aead(Cipher::Aes256Gcm), &there, &back).unwrap();
+        self.right.new_key(1, handle, key_id, Format::Aead(Cipher::Aes256Gcm), &back, &there).unwrap();
     }
 
     /// Seals at the left.
@@ -104,7 +105,7 @@ fn an_unknown_peer_id_is_found_by_its_path() {
     pair.right.del_peer(1).unwrap();
     pair.right.new_peer(5, path(0, 1000), Some(99), 0).unwrap();
     let (there, back) = (material(1), material(!1));
-    pair.right.new_key(5, 1, 0, Cipher::Aes256Gcm, &back, &there).unwrap();
+    pair.right.new_key(5, 1, 0, Format::Aead(Cipher::Aes256Gcm), &back, &there).unwrap();
     let datagram = pair.seal(&ipv4(HOME, AWAY)).unwrap();
     assert!(pair.open(&datagram, path(0, 1000)).is_some());
     let datagram = pair.seal(&ipv4(HOME, AWAY)).unwrap();
@@ -144,7 +145,9 @@ fn a_fourth_key_displaces_the_oldest_that_does_not_send() {
 fn a_key_at_its_end_is_reported_once_and_never_wraps() {
     let mut pair = Pair::new(None);
     let wear = |pair: &mut Pair, id| {
-        pair.left.peer(1).unwrap().keys.sending().unwrap().sealer.wear(id, 0);
+        let keys = &mut pair.left.peer(1).unwrap().keys.sending().unwrap().keys;
+        let format::Keys::Aead(sealer, _) = keys else { panic!("an AEAD key") };
+        sealer.wear(id, 0);
     };
     wear(&mut pair, 0xfeff_fffe);
     pair.seal(&ipv4(HOME, AWAY)).unwrap();
@@ -162,7 +165,7 @@ fn a_key_at_its_end_is_reported_once_and_never_wraps() {
 #[test]
 fn pings_go_out_after_silence_and_are_kept_from_the_device() {
     let mut pair = Pair::new(Some(1));
-    pair.left.set_peer(1, 10 * SECOND, 0, 0, 0).unwrap();
+    pair.left.set_peer(1, 10 * SECOND, 0, 0, Framing::None, 0).unwrap();
     let mut pings = Vec::new();
     pair.left.handle_timer(9 * SECOND, &mut pings, &mut pair.pool);
     assert!(pings.is_empty());
@@ -180,7 +183,7 @@ fn pings_go_out_after_silence_and_are_kept_from_the_device() {
 #[test]
 fn a_silent_peer_expires_once() {
     let mut pair = Pair::new(Some(1));
-    pair.right.set_peer(1, 0, 60 * SECOND, 0, 0).unwrap();
+    pair.right.set_peer(1, 0, 60 * SECOND, 0, Framing::None, 0).unwrap();
     let datagram = pair.seal(&ipv4(HOME, AWAY)).unwrap();
     pair.right.open(&datagram, path(0, 1000), 50 * SECOND, &mut pair.pool).unwrap();
     let mut forged = pair.seal(&ipv4(HOME, AWAY)).unwrap();
@@ -193,7 +196,7 @@ fn a_silent_peer_expires_once() {
     pair.right.handle_timer(500 * SECOND, &mut none, &mut pair.pool);
     assert_eq!(pair.right.take_events(), [Event::Expired { peer: 1 }]);
     assert_eq!(pair.right.next_timer(), None);
-    pair.right.set_peer(1, 0, 60 * SECOND, 0, 500 * SECOND).unwrap();
+    pair.right.set_peer(1, 0, 60 * SECOND, 0, Framing::None, 500 * SECOND).unwrap();
     pair.right.handle_timer(560 * SECOND, &mut none, &mut pair.pool);
     assert_eq!(pair.right.take_events(), [Event::Expired { peer: 1 }]);
 }
@@ -252,7 +255,7 @@ fn control_packets_become_events() {
 fn a_forgotten_peer_leaves_nothing() {
     let mut pair = Pair::new(Some(1));
     pair.right.set_routes(1, &["0.0.0.0/0".parse().unwrap()], None).unwrap();
-    pair.right.set_peer(1, SECOND, SECOND, 0, 0).unwrap();
+    pair.right.set_peer(1, SECOND, SECOND, 0, Framing::None, 0).unwrap();
     pair.right.del_peer(1).unwrap();
     assert!(
         pair.right.by_path.is_empty() && pair.right.by_peer_id.is_empty() && pair.right.routes.is_empty()
@@ -273,4 +276,40 @@ fn frames_pass_a_tap_plane() {
     let datagram = pair.left.data_message(1, &notice, 0, &mut pair.pool).unwrap().unwrap();
     assert_eq!(pair.open(&datagram.packet, path(0, 1000)), None);
     assert_eq!(pair.right.take_events().len(), 1);
+}
+
+#[test]
+fn packets_are_framed_as_both_sides_agreed() {
+    for framing in [Framing::Lzo, Framing::Stub, Framing::StubV2] {
+        let mut pair = Pair::new(Some(1));
+        pair.left.set_peer(1, SECOND, 0, 0, framing, 0).unwrap();
+        let packet = ipv4(HOME, AWAY);
+        let datagram = pair.seal(&packet).unwrap();
+        if framing != Framing::StubV2 {
+            assert_eq!(pair.open(&datagram, path(0, 1000)), None);
+        }
+        pair.right.set_peer(1, 0, 0, 0, framing, 0).unwrap();
+        let datagram = pair.seal(&packet).unwrap();
+        assert_eq!(pair.open(&datagram, path(0, 1000)), Some(packet));
+        let mut pings = Vec::new();
+        pair.left.handle_timer(SECOND, &mut pings, &mut pair.pool);
+        assert_eq!(pair.open(&pings[0].packet, path(0, 1000)), None);
+        assert_eq!(pair.right.counters().rx_pings, 1);
+        pair.left.set_peer(1, 0, 0, 0, Framing::None, 0).unwrap();
+        let datagram = pair.left.data_message(1, &[0x50, 0x0b, 1, 2], 0, &mut pair.pool).unwrap().unwrap();
+        assert_eq!(pair.open(&datagram.packet, path(0, 1000)), None);
+        assert_eq!(pair.right.counters().rx_compressed, 1);
+    }
+}
+
+#[test]
+fn what_no_datagram_holds_is_not_sealed() {
+    let mut pair = Pair::new(Some(1));
+    let mut packet = ipv4(HOME, AWAY);
+    packet.resize(format::MAX_INNER + 1, 0);
+    assert_eq!(pair.seal(&packet), None);
+    assert_eq!(pair.left.counters().tx_oversize, 1);
+    packet.truncate(format::MAX_INNER);
+    let datagram = pair.seal(&packet).unwrap();
+    assert_eq!(pair.open(&datagram, path(0, 1000)), Some(packet));
 }

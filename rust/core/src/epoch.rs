@@ -1,0 +1,314 @@
+//! The AEAD format with epochs, of OpenVPN 2.7: packet id, ciphertext, tag.
+//!
+//! A packet id has 64 bits: the epoch's number (16) and the packet's within it (48). Each direction's
+//! secret is iterated from epoch to epoch, and an epoch's key and IV are derived from it. Who sends begins a new epoch
+//! when the cipher's limit is near; who receives knows a few epochs ahead, and moves on with the first
+//! authentic packet of one, sending included. The nonce is the IV, XORed with the packet id at its front. Source:
+//! `crypto_epoch.c`, `crypto.c` of OpenVPN.
+
+use std::collections::VecDeque;
+
+use aws_lc_rs::aead::{Aad, LessSafeKey, Nonce};
+use aws_lc_rs::hmac;
+
+use crate::Nanos;
+use crate::aead::{Cipher, Exhausted, MATERIAL_LEN, MAX_FAILURES, OpenError, WORN_FAILURES};
+use crate::header::Header;
+use crate::packet::{LocalPool, MAX_LEN, Packet};
+use crate::replay::Window;
+
+/// Both directions of a data key: which epoch one uses depends on the other.
+pub struct Epochs {
+    cipher: Cipher,
+    sending: Sending,
+    receiving: Receiving,
+}
+
+impl Epochs {
+    pub fn new(cipher: Cipher, encrypt: &[u8; MATERIAL_LEN], decrypt: &[u8; MATERIAL_LEN]) -> Epochs {
+        Epochs {
+            cipher,
+            sending: Sending::new(cipher, Secret::first(encrypt)),
+            receiving: Receiving::new(cipher, Secret::first(decrypt)),
+        }
+    }
+
+    /// Turns an inner packet into a datagram in place: needs the room of [`crate::format`].
+    /// A packet id is never used twice: after the last, the packet stays as it was.
+    pub fn seal(&mut self, header: &Header, packet: &mut Packet) -> Result<(), Exhausted> {
+        if self.needs_next() {
+            self.sending.follow(self.cipher, self.sending.secret.epoch + 1);
+        }
+        self.sending.seal(header, packet)
+    }
+
+    /// As [`crate::aead::Opener::open`].
+    pub fn open(
+        &mut self,
+        header: &Header,
+        datagram: &[u8],
+        now: Nanos,
+        pool: &mut LocalPool,
+    ) -> Result<(Packet, bool), OpenError> {
+        let opened = self.receiving.open(self.cipher, header, datagram, now, pool)?;
+        if self.sending.secret.epoch < self.receiving.current.0.epoch {
+            self.sending.follow(self.cipher, self.receiving.current.0.epoch);
+        }
+        Ok(opened)
+    }
+
+    /// Whether the epochs come to their end.
+    pub fn is_worn(&self) -> bool {
+        self.sending.secret.epoch >= WORN_EPOCH
+    }
+
+    /// Whether the next packet must go out in a new epoch: at our key's limit, or at the peer's,
+    /// who then follows us.
+    fn needs_next(&self) -> bool {
+        let (ours, theirs) = (&self.sending, &self.receiving.current);
+        let limit = self.cipher.usage_limit();
+        ours.secret.epoch < u16::MAX
+            && (ours.last_id == MAX_ID
+                || ours.key.is_worn(limit, ours.last_id)
+                || ours.key.epoch == theirs.0.epoch && theirs.0.is_worn(limit, theirs.1.highest()))
+    }
+
+    /// Pretends that the sending key has protected so much.
+    #[cfg(test)]
+    pub(crate) fn wear(&mut self, epoch: u16, id: u64, blocks: u64) {
+        if self.sending.secret.epoch < epoch {
+            self.sending.follow(self.cipher, epoch);
+        }
+        self.sending.last_id = id;
+        self.sending.key.blocks = blocks;
+    }
+}
+
+struct Sending {
+    secret: Secret,
+    key: Key,
+    last_id: u64,
+}
+
+impl Sending {
+    fn new(cipher: Cipher, secret: Secret) -> Sending {
+        Sending { key: secret.key(cipher), secret, last_id: 0 }
+    }
+
+    /// Moves on to an epoch. The packet ids begin anew, under a key that was never used.
+    fn follow(&mut self, cipher: Cipher, epoch: u16) {
+        while self.secret.epoch < epoch {
+            self.secret = self.secret.next();
+        }
+        self.key = self.secret.key(cipher);
+        self.last_id = 0;
+    }
+
+    fn seal(&mut self, header: &Header, packet: &mut Packet) -> Result<(), Exhausted> {
+        if self.last_id == MAX_ID {
+            return Err(Exhausted);
+        }
+        self.last_id += 1;
+        let id = (u64::from(self.key.epoch) << ID_BITS | self.last_id).to_be_bytes();
+        self.key.count(packet.len());
+        let header_len = header.bytes().len();
+        packet.grow_front(header_len + ID_LEN);
+        let (clear, plaintext) = packet.split_at_mut(header_len + ID_LEN);
+        clear[..header_len].copy_from_slice(header.bytes());
+        clear[header_len..].copy_from_slice(&id);
+        let authenticated = Aad::from(&clear[header.authenticated_from()..]);
+        let tag = self
+            .key
+            .key
+            .seal_in_place_separate_tag(self.key.nonce(id), authenticated, plaintext)
+            .expect("a packet is shorter than any cipher's limit");
+        let tag_at = packet.len();
+        packet.grow_back(TAG_LEN);
+        packet[tag_at..].copy_from_slice(tag.as_ref());
+        Ok(())
+    }
+}
+
+struct Receiving {
+    /// The secret of the last epoch in `future`.
+    secret: Secret,
+    current: (Key, Window),
+    retiring: Option<(Key, Window)>,
+    /// The keys of the epochs that come next, in their order.
+    future: VecDeque<Key>,
+}
+
+impl Receiving {
+    fn new(cipher: Cipher, secret: Secret) -> Receiving {
+        let current = (secret.key(cipher), Window::new());
+        let mut receiving = Receiving { secret, current, retiring: None, future: VecDeque::new() };
+        receiving.derive_future(cipher);
+        receiving
+    }
+
+    fn open(
+        &mut self,
+        cipher: Cipher,
+        header: &Header,
+        datagram: &[u8],
+        now: Nanos,
+        pool: &mut LocalPool,
+    ) -> Result<(Packet, bool), OpenError> {
+        let header_len = header.bytes().len();
+        if datagram.len() < header_len + ID_LEN + TAG_LEN || datagram.len() > MAX_LEN {
+            return Err(OpenError::Malformed);
+        }
+        let (clear, sealed) = datagram.split_at(header_len + ID_LEN);
+        let (ciphertext, tag) = sealed.split_at(sealed.len() - TAG_LEN);
+        let mut id = [0; ID_LEN];
+        id.copy_from_slice(&clear[header_len..]);
+        let (epoch, number) = ((u64::from_be_bytes(id) >> ID_BITS) as u16, u64::from_be_bytes(id) & MAX_ID);
+        let (key, window) = self.find(epoch).ok_or(OpenError::NoKey)?;
+        if number == 0 || window.is_some_and(|window| !window.admits(number, now)) {
+            return Err(OpenError::Replayed);
+        }
+        if key.failures > MAX_FAILURES {
+            return Err(OpenError::NotAuthentic);
+        }
+        let authenticated = Aad::from(&clear[header.authenticated_from()..]);
+        let mut packet = pool.packet(ciphertext.len());
+        let nonce = key.nonce(id);
+        if key.key.open_separate_gather(nonce, authenticated, ciphertext, tag, &mut packet).is_err() {
+            key.failures += 1;
+            pool.recycle(packet);
+            return Err(OpenError::NotAuthentic);
+        }
+        key.count(packet.len());
+        if epoch > self.current.0.epoch {
+            self.advance(cipher, epoch);
+        }
+        let is_current = epoch == self.current.0.epoch;
+        let (_, window) = self.find(epoch).ok_or(OpenError::NoKey)?;
+        let newest = window.is_some_and(|window| window.admits(number, now) && window.commit(number));
+        Ok((packet, newest && is_current))
+    }
+
+    /// An epoch's key, and its window where packets have come in it. Near the last number there
+    /// are no epochs ahead any longer.
+    fn find(&mut self, epoch: u16) -> Option<(&mut Key, Option<&mut Window>)> {
+        if epoch == self.current.0.epoch {
+            return Some((&mut self.current.0, Some(&mut self.current.1)));
+        }
+        if let Some((key, window)) = self.retiring.as_mut().filter(|(key, _)| key.epoch == epoch) {
+            return Some((key, Some(window)));
+        }
+        if epoch > u16::MAX - FUTURE as u16 - 1 {
+            return None;
+        }
+        self.future.iter_mut().find(|key| key.epoch == epoch).map(|key| (key, None))
+    }
+
+    /// Makes an epoch ahead the current one: its first packet was authentic.
+    fn advance(&mut self, cipher: Cipher, epoch: u16) {
+        while let Some(key) = self.future.pop_front() {
+            if key.epoch == epoch {
+                self.retiring = Some(std::mem::replace(&mut self.current, (key, Window::new())));
+                break;
+            }
+        }
+        self.derive_future(cipher);
+    }
+
+    fn derive_future(&mut self, cipher: Cipher) {
+        let highest = self.current.0.epoch.saturating_add(FUTURE as u16);
+        while self.secret.epoch < highest {
+            self.secret = self.secret.next();
+            self.future.push_back(self.secret.key(cipher));
+        }
+    }
+}
+
+/// An epoch's secret, from which its key and the next secret are derived.
+struct Secret {
+    epoch: u16,
+    bytes: [u8; SECRET_LEN],
+}
+
+impl Secret {
+    fn first(material: &[u8; MATERIAL_LEN]) -> Secret {
+        let mut bytes = [0; SECRET_LEN];
+        bytes.copy_from_slice(&material[..SECRET_LEN]);
+        Secret { epoch: 1, bytes }
+    }
+
+    fn next(&self) -> Secret {
+        let mut bytes = [0; SECRET_LEN];
+        expand_label(&self.bytes, b"datakey upd", &mut bytes);
+        Secret { epoch: self.epoch + 1, bytes }
+    }
+
+    fn key(&self, cipher: Cipher) -> Key {
+        let mut material = [0; MATERIAL_LEN];
+        let key = &mut material[..cipher.key_len()];
+        expand_label(&self.bytes, b"data_key", key);
+        let mut iv = [0; IV_LEN];
+        expand_label(&self.bytes, b"data_iv", &mut iv);
+        Key { epoch: self.epoch, key: cipher.bind(&material), iv, blocks: 0, failures: 0 }
+    }
+}
+
+/// One epoch's key of one direction.
+struct Key {
+    epoch: u16,
+    key: LessSafeKey,
+    iv: [u8; IV_LEN],
+    blocks: u64,
+    failures: u64,
+}
+
+impl Key {
+    fn nonce(&self, id: [u8; ID_LEN]) -> Nonce {
+        let mut nonce = self.iv;
+        nonce.iter_mut().zip(id).for_each(|(byte, id)| *byte ^= id);
+        Nonce::assume_unique_for_key(nonce)
+    }
+
+    fn count(&mut self, len: usize) {
+        self.blocks += len.div_ceil(BLOCK_LEN) as u64;
+    }
+
+    fn is_worn(&self, limit: Option<u64>, packets: u64) -> bool {
+        limit.is_some_and(|limit| self.blocks + packets > limit) || self.failures > WORN_FAILURES
+    }
+}
+
+/// HKDF-Expand-Label (RFC 8446, section 7.1) with SHA-256, no context, and OpenVPN's prefix.
+fn expand_label(secret: &[u8; SECRET_LEN], label: &[u8], output: &mut [u8]) {
+    let len = (output.len() as u16).to_be_bytes();
+    let label_len = [(PREFIX.len() + label.len()) as u8];
+    expand(secret, &[&len[..], &label_len, PREFIX, label, &[0]].concat(), output);
+}
+
+/// HKDF-Expand (RFC 5869, section 2.3) with SHA-256.
+fn expand(secret: &[u8; SECRET_LEN], info: &[u8], output: &mut [u8]) {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+    let mut block: Vec<u8> = Vec::new();
+    for (chunk, number) in output.chunks_mut(SECRET_LEN).zip(1..) {
+        let tag = hmac::sign(&key, &[&block, info, &[number]].concat());
+        chunk.copy_from_slice(&tag.as_ref()[..chunk.len()]);
+        block = tag.as_ref().to_vec();
+    }
+}
+
+const SECRET_LEN: usize = 32;
+const PREFIX: &[u8] = b"ovpn ";
+const IV_LEN: usize = 12;
+const TAG_LEN: usize = 16;
+const BLOCK_LEN: usize = 16;
+const ID_LEN: usize = 8;
+const ID_BITS: u32 = 48;
+const MAX_ID: u64 = (1 << ID_BITS) - 1;
+
+/// How many epochs a receiver knows ahead. Stock's own number.
+const FUTURE: usize = 4;
+
+/// Stock OpenVPN renegotiates from this epoch on.
+const WORN_EPOCH: u16 = 0xf000;
+
+#[cfg(test)]
+mod tests;
