@@ -95,9 +95,9 @@ def make_pair(
     return case
 
 
-def make_pair_with_reply(reply: str) -> Case:
+def make_pair_with_reply(reply: str, **options: Any) -> Case:
     """A pair whose server answers the push request with these words alone."""
-    pair = make_pair(policy=OldClientPolicy)
+    pair = make_pair(policy=OldClientPolicy, **options)
     pair.server_policy.silent = True
     pair.run_for(1)
     pair.say(reply)

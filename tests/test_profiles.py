@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from ginnel.openvpn import settings
-from ginnel.openvpn.client import MssFix
 from ginnel.openvpn.config import AuthUserPass, ClientConfig, HttpProxy, Remote
+from ginnel.openvpn.data_format import MssFix
 from ginnel.openvpn.login import StaticChallenge
 from ginnel.openvpn.ovpn_file import read_ovpn, report_ovpn
 from ginnel.openvpn.push import PullFilter

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from ginnel.errors import AuthError, ConfigError, RemoteProtocolError, UnreachableError
-from ginnel.openvpn import events
-from ginnel.openvpn.client import ClientPolicy, MssFix
-from ginnel.openvpn.keys import KeyMessage
+from ginnel.openvpn import client, events
+from ginnel.openvpn.client import ClientPolicy
+from ginnel.openvpn.data_format import MssFix
+from ginnel.openvpn.keys import KeyMessage, Proto
 from ginnel.openvpn.login import Login
 from ginnel.openvpn.push import PullFilter, PushReply
 from ginnel.openvpn.server import ServerPolicy
@@ -52,7 +53,7 @@ def test_the_order_of_commands_at_the_start() -> None:
     kinds = [type(event) for event in pair.client.events]
     assert kinds == [events.NewPeer, events.NewKey, events.SetPeer, events.Swap, events.Established]
     assert pair.client.events[0] == events.NewPeer(0, PATHS["server"], 5)
-    assert pair.client.events[2] == events.SetPeer(0, 10, 60, 1400)
+    assert pair.client.events[2] == events.SetPeer(0, 10, 60, 1396)
 
 
 def test_without_a_peer_id_data_packets_are_of_the_old_kind() -> None:
@@ -267,15 +268,48 @@ def test_a_cipher_that_is_not_ours_is_not_accepted() -> None:
     assert keys_of(pair.client) == []
 
 
-@pytest.mark.parametrize("option", ["comp-lzo no", "compress stub-v2", "comp-lzo yes"])
+@pytest.mark.parametrize("option", ["comp-lzo yes", "compress lz4-v2"])
 def test_compression_is_refused_by_name(option: str) -> None:
     pair = make_pair(push=[option])
     assert option in str(closing(pair, pair.client).error)
 
 
-def test_an_unsupported_protocol_flag_is_refused_by_name() -> None:
+@pytest.mark.parametrize(
+    ("option", "framing"),
+    [("comp-lzo no", "comp-lzo"), ("compress", "stub"), ("compress stub-v2", "stub-v2"), ("compress migrate", "")],
+)
+def test_framings_without_compression_are_taken(option: str, framing: str) -> None:
+    pair = establish(make_pair(push=[option]))
+    command = pair.client.first(events.SetPeer)
+    assert isinstance(command, events.SetPeer)
+    assert command.framing == framing
+
+
+def test_epochs_are_agreed_on_with_whoever_has_them() -> None:
+    for flags, epochs in ((Proto(0), True), (Proto.DATA_EPOCH, False)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(client, "OUR_PROTO", client.OUR_PROTO & ~flags)
+            pair = establish(make_pair())
+        assert {key.epochs for key in keys_of(pair.client) + keys_of(pair.server)} == {epochs}
+
+
+@pytest.mark.parametrize("cipher", ["AES-256-CBC", "none"])
+def test_a_cipher_without_authentication_comes_with_the_hash_of_auth(cipher: str) -> None:
+    both = {"data_ciphers": (cipher,), "auth": "SHA256"}
+    pair = establish(make_pair(client=both, server=both))
+    assert {(key.cipher, key.auth, key.epochs) for key in keys_of(pair.client)} == {(cipher, "SHA256", False)}
+
+
+def test_an_old_server_without_a_cipher_of_ours_gets_the_fallback() -> None:
+    settings = {"data_ciphers": ("AES-256-GCM",), "fallback_cipher": "AES-128-CBC"}
+    pair = make_pair_with_reply("PUSH_REPLY,peer-id 1", client=settings)
+    pair.run_until(lambda: pair.client.established, 10)
+    assert keys_of(pair.client)[0].cipher == "AES-128-CBC"
+
+
+def test_epochs_without_a_peer_id_are_refused() -> None:
     pair = make_pair_with_reply("PUSH_REPLY,cipher AES-256-GCM,protocol-flags aead-epoch")
-    assert "aead-epoch" in str(closing(pair, pair.client).error)
+    assert "aead-epoch without a peer-id" in str(closing(pair, pair.client).error)
 
 
 def test_a_rejecting_pull_filter_ends_the_session() -> None:
@@ -294,12 +328,12 @@ def test_route_nopull_leaves_the_address() -> None:
 @pytest.mark.parametrize(
     ("changes", "push", "mss"),
     [
-        ({}, [], 1400),
-        ({"tcp": True}, [], 1386),
+        ({}, [], 1396),
+        ({"tcp": True}, [], 1382),
         ({"tun_mtu": 1400}, [], 1360),
         ({"mssfix": MssFix(0)}, [], 0),
-        ({"mssfix": MssFix(1300)}, [], 1236),
-        ({"mssfix": MssFix(1300, "mtu")}, [], 1208),
+        ({"mssfix": MssFix(1300)}, [], 1232),
+        ({"mssfix": MssFix(1300, "mtu")}, [], 1204),
         ({"mssfix": MssFix(1300, "fixed")}, [], 1260),
         ({}, ["tun-mtu 1300"], 1260),
     ],

@@ -125,10 +125,10 @@ class Server:
             case events.NewPeer(peer, path, peer_id):
                 plane.new_peer(peer, path, peer_id)
                 plane.set_routes(peer, [f"10.8.0.{2 + peer % 250}/32"], None)
-            case events.SetPeer(peer, ping, ping_restart, mss):
-                plane.set_peer(peer, ping, ping_restart, mss)
-            case events.NewKey(peer, handle, key_id, cipher, encrypt, decrypt):
-                plane.new_key(peer, handle, key_id, cipher, encrypt, decrypt)
+            case events.SetPeer(peer, ping, ping_restart, mss, framing):
+                plane.set_peer(peer, ping, ping_restart, mss, framing)
+            case events.NewKey(peer, handle, key_id, cipher, encrypt, decrypt, auth, epochs):
+                plane.new_key(peer, handle, key_id, cipher, encrypt, decrypt, auth=auth, epochs=epochs)
             case events.DelPeer(peer):
                 plane.del_peer(peer)
             case events.DelKey(peer, handle):

@@ -420,8 +420,8 @@ class _Attempt:
         match command:
             case events.NewPeer(peer, path, peer_id):
                 plane.new_peer(peer, path, peer_id)
-            case events.SetPeer(peer, ping, ping_restart, mss):
-                plane.set_peer(peer, ping, ping_restart, mss)
+            case events.SetPeer(peer, ping, ping_restart, mss, framing):
+                plane.set_peer(peer, ping, ping_restart, mss, framing)
             case events.DelPeer(peer):
                 plane.del_peer(peer)
             case events.NewKey():
@@ -432,6 +432,8 @@ class _Attempt:
                     command.cipher,
                     command.encrypt,
                     command.decrypt,
+                    auth=command.auth,
+                    epochs=command.epochs,
                 )
             case events.DelKey(peer, handle):
                 plane.del_key(peer, handle)

@@ -6,10 +6,11 @@ import base64
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from ginnel.errors import AuthError, RemoteProtocolError, UnreachableError
 from ginnel.openvpn import events, keys
+from ginnel.openvpn.data_format import AEAD_CIPHERS, FRAMINGS, TCP_IP, DataFormat, MssFix, normal_cipher
+from ginnel.openvpn.events import Framing
 from ginnel.openvpn.keys import KeyMessage, Proto
 from ginnel.openvpn.login import Login
 from ginnel.openvpn.push import PullFilter, PushCollector, PushReply
@@ -17,15 +18,6 @@ from ginnel.openvpn.push_values import Inactive
 from ginnel.openvpn.session import Session, SessionSettings, Timer, Tunnel
 from ginnel.openvpn.tls import TlsConnection
 from ginnel.openvpn.wrap import TlsAuth
-
-
-@dataclass(frozen=True)
-class MssFix:
-    """``mssfix SIZE [mtu|fixed]``: the largest UDP payload, IP packet with its headers ("mtu"), or
-    inner packet ("fixed") that a TCP segment may lead to. Size 0 switches it off."""
-
-    size: int
-    mode: Literal["payload", "mtu", "fixed"] = "payload"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +33,7 @@ class ClientSettings(SessionSettings):
     data_ciphers: tuple[str, ...] = ("AES-256-GCM", "AES-128-GCM", "CHACHA20-POLY1305")
     fallback_cipher: str | None = None
     auth: str = "SHA1"
+    framing: Framing = ""
     tap: bool = False
     tun_mtu: int = 1500
     tun_mtu_max: int = 1600
@@ -96,6 +89,7 @@ class ClientPolicy:
             auth=settings.auth,
             key_direction=direction,
             tls_auth=isinstance(settings.wrap, TlsAuth),
+            framing=settings.framing,
         )
         info = keys.peer_info(
             proto=OUR_PROTO if settings.export_keys else OUR_PROTO & ~Proto.TLS_KEY_EXPORT,
@@ -177,7 +171,7 @@ class ClientPolicy:
             return
         if reply is not None:
             reply = self._mind(reply)
-            self._session.change_tunnel(replace(tunnel, mss=self._mss(reply)))
+            self._session.change_tunnel(replace(tunnel, mss=self._mss(reply, tunnel.data_format)))
             self._session.tell(events.Reconfigured(reply))
 
     def _mind(self, reply: PushReply) -> PushReply:
@@ -201,11 +195,10 @@ class ClientPolicy:
 
     def _tunnel(self, reply: PushReply) -> Tunnel:
         """Raises RemoteProtocolError for what the server wants and we can't do."""
-        if reply.compression not in HARMLESS_COMPRESSION:
-            raise RemoteProtocolError(f"the server asks for {reply.compression!r}, which is not supported")
         unsupported = ", ".join(sorted(set(reply.protocol_flags) - SUPPORTED_FLAGS))
         if unsupported:
             raise RemoteProtocolError(f"the server asks for {unsupported}, which is not supported")
+        data_format = self._data_format(reply)
         settings = self.settings
         ping_exit = settings.ping_exit if reply.ping_exit is None else reply.ping_exit
         ping_restart = settings.ping_restart if reply.ping_restart is None else reply.ping_restart
@@ -214,13 +207,13 @@ class ClientPolicy:
         inactive = reply.inactive or settings.inactive
         exit_notify = reply.explicit_exit_notify
         return Tunnel(
-            cipher=self._choose_cipher(reply),
+            data_format=data_format,
             exported=reply.exported_keys,
             peer_id=reply.peer_id,
             ping=settings.ping if reply.ping is None else reply.ping,
             ping_restart=ping_exit or ping_restart,
             ping_exit=ping_exit > 0,
-            mss=self._mss(reply),
+            mss=self._mss(reply, data_format),
             inactive=inactive.seconds,
             inactive_bytes=inactive.size,
             session_timeout=settings.session_timeout if reply.session_timeout is None else reply.session_timeout,
@@ -229,35 +222,42 @@ class ClientPolicy:
             dyn_tls_crypt="dyn-tls-crypt" in reply.protocol_flags,
         )
 
-    def _choose_cipher(self, reply: PushReply) -> str:
-        """The pushed cipher, or an old server's own, if it is one of ours (``ssl_ncp.c``)."""
-        theirs = reply.cipher or keys.option(self._server_options, "cipher")
-        if theirs is None:
-            theirs = self.settings.fallback_cipher
-            if theirs is not None:
-                return theirs
-            raise RemoteProtocolError("the server names no data cipher; set data-ciphers-fallback to its own")
-        if theirs.upper() not in self.settings.data_ciphers:
-            ours = ":".join(self.settings.data_ciphers)
-            raise RemoteProtocolError(f"the server's data cipher {theirs!r} is not in data-ciphers ({ours})")
-        return theirs.upper()
+    def _data_format(self, reply: PushReply) -> DataFormat:
+        """Raises RemoteProtocolError for a format that we don't have, or that the configuration doesn't name."""
+        if reply.compression not in FRAMINGS:
+            raise RemoteProtocolError(f"the server asks for {reply.compression!r}, which is not supported")
+        cipher = self._choose_cipher(reply)
+        framing = self.settings.framing if reply.compression is None else FRAMINGS[reply.compression]
+        if cipher not in AEAD_CIPHERS:
+            return DataFormat(cipher, self.settings.auth, framing=framing)
+        epochs = "aead-epoch" in reply.protocol_flags
+        if epochs and reply.peer_id is None:
+            raise RemoteProtocolError("the server asks for aead-epoch without a peer-id")
+        return DataFormat(cipher, epochs=epochs, framing=framing)
 
-    def _mss(self, reply: PushReply) -> int:
-        """The TCP MSS over IPv4 (``mss.c``, frame_calculate_mssfix), with a default as in ``options.c``."""
+    def _choose_cipher(self, reply: PushReply) -> str:
+        """The pushed cipher, or an old server's own, if it is one of ours, else for an old server the fallback
+        (``ssl_ncp.c``)."""
+        settings = self.settings
+        theirs = reply.cipher or keys.option(self._server_options, "cipher")
+        if theirs is not None and normal_cipher(theirs) in settings.data_ciphers:
+            return normal_cipher(theirs)
+        if reply.cipher is None and settings.fallback_cipher is not None:
+            return settings.fallback_cipher
+        if theirs is None:
+            raise RemoteProtocolError("the server names no data cipher; set data-ciphers-fallback to its own")
+        ours = ":".join(settings.data_ciphers)
+        raise RemoteProtocolError(f"the server's data cipher {theirs!r} is not in data-ciphers ({ours})")
+
+    def _mss(self, reply: PushReply, data_format: DataFormat) -> int:
+        """The TCP MSS over IPv4, with a default as in ``options.c``."""
         settings = self.settings
         fix = settings.mssfix
         if fix is None:
             fix = MssFix(1492, "mtu") if settings.tun_mtu == 1500 else MssFix(settings.tun_mtu, "fixed")
-        if fix.size == 0:
-            return 0
-        size = fix.size
-        if fix.mode != "fixed":
-            size -= (1 if reply.peer_id is None else 4) + AEAD_OVERHEAD + (2 if settings.tcp else 0)
-        if fix.mode == "mtu":
-            size -= (40 if ":" in self._session.path[1] else 20) + (20 if settings.tcp else 8)
-        if reply.tun_mtu is not None:
-            size = min(size, reply.tun_mtu)
-        return max(size - 40, 0)
+        ipv6 = ":" in self._session.path[1]
+        mss = data_format.mss(fix, peer_id=reply.peer_id is not None, tcp=settings.tcp, ipv6=ipv6, tap=settings.tap)
+        return mss if reply.tun_mtu is None else min(mss, reply.tun_mtu - TCP_IP)
 
     def _fail_auth(self, rest: str) -> None:
         """``AUTH_FAILED[,REASON]``, or ``AUTH_FAILED,TEMP[backoff N,advance …]:REASON``."""
@@ -349,10 +349,7 @@ def _without_routes(reply: PushReply) -> PushReply:
 
 
 PUSH_REQUEST_INTERVAL = 5.0
-# Packet id and tag of an AEAD cipher.
-AEAD_OVERHEAD = 4 + 16
-HARMLESS_COMPRESSION = (None, "compress migrate")
-SUPPORTED_FLAGS = {"cc-exit", "tls-ekm", "dyn-tls-crypt"}
+SUPPORTED_FLAGS = {"cc-exit", "tls-ekm", "dyn-tls-crypt", "aead-epoch"}
 OUR_PROTO = (
     Proto.DATA_V2
     | Proto.REQUEST_PUSH
@@ -361,6 +358,7 @@ OUR_PROTO = (
     | Proto.CC_EXIT_NOTIFY
     | Proto.AUTH_FAIL_TEMP
     | Proto.DYN_TLS_CRYPT
+    | Proto.DATA_EPOCH
     | Proto.DNS_OPTION_V2
     | Proto.PUSH_UPDATE
 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ginnel.errors import ConfigError
-from ginnel.openvpn.client import MssFix
+from ginnel.openvpn.data_format import MssFix
 from ginnel.openvpn.login import StaticChallenge
 from ginnel.openvpn.push import PullFilter, PushReply
 from ginnel.openvpn.push_values import Inactive
@@ -155,7 +155,7 @@ class ClientConfig:
     tun_mtu_max: int = 1600
     max_packet_size: int = 1250
     mssfix: MssFix | None = None
-    compression: Literal["comp-lzo no", "stub", "stub-v2"] | None = None
+    compression: Literal["comp-lzo no", "compress", "compress stub", "compress stub-v2"] | None = None
     explicit_exit_notify: int = 0
     pull_filters: tuple[PullFilter, ...] = ()
     route_nopull: bool = False

@@ -223,7 +223,7 @@ _TABLE = [
         "sizes follow from tun-mtu and mssfix",
     ),
     *_ignored("reneg-bytes reneg-pkts", "keys are renewed by time and by the cipher's own limit"),
-    *_ignored("replay-window", "the replay window is always 64 packets"),
+    *_ignored("replay-window", "the replay window is always 1,984 packets and 15 seconds"),
     *_ignored(
         "persist-local-ip persist-remote-ip preresolve ip-remote-hint remote-random-hostname",
         "names are resolved anew, as they are written, for each round of attempts",

@@ -29,6 +29,7 @@ class Proto(IntFlag):
     CC_EXIT_NOTIFY = 1 << 7
     AUTH_FAIL_TEMP = 1 << 8
     DYN_TLS_CRYPT = 1 << 9
+    DATA_EPOCH = 1 << 10
     DNS_OPTION_V2 = 1 << 11
     PUSH_UPDATE = 1 << 12
 
@@ -125,6 +126,7 @@ def options_string(
     auth: str,
     key_direction: int | None = None,
     tls_auth: bool = False,
+    framing: str = "",
 ) -> str:
     """The text that stock OpenVPN compares with its own and warns about (``options_string.c``).
 
@@ -132,6 +134,7 @@ def options_string(
     64-bit blocks, which neither side uses.
     """
     overhead = 1 + 8 + 8 + 4 + DIGEST_SIZES.get(auth.upper(), 0) + (2 if tcp else 0)
+    overhead += 1 if framing in ("comp-lzo", "stub") else 0
     mtu = tun_mtu + (32 if tap else 0)
     proto = ("TCPv4_SERVER" if server else "TCPv4_CLIENT") if tcp else "UDPv4"
     parts = [
@@ -140,8 +143,9 @@ def options_string(
         f"link-mtu {mtu + overhead}",
         f"tun-mtu {mtu}",
         f"proto {proto}",
+        *(["comp-lzo"] if framing else []),
         *([f"keydir {key_direction}"] if key_direction is not None else []),
-        f"auth {auth}",
+        f"auth {'[null-digest]' if auth == 'none' else auth}",
         "keysize 128",
         *(["tls-auth"] if tls_auth else []),
         "key-method 2",
@@ -164,6 +168,10 @@ def peer_info(
         *([("IV_NCP", "2")] if ncp else []),
         ("IV_CIPHERS", ":".join(ciphers)),
         ("IV_PROTO", str(int(proto))),
+        # That we take the framings of compression, and never compress.
+        ("IV_LZO_STUB", "1"),
+        ("IV_COMP_STUB", "1"),
+        ("IV_COMP_STUBv2", "1"),
         ("IV_GUI_VER", gui_version),
         *extra,
     ]
@@ -193,7 +201,7 @@ def negotiate_cipher(ours: Iterable[str], info: dict[str, str], options: str) ->
     else:
         theirs = ["AES-256-GCM", "AES-128-GCM"] if info.get("IV_NCP") == "2" else []
         theirs.append((option(options, "cipher") or "").upper())
-    return next((cipher for cipher in ours if cipher in theirs), None)
+    return next((cipher for cipher in ours if cipher.upper() in theirs), None)
 
 
 def option(options: str, name: str) -> str | None:

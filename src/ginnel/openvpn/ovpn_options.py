@@ -10,15 +10,14 @@ import re
 
 from ginnel.errors import ConfigError
 from ginnel.openvpn import ovpn_login, ovpn_remote, ovpn_trust
-from ginnel.openvpn.client import MssFix
 from ginnel.openvpn.config import DEFAULT_DATA_CIPHERS
+from ginnel.openvpn.data_format import DATA_CIPHERS, FRAMINGS, MAC_SIZES, MssFix, normal_cipher
 from ginnel.openvpn.directives import DIRECTIVES, names
 from ginnel.openvpn.ovpn_draft import MAX_INT, Draft, Taker, number, one_of
 from ginnel.openvpn.ovpn_lexer import Statement
 from ginnel.openvpn.push import PullFilter, PushReply
 from ginnel.openvpn.push_values import Inactive
 from ginnel.openvpn.words import escape, quote
-from ginnel.openvpn.wrap import DIGESTS
 
 
 def _number(name: str, least: int, most: int) -> Taker:
@@ -100,7 +99,7 @@ def _data_ciphers(draft: Draft, statement: Statement) -> None:
     dropped: list[str] = []
     listed = statement.words[0].replace("DEFAULT", ":".join(DEFAULT_DATA_CIPHERS)).split(":")
     for text in filter(None, listed):
-        name = text.removeprefix("?").upper()
+        name = normal_cipher(text.removeprefix("?"))
         if name in DATA_CIPHERS:
             chosen.append(name)
         elif text.startswith("?") or re.fullmatch(OTHER_CIPHERS, name):
@@ -114,6 +113,7 @@ def _data_ciphers(draft: Draft, statement: Statement) -> None:
         )
     if dropped:
         draft.warn(f"{escape(', '.join(dropped))} left out as not supported; {', '.join(chosen)} remain")
+    _warn_of_none(draft, chosen)
     draft.values["data_ciphers"] = tuple(dict.fromkeys(chosen))
 
 
@@ -127,43 +127,48 @@ def _cipher(draft: Draft, statement: Statement) -> None:
 def _fallback(draft: Draft, statement: Statement) -> None:
     name = _known_cipher(statement.words[0])
     if name in DATA_CIPHERS:
+        _warn_of_none(draft, [name])
         draft.values["cipher"] = name
     else:
         draft.values.pop("cipher", None)
         draft.warn(f"{name} is not supported: a server that negotiates no cipher can't be used")
 
 
+def _warn_of_none(draft: Draft, ciphers: list[str]) -> None:
+    if "none" in ciphers:
+        draft.warn("with the cipher none everybody on the way reads what passes the tunnel")
+
+
 def _known_cipher(text: str) -> str:
-    name = text.upper()
+    name = normal_cipher(text)
     if name not in DATA_CIPHERS and not re.fullmatch(OTHER_CIPHERS, name):
         raise ConfigError(f"{escape(text)!r} is no cipher", instead="choose from " + ", ".join(DATA_CIPHERS))
     return name
 
 
 def _auth(draft: Draft, statement: Statement) -> None:
-    name = statement.words[0].upper().removeprefix("RSA-")
-    if name not in DIGESTS:
+    name = normal_cipher(statement.words[0]).removeprefix("RSA-")
+    if name not in MAC_SIZES:
         raise ConfigError(
-            f"the digest {escape(statement.words[0])!r} is not supported", instead="use " + ", ".join(DIGESTS)
+            f"the digest {escape(statement.words[0])!r} is not supported", instead="use " + ", ".join(MAC_SIZES)
         )
     draft.values["auth"] = name
 
 
 def _compression(draft: Draft, statement: Statement) -> None:
-    kind = (*statement.words, "stub" if statement.name == "compress" else "yes")[0]
-    wanted = {"comp-lzo no": "comp-lzo no", "compress stub": "stub", "compress stub-v2": "stub-v2"}
-    framing = f"{statement.name} {kind}"
+    framing = " ".join([statement.name, *statement.words])
     if framing == "compress migrate":
         return
-    if framing not in wanted:
+    if framing not in FRAMINGS:
+        kind = statement.words[0] if statement.words else "yes"
         if kind not in ("lzo", "lz4", "lz4-v2", "yes", "adaptive"):
             raise ConfigError(f"{escape(kind)!r} is no kind of compression", instead="remove the line")
         raise ConfigError(
             "compression inside a VPN gives away its contents (VORACLE), and is not supported",
             instead="remove the line, and compression on the server",
         )
-    draft.values["compression"] = wanted[framing]
-    draft.warn("nothing is compressed; a server that frames its packets for compression can't be used yet")
+    draft.values["compression"] = framing
+    draft.warn("nothing is compressed; packets only carry the mark of that")
 
 
 def _allow_compression(draft: Draft, statement: Statement) -> None:
@@ -258,7 +263,6 @@ def _nothing(draft: Draft, statement: Statement) -> None:
 MAX_PING = 86400
 # TLS_CHANNEL_MTU_MIN
 MIN_CONTROL = 154
-DATA_CIPHERS = ("AES-256-GCM", "AES-128-GCM", "CHACHA20-POLY1305", "AES-192-GCM")
 OTHER_CIPHERS = (
     "NONE|(AES|ARIA|CAMELLIA)-(128|192|256)-(CBC|CFB|CFB1|CFB8|OFB|GCM|CCM)"
     "|(BF|CAST5|DES|DES-EDE|DES-EDE3|DESX|IDEA|RC2|RC2-40|RC2-64|RC5|SEED|SM4)-(CBC|CFB|CFB1|CFB8|OFB)"

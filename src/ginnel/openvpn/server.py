@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from ginnel.errors import AuthError, RemoteProtocolError
 from ginnel.openvpn import keys
+from ginnel.openvpn.data_format import AEAD_CIPHERS, FRAMINGS, DataFormat
 from ginnel.openvpn.keys import KeyMessage, Proto
 from ginnel.openvpn.push import PushReply
 from ginnel.openvpn.push_emit import emit_messages
@@ -126,7 +127,7 @@ class ServerPolicy:
         reply = self._complete(proto, cipher)
         self._messages = emit_messages(reply.options())
         tunnel = Tunnel(
-            cipher=cipher,
+            data_format=self._data_format(cipher, reply),
             exported=reply.exported_keys,
             peer_id=reply.peer_id,
             ping=self.settings.ping,
@@ -162,6 +163,8 @@ class ServerPolicy:
         flags = ["cc-exit", *(["tls-ekm"] if exported else [])] if cc_exit else []
         if Proto.DYN_TLS_CRYPT in proto:
             flags.append("dyn-tls-crypt")
+        if Proto.DATA_EPOCH in proto and Proto.DATA_V2 in proto and cipher in AEAD_CIPHERS:
+            flags.append("aead-epoch")
         return replace(
             self._push,
             cipher=cipher,
@@ -171,6 +174,12 @@ class ServerPolicy:
             protocol_flags=tuple(flags),
             key_derivation="tls-ekm" if exported and not cc_exit else None,
         )
+
+    def _data_format(self, cipher: str, reply: PushReply) -> DataFormat:
+        framing = FRAMINGS.get(reply.compression, "")
+        if cipher not in AEAD_CIPHERS:
+            return DataFormat(cipher, self.settings.auth, framing=framing)
+        return DataFormat(cipher, epochs="aead-epoch" in reply.protocol_flags, framing=framing)
 
     def _refuse(self, reason: str, now: float) -> None:
         self._session.send_message(f"AUTH_FAILED,{reason}" if reason else "AUTH_FAILED")

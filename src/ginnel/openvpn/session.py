@@ -19,6 +19,7 @@ from typing import Protocol
 
 from ginnel.errors import GinnelError, UnreachableError
 from ginnel.openvpn import events
+from ginnel.openvpn.data_format import DataFormat
 from ginnel.openvpn.events import Event, Path, Report
 from ginnel.openvpn.handshake import Exchange, Handshake, State
 from ginnel.openvpn.packets import (
@@ -89,7 +90,7 @@ class Tunnel:
     ``session_timeout`` seconds in any case; 0 for never.
     """
 
-    cipher: str
+    data_format: DataFormat
     exported: bool
     peer_id: int | None
     ping: float
@@ -328,8 +329,8 @@ class Session:
         peer = self._policy.peer
         self._emit(events.NewPeer(peer, self._path, tunnel.peer_id))
         current = self._current
-        key = self._slots.install(current.key_id, current.started, tunnel.cipher, self._data_keys(tunnel))
-        self._emit(events.SetPeer(peer, tunnel.ping, tunnel.ping_restart, tunnel.mss))
+        key = self._slots.install(current.key_id, current.started, tunnel.data_format, self._data_keys(tunnel))
+        self._set_peer(tunnel)
         self._slots.start(key, now)
         self._schedule_renegotiation(now)
         tls = self._current.tls
@@ -346,7 +347,7 @@ class Session:
             self._timers[Timer.INACTIVE] = now + tunnel.inactive / ACTIVITY_CHECKS
         if tunnel.session_timeout:
             self._timers[Timer.SESSION_TIMEOUT] = now + tunnel.session_timeout
-        self._emit(events.Established(push, tls.version, tls.cipher, tunnel.cipher, tls.peer_common_name))
+        self._emit(events.Established(push, tls.version, tls.cipher, tunnel.data_format.cipher, tls.peer_common_name))
 
     def peer_left(self) -> None:
         """The peer announced its end."""
@@ -361,7 +362,7 @@ class Session:
     def change_tunnel(self, tunnel: Tunnel) -> None:
         """Other sizes or times for a tunnel that is open; its cipher, keys and peer id stay."""
         self._tunnel = tunnel
-        self._emit(events.SetPeer(self._policy.peer, tunnel.ping, tunnel.ping_restart, tunnel.mss))
+        self._set_peer(tunnel)
 
     def finish(
         self, error: GinnelError | None, *, retry: bool, delay: float = 0.0, advance: events.Advance = "address"
@@ -577,8 +578,12 @@ class Session:
         """A renegotiation is done."""
         tunnel, current = self._tunnel, self._current
         if tunnel is not None:
-            self._slots.rotate(current.key_id, current.started, tunnel.cipher, self._data_keys(tunnel), now)
+            self._slots.rotate(current.key_id, current.started, tunnel.data_format, self._data_keys(tunnel), now)
             self._schedule_renegotiation(now)
+
+    def _set_peer(self, tunnel: Tunnel) -> None:
+        framing = tunnel.data_format.framing
+        self._emit(events.SetPeer(self._policy.peer, tunnel.ping, tunnel.ping_restart, tunnel.mss, framing))
 
     def _data_keys(self, tunnel: Tunnel) -> tuple[bytes, bytes]:
         return self._current.data_keys(self._peer_session_id or NO_SESSION, exported=tunnel.exported)

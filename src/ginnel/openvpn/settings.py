@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from ginnel.openvpn.client import ClientSettings
 from ginnel.openvpn.config import AuthUserPass, ClientConfig, Remote
+from ginnel.openvpn.data_format import FRAMINGS
 from ginnel.openvpn.login import Login
 from ginnel.openvpn.tls import TlsContext, TlsSettings
 
@@ -53,6 +54,7 @@ def client_settings(config: ClientConfig, remote: Remote, tls: TlsContext) -> Cl
         data_ciphers=config.data_ciphers,
         fallback_cipher=config.cipher,
         auth=config.auth,
+        framing=FRAMINGS[config.compression],
         tap=config.dev_type == "tap",
         tun_mtu=config.tun_mtu,
         tun_mtu_max=config.tun_mtu_max,

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ginnel.openvpn import events
+from ginnel.openvpn.data_format import DataFormat
 from ginnel.openvpn.events import Event
 
 
@@ -49,10 +50,12 @@ class KeySlots:
         self._swap_at: float | None = None
         self._bury_at: float | None = None
 
-    def install(self, key_id: int, started: float, cipher: str, keys: tuple[bytes, bytes]) -> DataKey:
+    def install(self, key_id: int, started: float, form: DataFormat, keys: tuple[bytes, bytes]) -> DataKey:
         """Holds a pair of keys (encrypt, decrypt) for receiving. ``started``: when their negotiation did."""
         self._handles += 1
-        self._emit(events.NewKey(self._peer, self._handles, key_id, cipher, *keys))
+        self._emit(
+            events.NewKey(self._peer, self._handles, key_id, form.cipher, *keys, auth=form.auth, epochs=form.epochs)
+        )
         return DataKey(self._handles, key_id, started)
 
     def start(self, key: DataKey, now: float) -> None:
@@ -61,11 +64,11 @@ class KeySlots:
         self._settled = now
         self._emit(events.Swap(self._peer, key.handle))
 
-    def rotate(self, key_id: int, started: float, cipher: str, keys: tuple[bytes, bytes], now: float) -> None:
+    def rotate(self, key_id: int, started: float, form: DataFormat, keys: tuple[bytes, bytes], now: float) -> None:
         """A renegotiation's keys become the primary ones."""
         self._bury_lame_duck()
         self._lame_duck = self.primary
-        self.primary = self.install(key_id, started, cipher, keys)
+        self.primary = self.install(key_id, started, form, keys)
         self._settled = now
         self._swap_at = now + self._delay()
         self._bury_at = max(now, started + self._tran_window)

@@ -335,12 +335,12 @@ class Pair:
             case events.NewPeer(peer, path, peer_id):
                 channel.new_peer(peer, path, peer_id, self.now)
                 channel.set_routes(peer, ["0.0.0.0/0", "::/0"], None)
-            case events.SetPeer(peer, ping, ping_restart, mss):
-                channel.set_peer(peer, ping, ping_restart, mss, self.now)
+            case events.SetPeer(peer, ping, ping_restart, mss, framing):
+                channel.set_peer(peer, ping, ping_restart, mss, self.now, framing)
             case events.DelPeer(peer):
                 channel.del_peer(peer)
-            case events.NewKey(peer, handle, key_id, cipher, encrypt, decrypt):
-                channel.new_key(peer, handle, key_id, cipher, encrypt, decrypt)
+            case events.NewKey(peer, handle, key_id, cipher, encrypt, decrypt, auth, epochs):
+                channel.new_key(peer, handle, key_id, cipher, encrypt, decrypt, auth=auth, epochs=epochs)
             case events.DelKey(peer, handle):
                 channel.del_key(peer, handle)
             case events.Swap(peer, handle):

@@ -1,0 +1,139 @@
+"""Data packets of every other format against stock: what breaks where two sides count bytes differently.
+
+Each digest and each header (with and without a peer id) moves every offset of a CBC packet; a framing
+moves the inner packet; TCP adds its own. What is not here differs from what is by a key's length alone.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from tests.harness.client import GinnelClient, program_folder, start_program, wait_until
+from tests.harness.environment import Environment
+from tests.harness.network import Network
+from tests.harness.profile import Profile
+from tests.harness.server import StockServer
+from tests.interop.test_matrix import fetch
+
+CBC = Profile(wrap="none")
+
+
+def with_auth(cipher: str, auth: str, **options: str) -> Profile:
+    lines = (f"auth {auth}",)
+    return replace(CBC, cipher=cipher, server_options=lines, client_options=lines, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("cipher", "auth"),
+    [
+        ("AES-128-CBC", "SHA1"),
+        ("AES-256-CBC", "SHA256"),
+        ("AES-192-CBC", "SHA384"),
+        ("AES-256-CBC", "SHA512"),
+        ("AES-128-CBC", "none"),
+        ("none", "SHA256"),
+        ("AES-192-GCM", "none"),
+    ],
+)
+async def test_ciphers(network: Network, ordinary_env: Environment, cipher: str, auth: str) -> None:
+    profile = with_auth(cipher, auth)
+    with StockServer(network, profile), GinnelClient(network, ordinary_env, profile) as client:
+        assert client.wait_up()["cipher"] == cipher
+        await fetch(client)
+        client.stop()
+
+
+async def test_cbc_over_tcp(network: Network, ordinary_env: Environment) -> None:
+    profile = with_auth("AES-256-CBC", "SHA256", transport="tcp")
+    with StockServer(network, profile), GinnelClient(network, ordinary_env, profile) as client:
+        await fetch(client)
+        client.stop()
+
+
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+@pytest.mark.parametrize("cipher", ["AES-128-CBC", "AES-256-GCM"])
+async def test_without_a_peer_id(network: Network, ordinary_env: Environment, cipher: str, transport: str) -> None:
+    """P_DATA_V1, as with a client before 2.4."""
+    profile = with_auth(cipher, "SHA256", transport=transport)
+    with StockServer(network, profile) as server, program_folder(profile) as folder:
+        with start_program(network, ordinary_env, folder, _V1 + _FETCH) as process:
+            assert process.wait(40) == 0, str(process)
+        assert "peer-id" not in server.wait_log("'PUSH_REPLY,")
+
+
+@pytest.mark.parametrize(
+    ("server", "client"),
+    [
+        (("comp-lzo no", 'push "comp-lzo no"'), ()),
+        (("compress", 'push "compress"'), ()),
+        (("compress stub", 'push "compress stub"'), ()),
+        (("compress stub-v2", 'push "compress stub-v2"'), ()),
+        (("comp-lzo no",), ("comp-lzo no",)),
+        (("compress migrate",), ("comp-lzo no",)),
+    ],
+)
+async def test_framings(
+    network: Network, ordinary_env: Environment, server: tuple[str, ...], client: tuple[str, ...]
+) -> None:
+    profile = replace(CBC, server_options=server, client_options=client)
+    with StockServer(network, profile), GinnelClient(network, ordinary_env, profile) as ours:
+        await fetch(ours)
+        ours.stop()
+
+
+@pytest.mark.parametrize("fix", ["mssfix 1300", "mssfix 1300 mtu", "mssfix 1300 fixed", "mssfix 0"])
+@pytest.mark.parametrize("profile", [CBC, with_auth("AES-256-CBC", "SHA256"), replace(CBC, transport="tcp")])
+async def test_mssfix_is_stocks(network: Network, ordinary_env: Environment, profile: Profile, fix: str) -> None:
+    """Stock says in its log what it comes to; the two sides then agree, so that it doesn't matter who lowers."""
+    profile = replace(
+        profile,
+        server_options=(*profile.server_options, fix, "verb 4"),
+        client_options=(*profile.client_options, fix),
+    )
+    with StockServer(network, profile) as server, program_folder(profile) as folder:
+        with start_program(network, ordinary_env, folder, _MSS) as process:
+            assert process.wait(40) == 0, str(process)
+        ours = json.loads(process.out.all()[-1])
+
+        def theirs() -> int:
+            """The last one: those before are from before the two agreed on a cipher."""
+            lines = [line for line in server.log if "Data Channel MTU parms" in line]
+            return int(lines[-1].split("mss_fix:")[1].split()[0])
+
+        wait_until(lambda: theirs() == ours, 10, lambda: f"stock: {theirs()}, ours: {ours}")
+
+
+_FETCH = """
+import asyncio, ginnel
+
+async def main():
+    async with ginnel.connect("office.ovpn") as vpn:
+        reader, writer = await vpn.open_connection("echo.office", 7)
+        content = bytes(range(256)) * 2000
+        writer.write(content)
+        assert await reader.readexactly(len(content)) == content
+        writer.close()
+
+asyncio.run(main())
+"""
+_V1 = """
+from ginnel.openvpn import client, keys
+client.OUR_PROTO &= ~keys.Proto.DATA_V2
+"""
+_MSS = (
+    """
+import json
+from ginnel.openvpn import session
+made = []
+set_peer = session.Session._set_peer
+def record(self, tunnel):
+    made.append(tunnel.mss)
+    set_peer(self, tunnel)
+session.Session._set_peer = record
+"""
+    + _FETCH
+    + "print(json.dumps(made[-1]))\n"
+)
