@@ -107,6 +107,32 @@ def test_a_socket_of_both_families_speaks_ipv4():
         assert right.wait_events() == [("control", b"\x40 hello", (right.socket, "127.0.0.1", port))]
 
 
+@pytest.mark.parametrize(("family", "anywhere"), [(socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")])
+def test_answers_come_from_the_address_that_was_asked(family, anywhere):
+    """As a host with several addresses needs it; what nobody asked for comes from where the system likes."""
+    with sides() as (left, _):
+        bound = socket.socket(family, socket.SOCK_DGRAM)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        bound.bind((anywhere, 0))
+        port = bound.getsockname()[1]
+        number = left.plane.add_udp(bound.detach())
+        with udp() as asker:
+            asker.settimeout(20)
+            for asked in ("127.0.0.2", "127.0.0.3", "127.0.0.2"):
+                asker.sendto(b"\x38 hello", (asked, port))
+                [(_, _, path)] = left.wait_events()
+                assert path == (number, *asker.getsockname())
+                left.plane.send_control(b"\x40 hello", path)
+                assert asker.recvfrom(100) == (b"\x40 hello", (asked, port))
+            left.plane.new_peer(2, path, None)
+            left.plane.new_key(2, 1, 0, "AES-256-GCM", material("there"), material("back"))
+            left.plane.swap(2, 1)
+            left.plane.set_routes(2, ["0.0.0.0/0"], None)
+            left.stack.write_batch([packet(each) for each in range(50)])
+            assert {asker.recvfrom(2000)[1] for _ in range(50)} == {("127.0.0.2", port)}
+
+
 def test_every_packet_arrives_or_is_counted():
     total, read = 100_000, 0
     with sides(capacity=2000) as (left, right):

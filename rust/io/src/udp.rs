@@ -3,10 +3,12 @@
 //! One call takes or gives many datagrams; with GRO and GSO (`udp(7)`) one message of such a call
 //! holds a whole run of datagrams of one length, of which only the last may be shorter.
 
+use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ginnel_core::plane::Datagram;
 use rustix::io::Errno;
@@ -21,6 +23,8 @@ pub struct UdpSocket {
     connected: Option<SocketAddr>,
     local: SocketAddr,
     gso: AtomicBool,
+    /// For a socket of every address of ours.
+    asked: Option<Mutex<Asked>>,
 }
 
 impl UdpSocket {
@@ -29,10 +33,19 @@ impl UdpSocket {
         let (descriptor, (local, connected, gso)) = adopt(descriptor, SocketType::DGRAM, |socket| {
             let local = address(rustix::net::getsockname(socket)?).ok_or(Errno::AFNOSUPPORT)?;
             let connected = rustix::net::getpeername(socket).ok().flatten().and_then(address).map(canonical);
-            Ok((local, connected, prepare(socket)?))
+            let gso = prepare(socket)?;
+            if local.ip().is_unspecified() && connected.is_none() {
+                match local.is_ipv6() {
+                    true => set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?,
+                    false => set_option(socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?,
+                }
+            }
+            Ok((local, connected, gso))
         })?;
         let is_ipv6 = local.is_ipv6();
-        Ok(UdpSocket { descriptor, is_ipv6, connected, local: canonical(local), gso: AtomicBool::new(gso) })
+        let asked = (local.ip().is_unspecified() && connected.is_none()).then(Mutex::default);
+        let (local, gso) = (canonical(local), AtomicBool::new(gso));
+        Ok(UdpSocket { descriptor, is_ipv6, connected, local, gso, asked })
     }
 
     /// Where the socket leads if it is connected, otherwise where it is bound.
@@ -58,6 +71,39 @@ impl UdpSocket {
         };
         if result == -1 { 0 } else { info[MEMINFO_DROPS].into() }
     }
+}
+
+/// Which of our addresses each remote one last wrote to: answers must come from there. Between one and two
+/// generations of them are known, as anybody may write to us from anywhere.
+#[derive(Default)]
+struct Asked {
+    young: HashMap<SocketAddr, IpAddr>,
+    old: HashMap<SocketAddr, IpAddr>,
+}
+
+impl Asked {
+    fn insert(&mut self, remote: SocketAddr, local: IpAddr) {
+        if self.young.get(&remote) == Some(&local) {
+            return;
+        }
+        if self.young.len() >= GENERATION && !self.young.contains_key(&remote) {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(remote, local);
+    }
+
+    fn get(&self, remote: &SocketAddr) -> Option<IpAddr> {
+        self.young.get(remote).or_else(|| self.old.get(remote)).copied()
+    }
+
+    fn forget(&mut self, remote: &SocketAddr) {
+        self.young.remove(remote);
+        self.old.remove(remote);
+    }
+}
+
+fn lock(asked: &Mutex<Asked>) -> MutexGuard<'_, Asked> {
+    asked.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl AsFd for UdpSocket {
@@ -129,6 +175,16 @@ impl Receiver {
             let hdr = &header.msg_hdr;
             *lengths = (header.msg_len as usize, hdr.msg_namelen as usize, hdr.msg_controllen as _);
         }
+        if let Some(asked) = &socket.asked {
+            let mut asked = lock(asked);
+            for index in 0..received {
+                let (_, name_len, control_len) = self.lengths[index];
+                let remote = self.names[index].decode(name_len).map(canonical);
+                if let (Some(remote), Some(local)) = (remote, self.controls[index].local(control_len)) {
+                    asked.insert(remote, local);
+                }
+            }
+        }
         Ok(received)
     }
 
@@ -138,8 +194,7 @@ impl Receiver {
         let source = canonical(self.names[index].decode(name_len)?);
         let bytes = &self.buffers[index * BUFFER_LEN..][..len.min(BUFFER_LEN)];
         let mut message = Message { bytes, segment: len, source };
-        let gro = |&(level, kind, _): &(i32, i32, u32)| level == libc::SOL_UDP && kind == libc::UDP_GRO;
-        if let Some((_, _, segment)) = self.controls[index].numbers(control_len).find(gro) {
+        if let Some(segment) = self.controls[index].segment(control_len) {
             message.segment = segment as usize;
         }
         Some(message)
@@ -218,6 +273,10 @@ impl Sender {
                         Errno::NOBUFS => counters.tx_socket_full += run.count as u64,
                         _ => counters.tx_errors += run.count as u64,
                     }
+                    // The address that was asked may be ours no longer.
+                    if let Some(asked) = &socket.asked {
+                        lock(asked).forget(&datagrams[done].path.address);
+                    }
                     done += run.count;
                 }
             }
@@ -263,8 +322,16 @@ impl Sender {
         }));
         let mut first = 0;
         for run in &self.runs {
-            self.names.push(Name::encode(datagrams[first].path.address, socket.is_ipv6));
-            self.controls.push(Control::segment(run.segment as u16));
+            let remote = datagrams[first].path.address;
+            let mut control = Control::default();
+            if run.count > 1 {
+                control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &(run.segment as u16).to_ne_bytes());
+            }
+            if let Some(local) = socket.asked.as_ref().and_then(|asked| lock(asked).get(&remote)) {
+                control.push_source(local, socket.is_ipv6);
+            }
+            self.names.push(Name::encode(remote, socket.is_ipv6));
+            self.controls.push(control);
             first += run.count;
         }
         self.headers.resize(planned, EMPTY_HEADER);
@@ -283,9 +350,9 @@ impl Sender {
                 header.msg_name = name.bytes.as_mut_ptr().cast();
                 header.msg_namelen = *name_len as _;
             }
-            if run.count > 1 {
+            if control.len > 0 {
                 header.msg_control = control.bytes.as_mut_ptr().cast();
-                header.msg_controllen = Control::SEGMENT_LEN as _;
+                header.msg_controllen = control.len as _;
             }
             first += run.count;
         }
@@ -376,45 +443,80 @@ impl Name {
 #[repr(C, align(8))]
 struct Control {
     bytes: [u8; Control::MAX_LEN],
+    /// How much of it has been written by us.
+    len: usize,
 }
 
 impl Control {
     const MAX_LEN: usize = 128;
     const WORD: usize = size_of::<usize>();
     const HEADER: usize = Control::WORD + 2 * size_of::<i32>();
-    /// The length of what [`Control::segment`] makes.
-    const SEGMENT_LEN: usize = (Control::HEADER + size_of::<u16>()).next_multiple_of(Control::WORD);
 
-    /// UDP_SEGMENT with the length of a run's datagrams.
-    fn segment(len: u16) -> Control {
-        let mut control = Control::default();
-        let (header, data) = control.bytes.split_at_mut(Control::HEADER);
+    fn push(&mut self, level: i32, kind: i32, data: &[u8]) {
+        let (header, body) = self.bytes[self.len..].split_at_mut(Control::HEADER);
         let (size, sort) = header.split_at_mut(Control::WORD);
-        size.copy_from_slice(&(Control::HEADER + size_of::<u16>()).to_ne_bytes());
-        sort[..4].copy_from_slice(&libc::SOL_UDP.to_ne_bytes());
-        sort[4..].copy_from_slice(&libc::UDP_SEGMENT.to_ne_bytes());
-        data[..2].copy_from_slice(&len.to_ne_bytes());
-        control
+        size.copy_from_slice(&(Control::HEADER + data.len()).to_ne_bytes());
+        sort[..4].copy_from_slice(&level.to_ne_bytes());
+        sort[4..].copy_from_slice(&kind.to_ne_bytes());
+        body[..data.len()].copy_from_slice(data);
+        self.len += (Control::HEADER + data.len()).next_multiple_of(Control::WORD);
     }
 
-    /// Level, type and value of each element that holds a 32-bit number.
-    fn numbers(&self, len: usize) -> impl Iterator<Item = (i32, i32, u32)> {
+    /// The address to send from: `in_pktinfo` or `in6_pktinfo`, with no interface named.
+    fn push_source(&mut self, local: IpAddr, is_ipv6: bool) {
+        let mut info = [0; 20];
+        match local {
+            IpAddr::V4(ip) if !is_ipv6 => {
+                info[4..8].copy_from_slice(&ip.octets());
+                self.push(libc::IPPROTO_IP, libc::IP_PKTINFO, &info[..12]);
+            }
+            IpAddr::V4(ip) => {
+                info[..16].copy_from_slice(&ip.to_ipv6_mapped().octets());
+                self.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
+            }
+            IpAddr::V6(ip) => {
+                info[..16].copy_from_slice(&ip.octets());
+                self.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
+            }
+        }
+    }
+
+    /// The length of the datagrams that GRO put together.
+    fn segment(&self, len: usize) -> Option<u32> {
+        let data = self.find(len, libc::SOL_UDP, libc::UDP_GRO)?;
+        Some(u32::from_ne_bytes(*data.first_chunk()?))
+    }
+
+    /// Our address that a message was sent to.
+    fn local(&self, len: usize) -> Option<IpAddr> {
+        if let Some(info) = self.find(len, libc::IPPROTO_IP, libc::IP_PKTINFO) {
+            let ip: [u8; 4] = *info.get(4..)?.first_chunk()?;
+            return Some(ip.into());
+        }
+        let info = self.find(len, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO)?;
+        let ip: [u8; 16] = *info.first_chunk()?;
+        Some(IpAddr::from(ip).to_canonical())
+    }
+
+    /// The data of an element among the first `len` bytes.
+    fn find(&self, len: usize, level: i32, kind: i32) -> Option<&[u8]> {
         let mut rest = &self.bytes[..len.min(Control::MAX_LEN)];
-        std::iter::from_fn(move || {
+        loop {
             let (size, header) = rest.split_first_chunk()?;
-            let (level, header) = header.split_first_chunk()?;
-            let (kind, data) = header.split_first_chunk()?;
-            let value = data.first_chunk()?;
-            rest =
-                rest.get(usize::from_ne_bytes(*size).max(1).next_multiple_of(Control::WORD)..).unwrap_or(&[]);
-            Some((i32::from_ne_bytes(*level), i32::from_ne_bytes(*kind), u32::from_ne_bytes(*value)))
-        })
+            let (own_level, header) = header.split_first_chunk()?;
+            let (own_kind, data) = header.split_first_chunk()?;
+            let size = usize::from_ne_bytes(*size).max(Control::HEADER);
+            if (i32::from_ne_bytes(*own_level), i32::from_ne_bytes(*own_kind)) == (level, kind) {
+                return data.get(..size - Control::HEADER);
+            }
+            rest = rest.get(size.next_multiple_of(Control::WORD)..)?;
+        }
     }
 }
 
 impl Default for Control {
     fn default() -> Control {
-        Control { bytes: [0; Control::MAX_LEN] }
+        Control { bytes: [0; Control::MAX_LEN], len: 0 }
     }
 }
 
@@ -439,3 +541,6 @@ const MESSAGES: usize = 64;
 
 /// Bytes asked for each socket's buffers; the kernel clamps it to what it allows.
 const SOCKET_BUFFER: usize = 4 << 20;
+
+/// Remote addresses that are known to have written to one of ours, at most twice as many.
+const GENERATION: usize = 16_384;
