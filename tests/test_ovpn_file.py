@@ -205,10 +205,7 @@ explicit-exit-notify
     assert config.verify_x509_name == VerifyName("C=DE, O=Company GmbH, CN=fw.company.example", "subject")
     assert config.explicit_exit_notify == 1
     assert config.data_ciphers == ("AES-256-GCM", "AES-128-GCM", "CHACHA20-POLY1305", "AES-256-CBC")
-    assert [(warning.line, warning.option) for warning in config.warnings] == [
-        (4, "data-ciphers"),
-        (5, "data-ciphers-fallback"),
-    ]
+    assert config.warnings == ()
 
 
 def test_the_file_of_a_router() -> None:
