@@ -24,7 +24,7 @@ SERVERS = {
     "company": replace(PLAIN, server_options=(TLS_CRYPT_V2,)),
     "access-server": Profile(transport="tcp", wrap="tls-auth", digest="SHA1", password=True),
     "firewall": Profile(wrap="tls-auth"),
-    "router": replace(PLAIN, cipher="AES-128-GCM"),
+    "router": replace(PLAIN, cipher="AES-128-GCM", server_options=("comp-lzo no",)),
     "nas": replace(PLAIN, password=True, server_options=(*NO_CERTIFICATE, "auth SHA512")),
     "windows": Profile(password=True, server_options=NO_CERTIFICATE),
     "mobile": replace(PLAIN, cipher="AES-128-GCM"),
