@@ -70,6 +70,10 @@ pub struct Bridge {
     ageing: Nanos,
     /// After how many moves within [`WINDOW`] a station is thought to go round in circles.
     most_moves: u32,
+    /// For how long a port is closed first.
+    closing: Nanos,
+    /// Until when no other port is closed: frames that are under way still go round.
+    settling_until: Nanos,
     crowded: u64,
     loops: VecDeque<Loop>,
 }
@@ -77,6 +81,7 @@ pub struct Bridge {
 #[derive(Default)]
 struct Port {
     blocked_until: Nanos,
+    closed_for: Nanos,
     counters: PortCounters,
 }
 
@@ -90,8 +95,9 @@ struct Station {
 }
 
 impl Bridge {
-    /// A bridge without ports that knows at most `most_stations` (at least one), and forgets one that was silent for
-    /// `ageing`. `random`: of several bridges in one circle one has to find that out first.
+    /// A bridge without ports that knows at most `most_stations` (at least one), and forgets one that was
+    /// silent for `ageing`. `random`: of several bridges in one circle one has to find that out first, and
+    /// where two have closed it, one has to open it first.
     pub fn new(most_stations: usize, ageing: Nanos, random: u64) -> Bridge {
         Bridge {
             ports: BTreeMap::new(),
@@ -101,6 +107,8 @@ impl Bridge {
             most_stations: most_stations.max(1),
             ageing,
             most_moves: LEAST_MOVES + (random % SPREAD) as u32,
+            closing: LEAST_CLOSED + (random >> 32) % LEAST_CLOSED,
+            settling_until: 0,
             crowded: 0,
             loops: VecDeque::new(),
         }
@@ -217,23 +225,34 @@ impl Bridge {
             (station.home, station.since, station.moves) = (station.port, now, 0);
         }
         station.moves += 1;
-        if station.moves <= self.most_moves || port == station.home {
+        let settling = self.settling_until > now;
+        if station.moves <= self.most_moves || port == station.home || settling {
             station.port = port;
             return true;
         }
         (station.port, station.moves) = (station.home, 0);
-        if let Some(found) = self.ports.get_mut(&port) {
-            found.blocked_until = now + BLOCKED;
-            found.counters.loops += 1;
-        }
-        // Whatever else was learnt there came round the circle, or is found anew.
-        self.stations.retain(|_, station| station.port != port);
-        self.order.retain(|mac| self.stations.contains_key(mac));
+        self.close(now, port);
         if self.loops.len() == MOST_LOOPS {
             self.loops.pop_front();
         }
         self.loops.push_back(Loop { port, station: mac });
         false
+    }
+
+    /// Closes a port: each time for twice as long, unless it has been well for that long since.
+    fn close(&mut self, now: Nanos, port: PortId) {
+        if let Some(found) = self.ports.get_mut(&port) {
+            let well = now.saturating_sub(found.blocked_until) > found.closed_for;
+            let longer = if well { self.closing } else { 2 * found.closed_for };
+            found.closed_for = longer.min(MOST_CLOSED);
+            found.blocked_until = now + found.closed_for;
+            found.counters.loops += 1;
+        }
+        self.settling_until = now + SETTLING;
+        // Whatever else was learnt there came round the circle, or is found anew.
+        self.stations.retain(|_, station| station.port != port);
+        self.stations.values_mut().for_each(|station| station.moves = 0);
+        self.order.retain(|mac| self.stations.contains_key(mac));
     }
 
     fn make_room(&mut self) {
@@ -266,7 +285,9 @@ fn is_reserved(Mac(address): Mac) -> bool {
 const WINDOW: Nanos = SECOND;
 const LEAST_MOVES: u32 = 5;
 const SPREAD: u64 = 16;
-const BLOCKED: Nanos = 30 * SECOND;
+const LEAST_CLOSED: Nanos = 2 * SECOND;
+const MOST_CLOSED: Nanos = 60 * SECOND;
+const SETTLING: Nanos = SECOND / 5;
 const MOST_LOOPS: usize = 64;
 
 #[cfg(test)]
@@ -352,7 +373,7 @@ mod tests {
         assert_eq!(bridge.take_loops(), [Loop { port: closed, station: station(2) }]);
         assert!(!bridge.may_leave(now, closed) && bridge.may_leave(now, ports[0]));
         assert_eq!(bridge.port_of(now, station(2)), Some(ports[0]));
-        assert!(bridge.may_leave(now + BLOCKED, closed));
+        assert!(bridge.may_leave(now + LEAST_CLOSED, closed));
     }
 
     #[test]

@@ -43,13 +43,13 @@ class Station:
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """A port was closed for 30 seconds, because ``station``, which is elsewhere, kept turning up there."""
+    """A port was closed for a while, because ``station``, which is elsewhere, kept turning up there."""
 
     port: int
     station: str
 
     def __str__(self) -> str:
-        return f"port {self.port} is closed for 30 s: it leads back to the bridge ({self.station} turned up there)"
+        return f"port {self.port} is closed for a while: it leads back to the bridge ({self.station} turned up there)"
 
 
 class Bridge:
@@ -58,7 +58,8 @@ class Bridge:
     It learns which station is behind which port (IEEE 802.1D) and sends frames for it there alone; frames for
     groups and for unknown stations go to all other ports. Tagged frames pass as they are; those for bridges
     themselves (01-80-C2-00-00-0x) do not. There is no spanning tree: a port that leads back to the bridge is
-    closed for a while. Any end of a device may be a port; whoever holds the other end is its station.
+    closed for 2 to 4 seconds, then for longer, up to 60. Any end of a device in this process may be a port;
+    whoever holds the other end is its station.
     """
 
     def __init__(self, *, stations: int = DEFAULT_STATIONS, ageing: float = DEFAULT_AGEING) -> None:

@@ -105,6 +105,9 @@ impl Outbox {
     pub fn flush(&mut self, end: &End, counters: &mut Counters) {
         counters.drops(Dropped::Device, std::mem::take(&mut self.overflow));
         self.packets.append(&mut self.frames);
+        if self.packets.len() > self.room {
+            self.learn_room(end);
+        }
         if !self.packets.is_empty() {
             let later = self.packets.split_off(self.room.min(self.packets.len()));
             counters.tx_packets += end.send(&mut self.packets).unwrap_or(0) as u64;
@@ -113,6 +116,10 @@ impl Outbox {
             self.pool.recycle_all(lost);
         }
         self.ready = self.packets.len();
+        self.learn_room(end);
+    }
+
+    fn learn_room(&mut self, end: &End) {
         self.room = if end.writable().is_ok() { end.outgoing().room() } else { SLACK };
     }
 
