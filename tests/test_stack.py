@@ -411,13 +411,14 @@ async def test_what_was_written_before_closing_arrives_when_the_stack_settles(pa
 
 async def test_closing_ends_everything_and_twice_is_once() -> None:
     device = Device("tun", 1500, 64)
+    gc.collect()
     files = descriptors()
     left, right = Stack(device.attach("interface")), Stack(device.attach("application"))
     device.set_up(True)
     left.set_addresses(["10.8.0.1/24"])
     right.set_addresses(["10.8.0.2/24"])
     server = await right.start_server(echo)
-    reader, _ = await left.open_connection("10.8.0.2", server.port)
+    reader, writer = await left.open_connection("10.8.0.2", server.port)
     await right.aclose()
     await right.aclose()
     with pytest.raises(ConnectionResetError):
@@ -425,7 +426,7 @@ async def test_closing_ends_everything_and_twice_is_once() -> None:
     await left.aclose()
     with pytest.raises(OSError, match="No such device"):
         left.statistics()
-    del reader
+    del reader, writer
     gc.collect()
     await asyncio.sleep(0)
     device.attach("interface").close()

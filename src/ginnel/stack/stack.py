@@ -426,7 +426,9 @@ class Stack:
 
     def _served(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        error = None if task.cancelled() else task.exception()
+        # That its connection ended with the stack is no fault of the callback's.
+        if error is not None and not (self._closed and isinstance(error, OSError)):
             context = {"message": "a client's callback failed", "exception": error, "task": task}
             self._loop.call_exception_handler(context)
 
