@@ -32,9 +32,9 @@ try:
     while packet := os.read(tun, 65536):
         reply = echo(packet)
         if reply:
-            os.write(tun, reply)
-            sender = packet[12:16] if len(packet) and packet[0] >> 4 == 4 else packet[8:24]
+            sender = packet[12:16] if packet[0] >> 4 == 4 else packet[8:24]
             senders[sender] = senders.get(sender, 0) + 1
+            os.write(tun, reply)
 except KeyboardInterrupt:
     pass
 print(f"{sum(senders.values())} datagrams from {len(senders)} senders sent back")

@@ -31,8 +31,8 @@ try:
     while packet := os.read(tun, 65536):
         reply = pong(packet)
         if reply:
-            os.write(tun, reply)
             count += 1
+            os.write(tun, reply)
 except KeyboardInterrupt:
     pass
 print(f"{count} pings answered")

@@ -256,6 +256,55 @@ def test_example_echo_client(shell: Shell) -> None:
     assert report(server)["sources"] == {f"10.0.0.{number}": 10 for number in (2, 3, 4)}
 
 
+def lend(shell: Shell, *words: str | Path) -> Process:
+    """A program on a lent device that is named tun0, when it has opened that and the device is up."""
+    lent = shell.start("lend", "--device", "tun0", "--", *words)
+    while "held by" not in shell("device", "list"):
+        assert lent.running, str(lent)
+    shell("device", "set", "tun0", "address", "10.0.0.1/24", "address", "fd00::1/64", "up")
+    return lent
+
+
+@pytest.mark.parametrize("program", ["example", "ginnel"])
+def test_pong_on_a_lent_device(shell: Shell, program: str) -> None:
+    words = [sys.executable, EXAMPLES / "pong.py"] if program == "example" else [*GINNEL, "pong"]
+    lent = lend(shell, *words)
+    for address in ("10.0.0.9", "fd00::9"):
+        seen = last(shell("ping", "--device", "tun0", address, "-c", "3", "-i", "0", "-W", "30", "--json"))
+        assert (seen["sent"], seen["received"]) == (3, 3)
+    assert "held by python" in shell("device", "show", "tun0")
+    assert "held by python" in shell.fails(6, "pong", "tun0").replace(sys.executable, "python")
+    assert lent.stop(signal.SIGINT, 30) == 0, str(lent)
+    assert any(line.startswith("6 ") for line in lent.out.all()), str(lent)
+    assert shell("device", "list") == ""
+
+
+@pytest.mark.parametrize("program", ["example", "ginnel"])
+def test_echo_on_a_lent_device(shell: Shell, program: str) -> None:
+    words = [sys.executable, EXAMPLES / "echo_server.py"] if program == "example" else [*GINNEL, "echo", "server"]
+    lent = lend(shell, *words)
+    for address in ("10.0.0.77", "fd00::77"):
+        asked = ("-c", "5", "-i", "0", "-W", "30", "--end", "interface", "--json")
+        assert last(shell("echo", "client", "--device", "tun0", address, *asked))["received"] == 5
+    assert lent.stop(signal.SIGINT, 30) == 0, str(lent)
+    assert any(line.startswith("10 datagrams") for line in lent.out.all()), str(lent)
+
+
+def test_a_lent_device_is_captured_and_deleted_by_its_name(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "lent.pcapng"
+    words = ("lend", "--device", "tun0", "--capture", path, "--", sys.executable, EXAMPLES / "pong.py")
+    assert "cannot write" in shell.fails(125, "lend", "--capture", tmp_path / "no/such", "--", "true")
+    lent = shell.start(*words)
+    while "held by" not in shell("device", "list"):
+        assert lent.running, str(lent)
+    shell("device", "set", "tun0", "address", "10.0.0.1/24", "up")
+    shell("ping", "--device", "tun0", "10.0.0.9", "-c", "3", "-i", "0", "-W", "30")
+    assert "there is a device tun0 already" in shell.fails(6, "device", "create", "tun0")
+    shell("device", "delete", "tun0")
+    assert lent.wait(30) == 0, str(lent)
+    assert [packet.direction for packet in CaptureFile(path).packets] == ["out", "in"] * 3
+
+
 def test_a_terminal_shows_rates_and_is_left_as_it_was(shell: Shell) -> None:
 
     master, slave = pty.openpty()

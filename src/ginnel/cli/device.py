@@ -14,7 +14,7 @@ import click
 
 from ginnel.device import named
 from ginnel.device.base import DEFAULT_MTU
-from ginnel.device.service import Service, create
+from ginnel.device.service import Holder, Service, create
 from ginnel.errors import ConfigError
 
 
@@ -158,7 +158,7 @@ def _report(service: Service, as_json: bool) -> None:
 
 
 def _holders(device: dict[str, Any]) -> str:
-    holders = [f"{holder['program']} (pid {holder['pid']})" for holder in device["application"]]
+    holders = [str(Holder(holder["pid"] or 0, holder["program"])) for holder in device["application"]]
     return f"held by {', '.join(holders)}" if holders else "free"
 
 

@@ -20,6 +20,7 @@ import click
 from ginnel.device.interface import Interfaces
 from ginnel.device.lend import LentProgram, Node
 from ginnel.device.lend.node import TUN
+from ginnel.device.lend.seen import Seen
 from ginnel.errors import ConfigError, GinnelError
 from ginnel.gateways.relay import Address, Listener
 from ginnel.gateways.socks5 import Socks5Gateway
@@ -42,9 +43,19 @@ log = logging.getLogger("ginnel")
 @click.option(
     "--dns", metavar="ADDR", multiple=True, help="A DNS server on the other side, for the names SOCKS is given."
 )
+@click.option("--device", "name", metavar="NAME", help="What others find the device by, see `ginnel device`.")
+@click.option("--capture", metavar="FILE.pcapng", type=click.Path(path_type=Path), help="Write all packets there.")
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- PROGRAM [ARG]...")
 @click.pass_context
-def command(ctx: click.Context, node: Path, socks: str | None, dns: tuple[str, ...], program: tuple[str, ...]) -> int:
+def command(
+    ctx: click.Context,
+    node: Path,
+    socks: str | None,
+    dns: tuple[str, ...],
+    name: str | None,
+    capture: Path | None,
+    program: tuple[str, ...],
+) -> int:
     """Run PROGRAM on a TUN or TAP device in user space, without root.
 
     The program sees /dev/net/tun, and configures the device as it always does; the other end is a network stack,
@@ -57,7 +68,7 @@ def command(ctx: click.Context, node: Path, socks: str | None, dns: tuple[str, .
     _refuse_background(program)
     for server in dns:
         _check_server(server)
-    plan = Plan(program, Node(node), _gateway(socks), tuple(dns))
+    plan = Plan(program, Node(node), _gateway(socks), tuple(dns), name, capture)
     try:
         return asyncio.run(_lend(plan))
     except FileNotFoundError as error:
@@ -76,12 +87,15 @@ class Plan:
     node: Node
     socks: Address | None
     dns: tuple[str, ...]
+    name: str | None
+    capture: Path | None
 
 
 async def _lend(plan: Plan) -> int:
     async with contextlib.AsyncExitStack() as stack:
         listener = stack.enter_context(contextlib.closing(Listener(plan.socks))) if plan.socks else None
         interfaces = Interfaces(first_index=_FIRST_INDEX)
+        await stack.enter_async_context(Seen(interfaces, plan.program[0], plan.name, plan.capture))
         stack.push_async_callback(interfaces.aclose)
         if listener is not None:
             stack.push_async_callback(Socks5Gateway(_Outlet(interfaces, plan.dns), listener).aclose)

@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 import click
 
+from ginnel._core import DescriptorEnd
 from ginnel.device import named
 from ginnel.device.base import DeviceEnd, Kind
 from ginnel.device.echo import Answered, Asked, Packets
 from ginnel.device.ethernet import EthernetEnd
-from ginnel.device.kernel import KernelDevice
+from ginnel.device.kernel import FLAGS, IFF_NO_PI, NODE, attach
 from ginnel.errors import ConfigError, DeviceError
 
 Side = Literal["application", "interface"]
@@ -48,19 +49,19 @@ def open_target(name: str | None, tap: bool) -> Iterator[Target]:
         with named.open(name) as end:
             yield Target(name, _packets(end, end.kind))
         return
-    wanted: Kind = "tap" if tap else "tun"
+    kind: Kind = "tap" if tap else "tun"
     is_there = name in [known for _, known in socket.if_nameindex()]
     try:
-        device = _attach(name, wanted) if is_there and name else KernelDevice(name, wanted)
+        queue, found, kind = _attach(name or f"{kind}%d", kind, is_there)
     except DeviceError as error:
         if name is not None and not is_there and error.errno in (errno.EPERM, errno.ENOENT):
             line = f"there is no device {name}; `ginnel device create {name}` makes one"
             raise DeviceError(errno.ENODEV, line) from None
         raise
-    with device:
+    with queue:
         if not is_there:
-            print(f"{device.name} is a new device of the kernel's, and down", file=sys.stderr, flush=True)
-        yield Target(device.name, _packets(device.application, device.kind))
+            print(f"{found} is a new device of {NODE}, and down", file=sys.stderr, flush=True)
+        yield Target(found, _packets(queue, kind))
 
 
 def is_named(name: str) -> bool:
@@ -160,11 +161,12 @@ def _packets(end: DeviceEnd, kind: Kind) -> Packets:
     return EthernetEnd(end) if kind == "tap" else end
 
 
-def _attach(name: str, likely: Kind) -> KernelDevice:
-    """A device that is there, of whichever kind it is."""
+def _attach(name: str, kind: Kind, is_there: bool) -> tuple[DescriptorEnd, str, Kind]:
+    """A device that is there is taken of whichever kind it is."""
     try:
-        return KernelDevice(name, likely)
+        return *attach(name, FLAGS[kind] | IFF_NO_PI), kind
     except DeviceError as error:
-        if error.errno != errno.EINVAL:
+        if error.errno != errno.EINVAL or not is_there:
             raise
-        return KernelDevice(name, "tun" if likely == "tap" else "tap")
+        kind = "tun" if kind == "tap" else "tap"
+        return *attach(name, FLAGS[kind] | IFF_NO_PI), kind

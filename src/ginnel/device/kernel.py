@@ -66,8 +66,6 @@ class KernelDevice:
         self._flags = FLAGS[kind] | IFF_NO_PI
         self._flags |= (IFF_MULTI_QUEUE if queues > 1 else 0) | (IFF_VNET_HDR if vnet_header else 0)
         wanted = f"{kind}%d" if name is None else name
-        if len(wanted.encode()) > MAX_NAME:
-            raise DeviceError(errno.EINVAL, f"{wanted} is too long for a device's name: {MAX_NAME} bytes at most")
         self._closed = False
         self._queues: list[DescriptorEnd] = []
         self._found = wanted in (known for _, known in socket.if_nameindex())
@@ -199,21 +197,8 @@ class KernelDevice:
         return f"<KernelDevice {self.name} {self.kind}{' deleted' if self.closed else ''}>"
 
     def _attach(self) -> DescriptorEnd:
-        try:
-            descriptor = os.open(NODE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise _explained(error, self.name) from None
-        try:
-            request = struct.pack("16sH22x", self.name.encode(), self._flags)
-            answer = fcntl.ioctl(descriptor, TUNSETIFF, request)
-        except OSError as error:
-            os.close(descriptor)
-            raise _explained(error, self.name) from None
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self.name = answer[:16].rstrip(b"\0").decode()
-        return DescriptorEnd(descriptor)
+        queue, self.name = attach(self.name, self._flags)
+        return queue
 
     def _set(self, request: int, value: int | None) -> None:
         if value is None:
@@ -257,6 +242,28 @@ class KernelDevice:
         if isinstance(result, BaseException):
             raise result
         return result  # type: ignore[no-any-return]
+
+
+def attach(name: str, flags: int) -> tuple[DescriptorEnd, str]:
+    """A new queue of the device ``name``, which is made where there is none, and the device's name.
+
+    ``flags``: IFF_TUN or IFF_TAP and what else TUNSETIFF knows. Raises DeviceError as `KernelDevice` does.
+    """
+    if len(name.encode()) > MAX_NAME:
+        raise DeviceError(errno.EINVAL, f"{name} is too long for a device's name: {MAX_NAME} bytes at most")
+    try:
+        descriptor = os.open(NODE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise _explained(error, name) from None
+    try:
+        answer = fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
+    except OSError as error:
+        os.close(descriptor)
+        raise _explained(error, name) from None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return DescriptorEnd(descriptor), answer[:16].rstrip(b"\0").decode()
 
 
 def _ask(call: Callable[[IPRoute], T], outcome: list[Any]) -> None:

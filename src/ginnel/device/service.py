@@ -41,6 +41,9 @@ class Holder:
     shares: bool = False
     """It leaves room for others, each with a queue of its own."""
 
+    def __str__(self) -> str:
+        return f"{self.program} (pid {self.pid})" if self.pid else self.program
+
 
 class Service:
     """Serves an interface under a name that was claimed, until it is closed. An asynchronous context manager.
@@ -49,13 +52,21 @@ class Service:
     """
 
     def __init__(
-        self, interface: Interface, claim: Claim, *, on_delete: Callable[[], Awaitable[None]] | None = None
+        self,
+        interface: Interface,
+        claim: Claim,
+        *,
+        guest: Holder | None = None,
+        on_delete: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """``on_delete`` is called when somebody deletes the device; None: that closes the interface."""
+        """``guest``: who holds the queues that were not opened by the name. ``on_delete`` is called when somebody
+        deletes the device; None: that closes the interface.
+        """
         self.interface = interface
         self.name = claim.name
         self.holders: dict[int, Holder] = {}
-        """Who holds which queue. Whoever attaches a program in another way than through us notes it here."""
+        """Who holds which of the queues that were opened by the name."""
+        self._guest = guest or Holder(0, "another program")
         self._on_delete = on_delete or interface.aclose
         self._deleted = asyncio.Event()
         self._freed = asyncio.Event()
@@ -93,8 +104,8 @@ class Service:
             "route_count": len(routes),
             "queue_length": interface.queue_length,
             "application": [
-                {"queue": number, "pid": holder.pid, "program": holder.program}
-                for number, holder in sorted(self.holders.items())
+                {"queue": number, "pid": holder.pid or None, "program": holder.program}
+                for number, holder in self._all_holders().items()
             ],
             "interface": {"pid": os.getpid(), "program": program_name(os.getpid())},
             "statistics": interface.statistics(),
@@ -194,10 +205,8 @@ class Service:
 
     async def _open(self, packet_info: bool, holder: Holder, descriptors: list[socket.socket]) -> dict[str, Any]:
         def is_taken() -> bool:
-            self.holders = {number: held for number, held in self.holders.items() if number in self.interface.queues}
-            return bool(self.interface.queues) and not (
-                holder.shares and all(held.shares for held in self.holders.values())
-            )
+            held = self._all_holders().values()
+            return bool(held) and not (holder.shares and all(other.shares for other in held))
 
         # One that has just died is noted in a moment.
         with contextlib.suppress(TimeoutError):
@@ -206,8 +215,9 @@ class Service:
                     self._freed.clear()
                     await self._freed.wait()
         if is_taken():
-            who = ", ".join(f"{held.program} (pid {held.pid})" for held in self.holders.values()) or "another program"
-            raise DeviceError(errno.EBUSY, f"{self.name} is held by {who}")
+            raise DeviceError(
+                errno.EBUSY, f"{self.name} is held by {', '.join(map(str, self._all_holders().values()))}"
+            )
         descriptor, number = self.interface.attach(packet_info)
         descriptors.append(descriptor)
         self.holders[number] = holder
@@ -231,6 +241,9 @@ class Service:
         descriptor, bound = self.stack.bind_datagrams(None, port)
         descriptors.append(descriptor)
         return {"port": bound}
+
+    def _all_holders(self) -> dict[int, Holder]:
+        return {number: self.holders.get(number, self._guest) for number in self.interface.queues}
 
     def _detached(self, number: int) -> None:
         self.holders.pop(number, None)
