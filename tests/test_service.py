@@ -153,6 +153,15 @@ async def test_a_device_has_one_program_unless_they_share(device: Service) -> No
     (await other(ginnel.device.open, "tun0")).close()
 
 
+async def test_a_program_that_is_about_to_end_is_waited_for(device: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ginnel.device.service.DYING", 20)
+    first = await other(ginnel.device.open, "tun0")
+    opening = asyncio.create_task(other(ginnel.device.open, "tun0"))
+    await other(ginnel.device.show, "tun0")
+    first.close()
+    (await opening).close()
+
+
 async def test_names(device: Service, runtime: Path) -> None:
     await refused(errno.EEXIST, "there is a device tun0 already", claim_name, "tun0")
     await refused(errno.ENODEV, "there is no device tun1", ginnel.device.open, "tun1")
@@ -235,6 +244,7 @@ async def test_requests_of_any_content_do_no_harm(device: Service) -> None:
                     sock.send(message)
                     answer = sock.recv(1 << 17)
                     assert not message or isinstance(json.loads(answer), dict)
+                    assert b"NaN" not in message or json.loads(answer)["errno"] == errno.EINVAL
 
     await other(attack)
     assert (await other(ginnel.device.show, "tun0"))["name"] == "tun0"
