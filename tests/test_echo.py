@@ -211,6 +211,22 @@ def test_nobody_is_made_to_believe_that_its_address_is_taken() -> None:
         assert device.interface.read_batch(9) == []
 
 
+@pytest.mark.parametrize("packet", [Echo(*V4, 1, 1).emit(), Echo(*V6, 1, 1).emit()], ids=["v4", "v6"])
+def test_a_request_for_an_address_that_is_lost_is_made_again(packet: bytes) -> None:
+    with MemoryDevice("tap") as device:
+        device.set_up(True)
+        end, other = EthernetEnd(device.application), EthernetEnd(device.interface)
+        end.write(packet)
+        assert device.interface.read(0)
+        reader = threading.Thread(target=respond, args=(end, answer_echo, Answered()))
+        reader.start()
+        while (found := other.read(20)) is None:
+            pass
+        assert found == packet
+        device.close()
+        reader.join(20)
+
+
 def test_frames_of_any_content_do_no_harm() -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")

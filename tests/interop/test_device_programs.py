@@ -21,6 +21,10 @@ from tests.harness.process import Process, parse_event
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
+# An interface has its carrier from the moment that a program attaches; the kernel notices a little later, and drops
+# what it would have sent until then.
+FIRST_ROUND = 4
+
 
 class Kernel:
     """A namespace with a persistent device of the kernel's, which is up and has addresses."""
@@ -109,9 +113,10 @@ def test_pong_answers_the_kernels_ping(kernel: Kernel, kind: str) -> None:
 @pytest.mark.parametrize("address", ["10.7.0.1", "fd07::1"])
 def test_the_kernel_answers_ping_of_several_sources(kernel: Kernel, kind: str, address: str) -> None:
     kernel.make(kind)
-    words = ("-c", "20", "-i", "0", "-W", "30", "--sources", "4")
+    words = ("-c", "20", "-i", "0", "-W", "5", "--sources", "4")
     seen = kernel.run("ping", "--device", f"{kind}7", address, *words)
-    assert (seen["sent"], seen["received"], len(seen["sources"])) == (80, 80, 4)
+    assert (seen["sent"], len(seen["sources"])) == (80, 4)
+    assert seen["received"] >= 80 - FIRST_ROUND
 
 
 @pytest.mark.parametrize("kind", ["tun", "tap"])
@@ -119,11 +124,14 @@ def test_echo_by_the_kernels_stack(kernel: Kernel, kind: str) -> None:
     kernel.make(kind)
     server = kernel.start("-m", "ginnel", "echo", "server", "--device", f"{kind}7", "--json")
     wait_until(lambda: ":7 " in kernel.namespace.run(["ss", "-uan"]), 30, lambda: server)
-    words = ("-c", "20", "-i", "0", "-W", "30", "--sources", "4")
+    words = ("-c", "20", "-i", "0", "-W", "5", "--sources", "4")
     for address in ("10.7.0.1", "fd07::1"):
         seen = kernel.run("echo", "client", "--device", f"{kind}7", address, *words)
-        assert (seen["sent"], seen["received"]) == (80, 80)
-    assert sorted(report(server)["sources"].values()) == [20] * 8
+        assert seen["sent"] == 80
+        assert seen["received"] >= 80 - FIRST_ROUND
+    answers = report(server)["sources"].values()
+    assert len(answers) == 8
+    assert min(answers) >= 19
 
 
 @pytest.mark.parametrize("kind", ["tun", "tap"])

@@ -6,8 +6,10 @@ for those it sends to.
 
 from __future__ import annotations
 
+import math
 import secrets
 import struct
+import time
 
 from ginnel.device.base import DeviceEnd
 from ginnel.device.forge import ICMPV6, checksum, emit_ip, parse_ip
@@ -27,7 +29,7 @@ class EthernetEnd:
 
     def read(self, timeout: float | None = None) -> bytes | None:
         """The IP packet of the next frame, None when it holds none for us, ``b""`` at the device's end."""
-        frame = self._end.read(timeout)
+        frame = self._read_frame(timeout)
         if not frame:
             return b""
         destination, source, kind, payload = frame[:6], frame[6:12], frame[12:14], frame[14:]
@@ -67,6 +69,21 @@ class EthernetEnd:
 
     def fileno(self) -> int:
         return self._end.fileno()
+
+    def _read_frame(self, timeout: float | None) -> bytes:
+        """Asks again meanwhile for the addresses that packets wait for: the first request may have been lost."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = None if until is None else max(until - time.monotonic(), 0)
+            try:
+                return self._end.read(left if not self._waiting else min(ASK_AGAIN, math.inf if left is None else left))
+            except TimeoutError:
+                for destination, (packet, *_) in self._waiting.items():
+                    parsed = parse_ip(packet)
+                    assert parsed is not None
+                    self._ask(parsed[0], destination)
+                if until is not None and time.monotonic() >= until:
+                    raise
 
     def _ask(self, source: bytes, destination: bytes) -> None:
         if len(destination) == 4:
@@ -129,3 +146,5 @@ SOLICITATION = b"\x87"
 ADVERTISEMENT = b"\x88"
 MAX_NEIGHBOURS = 1024
 MAX_WAITING = 16
+ASK_AGAIN = 0.5
+"""Seconds."""
