@@ -8,6 +8,7 @@
 pub mod aead;
 pub mod bridge;
 pub mod cbc;
+mod checksum;
 mod counters;
 pub mod device;
 pub mod epoch;
@@ -16,6 +17,7 @@ pub mod framing;
 pub mod header;
 pub mod mss;
 pub mod netstack;
+pub mod offload;
 pub mod packet;
 pub mod plane;
 pub mod queue;

@@ -6,7 +6,7 @@ use std::ops::Range;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{IpProtocol, IpRepr, Ipv4Packet, Ipv6Packet};
 
-use crate::netstack::checksum::Sum;
+use crate::checksum::Sum;
 use crate::netstack::counters::Dropped;
 use crate::netstack::outbox::Outbox;
 

@@ -11,7 +11,6 @@ mod arrivals;
 mod associations;
 pub mod budget;
 mod capture;
-pub mod checksum;
 pub mod counters;
 pub mod ethernet;
 pub mod flows;

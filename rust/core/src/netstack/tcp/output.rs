@@ -5,7 +5,7 @@ use std::ops::Range;
 use smoltcp::wire::IpProtocol;
 
 use crate::Nanos;
-use crate::netstack::checksum::Sum;
+use crate::checksum::Sum;
 use crate::netstack::ip;
 use crate::netstack::outbox::Outbox;
 use crate::netstack::tcp::connection::{Connection, HEADER, KEEP_ALIVE, State};
