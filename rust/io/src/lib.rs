@@ -13,5 +13,6 @@ pub mod socket;
 pub mod splice;
 pub mod stack;
 pub mod tcp;
+pub mod tun;
 pub mod udp;
 pub mod wake;

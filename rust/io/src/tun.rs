@@ -1,0 +1,181 @@
+//! The kernel's TUN or TAP device: packets read and written at its application end.
+//!
+//! With a vnet header one call moves up to 64 KiB: what the kernel's TCP has not cut yet is cut here,
+//! and what belongs together is handed over in one piece.
+
+use std::io;
+use std::mem::{self, MaybeUninit};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use ginnel_core::device::Kind;
+use ginnel_core::offload::VnetHeader;
+use ginnel_core::offload::coalesce::{Coalescer, Group};
+use ginnel_core::offload::segment::segment;
+use ginnel_core::packet::{LocalPool, MAX_LEN, Packet};
+use rustix::io::Errno;
+
+/// One queue of a kernel's device, attached without packet information (IFF_NO_PI).
+pub struct Tun {
+    descriptor: OwnedFd,
+    kind: Kind,
+    vnet: bool,
+    coalescer: Coalescer,
+    buffer: Box<[u8]>,
+    counters: TunCounters,
+}
+
+/// What went through the device, and what it did not take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TunCounters {
+    pub reads: u64,
+    pub read_packets: u64,
+    /// Read, but not as the vnet header describes it.
+    pub read_malformed: u64,
+    pub writes: u64,
+    pub written_packets: u64,
+    /// Refused by the kernel: the interface is down, or they are no packets.
+    pub write_errors: u64,
+}
+
+impl TunCounters {
+    /// Every counter by its name.
+    pub fn entries(&self) -> [(&'static str, u64); 6] {
+        [
+            ("device_reads", self.reads),
+            ("device_read_packets", self.read_packets),
+            ("device_read_malformed", self.read_malformed),
+            ("device_writes", self.writes),
+            ("device_written_packets", self.written_packets),
+            ("device_write_errors", self.write_errors),
+        ]
+    }
+
+    pub fn add(&mut self, other: &TunCounters) {
+        self.reads += other.reads;
+        self.read_packets += other.read_packets;
+        self.read_malformed += other.read_malformed;
+        self.writes += other.writes;
+        self.written_packets += other.written_packets;
+        self.write_errors += other.write_errors;
+    }
+}
+
+impl Tun {
+    /// Takes over a descriptor of /dev/net/tun that is attached. `vnet`: with IFF_VNET_HDR and a
+    /// header of 10 bytes; `udp`: TUNSETOFFLOAD has taken USO, too.
+    pub fn new(descriptor: OwnedFd, kind: Kind, vnet: bool, udp: bool) -> io::Result<Tun> {
+        rustix::io::ioctl_fionbio(&descriptor, true)?;
+        Ok(Tun {
+            descriptor,
+            kind,
+            vnet,
+            coalescer: Coalescer::new(udp),
+            buffer: vec![0; VnetHeader::LEN + MAX_LEN].into_boxed_slice(),
+            counters: TunCounters::default(),
+        })
+    }
+
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    pub fn take_counters(&mut self) -> TunCounters {
+        mem::take(&mut self.counters)
+    }
+
+    /// Reads until nothing waits or at least `limit` packets are there. Returns whether more may wait.
+    /// An error is for good: the device is gone.
+    pub fn receive(
+        &mut self,
+        packets: &mut Vec<Packet>,
+        limit: usize,
+        pool: &mut LocalPool,
+    ) -> Result<bool, Errno> {
+        while packets.len() < limit {
+            let count = match rustix::io::read(&self.descriptor, &mut self.buffer[..]) {
+                Ok(count) => count,
+                Err(Errno::AGAIN) => return Ok(false),
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(errno),
+            };
+            self.counters.reads += 1;
+            let before = packets.len();
+            let bytes = &self.buffer[..count];
+            if !self.vnet {
+                packets.push(pool.packet_from(bytes));
+            } else if let Some((header, packet)) = bytes.split_first_chunk()
+                && let Ok(header) = VnetHeader::parse(header)
+                && segment(&header, packet, pool, packets).is_ok()
+            {
+                // Cut.
+            } else {
+                self.counters.read_malformed += 1;
+            }
+            self.counters.read_packets += (packets.len() - before) as u64;
+        }
+        Ok(true)
+    }
+
+    /// Writes all of `packets`; what the kernel refuses is counted.
+    pub fn send(&mut self, packets: &mut [Packet]) {
+        if !self.vnet {
+            for packet in packets {
+                self.counters.writes += 1;
+                match retry(|| rustix::io::write(&self.descriptor, packet)) {
+                    Ok(_) => self.counters.written_packets += 1,
+                    Err(_) => self.counters.write_errors += 1,
+                }
+            }
+            return;
+        }
+        let Tun { coalescer, counters, descriptor, .. } = self;
+        for group in coalescer.group(packets) {
+            counters.writes += 1;
+            let count = group.members.len() as u64;
+            match retry(|| write_group(descriptor, group, packets)) {
+                Ok(()) => counters.written_packets += count,
+                Err(_) => counters.write_errors += count,
+            }
+        }
+    }
+}
+
+impl AsFd for Tun {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+/// One call: the header, the first packet, and of the others what comes after their headers.
+fn write_group(descriptor: &OwnedFd, group: &Group, packets: &[Packet]) -> Result<(), Errno> {
+    let header = group.header.emit();
+    // Most calls use few of so many: they are not filled before.
+    let mut pieces = [const { MaybeUninit::<libc::iovec>::uninit() }; MOST_PIECES];
+    let first = &packets[group.members[0]][..];
+    let rest = group.members[1..].iter().map(|&member| &packets[member][group.header_len..]);
+    let all = [&header[..], first].into_iter().chain(rest);
+    let mut count = 0;
+    for (piece, bytes) in pieces.iter_mut().zip(all) {
+        piece.write(libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() });
+        count += 1;
+    }
+    // SAFETY: the first `count` pieces are written, and point to bytes that outlive the call, which
+    // only reads them.
+    let written = unsafe { libc::writev(descriptor.as_raw_fd(), pieces.as_ptr().cast(), count) };
+    if written < 0 {
+        return Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO));
+    }
+    Ok(())
+}
+
+fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            result => return result,
+        }
+    }
+}
+
+/// As many as a system call takes (UIO_MAXIOV); a group has fewer members.
+const MOST_PIECES: usize = 1024;
