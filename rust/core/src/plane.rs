@@ -253,6 +253,11 @@ impl Plane {
         self.events.report(Event::Closed { path, errno });
     }
 
+    /// The device failed for good.
+    pub fn device_closed(&mut self, errno: i32) {
+        self.events.report(Event::DeviceClosed { errno });
+    }
+
     // Packets.
 
     /// Takes a datagram in. Returns the inner packet that it held, if there is one for the device.

@@ -3,6 +3,7 @@
 pub mod bridge;
 pub mod calls;
 pub mod capture;
+pub mod inner;
 pub mod link;
 mod member;
 pub mod packet_file;

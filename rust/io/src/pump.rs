@@ -1,8 +1,9 @@
 //! The loop that moves packets between sockets, the data plane and a device.
 //!
 //! One thread receives, opens, seals and sends, in batches and by turns, so that neither direction
-//! starves. A socket that takes nothing more has a backlog of its own, and delays nobody else. The plane is locked for a batch's cryptography, never across a system call. Commands
-//! come from other threads and take effect before they return.
+//! starves. A socket that takes nothing more has a backlog of its own, and delays nobody else. The
+//! plane is locked for a batch's cryptography, never across a system call. Commands come from other
+//! threads and take effect before they return.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,16 +15,17 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use ginnel_core::Nanos;
-use ginnel_core::device::End;
 use ginnel_core::packet::{LocalPool, Packet, Pool};
 use ginnel_core::plane::{CommandError, Datagram, Event, Path, PeerCounters, Plane};
 use ginnel_core::queue::Wake;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
+use crate::inner::Inner;
 use crate::member::{self, Buffers, Member};
 use crate::socket::{Socket, SocketCounters};
 use crate::tcp::TcpSocket;
+use crate::tun::TunCounters;
 use crate::udp::{Sender, UdpSocket};
 use crate::wake::Waker;
 
@@ -35,9 +37,9 @@ pub struct Pump {
 
 impl Pump {
     /// Starts a thread that serves this end of a device.
-    pub fn start(end: End, pool: Arc<Pool>) -> io::Result<Pump> {
+    pub fn start(inner: Inner, pool: Arc<Pool>) -> io::Result<Pump> {
         let shared = Arc::new(Shared {
-            plane: Mutex::new(Plane::new(end.device().kind())),
+            plane: Mutex::new(Plane::new(inner.kind())),
             sockets: Mutex::new(Sockets { running: true, ..Sockets::default() }),
             settled: Condvar::new(),
             wake: Arc::new(Waker::new()?),
@@ -49,11 +51,15 @@ impl Pump {
         });
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &*shared.wake, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
+        if let Some(descriptor) = inner.descriptor() {
+            let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+            epoll::add(&epoll, descriptor, epoll::EventData::new_u64(DEVICE), edge)?;
+        }
         let own = shared.clone();
         let thread = thread::Builder::new().name("ginnel-data".to_owned()).spawn(move || {
             let shared = own.clone();
             // Unwound or not, the sockets and the device's end are free before those who wait hear of it.
-            let panicked = catch_unwind(AssertUnwindSafe(|| Turns::new(own, end, epoll).run())).is_err();
+            let panicked = catch_unwind(AssertUnwindSafe(|| Turns::new(own, inner, epoll).run())).is_err();
             shared.end(panicked);
         })?;
         Ok(Pump { shared, thread: Mutex::new(Some(thread)) })
@@ -130,7 +136,12 @@ impl Pump {
         counters.sockets.rx_kernel_dropped +=
             table.values().map(|socket| socket.kernel_dropped()).sum::<u64>();
         let own = [("rx_device_dropped", counters.rx_device_dropped)];
-        plane.into_iter().chain(counters.sockets.entries()).chain(own).collect()
+        plane
+            .into_iter()
+            .chain(counters.sockets.entries())
+            .chain(own)
+            .chain(counters.device.entries())
+            .collect()
     }
 
     pub fn peer_statistics(&self, peer: u32) -> Result<PeerCounters, CommandError> {
@@ -229,12 +240,14 @@ struct Sockets {
 struct Counters {
     sockets: SocketCounters,
     rx_device_dropped: u64,
+    device: TunCounters,
 }
 
 impl Counters {
     fn add(&mut self, other: &Counters) {
         self.sockets.add(&other.sockets);
         self.rx_device_dropped += other.rx_device_dropped;
+        self.device.add(&other.device);
     }
 }
 
@@ -284,7 +297,7 @@ impl Shared {
 /// The thread's own state.
 struct Turns {
     shared: Arc<Shared>,
-    end: End,
+    inner: Inner,
     epoll: OwnedFd,
     members: BTreeMap<u32, Member>,
     /// How many of them wait for room.
@@ -303,12 +316,12 @@ struct Turns {
 }
 
 impl Turns {
-    fn new(shared: Arc<Shared>, end: End, epoll: OwnedFd) -> Turns {
-        end.incoming().set_reader(Some(shared.wake.clone()));
+    fn new(shared: Arc<Shared>, inner: Inner, epoll: OwnedFd) -> Turns {
+        inner.set_reader(shared.wake.clone());
         let pool = shared.pool.local();
         Turns {
             shared,
-            end,
+            inner,
             epoll,
             members: BTreeMap::new(),
             blocked: 0,
@@ -337,6 +350,7 @@ impl Turns {
                         self.shared.wake.clear();
                         self.device_waits = true;
                     }
+                    DEVICE => self.device_waits = true,
                     number => self.serve(number as u32, event.flags),
                 }
             }
@@ -389,6 +403,7 @@ impl Turns {
     }
 
     fn publish(&mut self) {
+        self.counters.device = self.inner.take_counters();
         lock(&self.shared.counters).add(&std::mem::take(&mut self.counters));
     }
 
@@ -489,16 +504,19 @@ impl Turns {
 
     /// Gives the device what was opened; for what it has no room is dropped, the newest first.
     fn deliver(&mut self) {
-        let _ = self.end.send(&mut self.packets);
-        self.counters.rx_device_dropped += self.packets.len() as u64;
-        self.pool.recycle_all(self.packets.drain(..));
+        self.counters.rx_device_dropped += self.inner.send(&mut self.packets, &mut self.pool);
     }
 
     /// One batch from the device to the sockets.
     fn send_from_device(&mut self) {
-        let taken = self.end.receive(&mut self.packets, BATCH).unwrap_or(0);
-        self.device_waits = taken == BATCH;
-        if taken == 0 {
+        match self.inner.receive(&mut self.packets, BATCH, &mut self.pool) {
+            Ok(more) => self.device_waits = more,
+            Err(errno) => {
+                self.device_waits = false;
+                self.shared.with_plane(|plane| plane.device_closed(errno.raw_os_error()));
+            }
+        }
+        if self.packets.is_empty() {
             return;
         }
         let now = self.shared.now();
@@ -604,6 +622,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The event that stands for the thread's own waker; sockets have their numbers.
 const WAKE: u64 = u64::MAX;
+/// The one that stands for the kernel's device.
+const DEVICE: u64 = u64::MAX - 1;
 
 /// Packets that are taken from the device in a turn: two full GSO runs at 1,400 bytes.
 const BATCH: usize = 90;

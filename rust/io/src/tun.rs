@@ -5,7 +5,7 @@
 
 use std::io;
 use std::mem::{self, MaybeUninit};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use ginnel_core::device::Kind;
 use ginnel_core::offload::VnetHeader;
@@ -63,7 +63,13 @@ impl TunCounters {
 impl Tun {
     /// Takes over a descriptor of /dev/net/tun that is attached. `vnet`: with IFF_VNET_HDR and a
     /// header of 10 bytes; `udp`: TUNSETOFFLOAD has taken USO, too.
-    pub fn new(descriptor: OwnedFd, kind: Kind, vnet: bool, udp: bool) -> io::Result<Tun> {
+    pub fn adopt(descriptor: RawFd, kind: Kind, vnet: bool, udp: bool) -> io::Result<Tun> {
+        // SAFETY: asks about a number, whatever it stands for.
+        if unsafe { libc::fcntl(descriptor, libc::F_GETFD) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: it is open, and the caller's contract gives it away.
+        let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
         rustix::io::ioctl_fionbio(&descriptor, true)?;
         Ok(Tun {
             descriptor,

@@ -11,6 +11,7 @@ use ginnel_core::format::Format;
 use ginnel_core::packet::Pool;
 use ginnel_core::plane::{Event, Path};
 use ginnel_core::queue::Wake;
+use ginnel_io::inner::Inner;
 use ginnel_io::pump::Pump;
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -28,7 +29,8 @@ impl Party {
         let device = Device::new(Kind::Tun, 1500, capacity);
         let stack = device.attach(Side::Interface).unwrap();
         device.set_up(true);
-        let pump = Pump::start(device.attach(Side::Application).unwrap(), pool.clone()).unwrap();
+        let pump =
+            Pump::start(Inner::Memory(device.attach(Side::Application).unwrap()), pool.clone()).unwrap();
         let bound = UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = bound.local_addr().unwrap();
         let socket = pump.add_udp(bound.into_raw_fd()).unwrap();

@@ -11,7 +11,9 @@ use ginnel_core::framing::Framing;
 use ginnel_core::packet::{LocalPool, MAX_LEN};
 use ginnel_core::plane::{self, CommandError, Datagram, Event, Plane, Prefix};
 use ginnel_core::{Nanos, SECOND};
+use ginnel_io::inner::Inner;
 use ginnel_io::pump::{Pump, UnknownSocket};
+use ginnel_io::tun::Tun;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
@@ -30,7 +32,18 @@ impl DataPlane {
         let Some(end) = end.take() else {
             return Err(device_error(libc::EBADFD, "this end of the device is closed"));
         };
-        Ok(DataPlane { pump: Pump::start(end, POOL.clone())? })
+        Ok(DataPlane { pump: Pump::start(Inner::Memory(end), POOL.clone())? })
+    }
+
+    #[staticmethod]
+    fn on_kernel_device(fd: i32, kind: &str, vnet_header: bool, udp_offload: bool) -> PyResult<DataPlane> {
+        let kind = match kind {
+            "tun" => Kind::Tun,
+            "tap" => Kind::Tap,
+            _ => return Err(PyValueError::new_err(format!("device kind {kind:?}; write 'tun' or 'tap'"))),
+        };
+        let tun = Tun::adopt(fd, kind, vnet_header, udp_offload)?;
+        Ok(DataPlane { pump: Pump::start(Inner::Kernel(Box::new(tun)), POOL.clone())? })
     }
 
     fn add_udp(&self, py: Python<'_>, fd: i32) -> PyResult<u32> {
@@ -349,6 +362,7 @@ fn event_tuple(py: Python<'_>, event: Event) -> PyResult<Bound<'_, PyTuple>> {
         Event::Expired { peer } => ("expired", peer).into_pyobject(py),
         Event::KeyLimit { peer, handle } => ("key_limit", peer, handle).into_pyobject(py),
         Event::Closed { path, errno } => ("closed", Path(path), errno).into_pyobject(py),
+        Event::DeviceClosed { errno } => ("device_closed", errno).into_pyobject(py),
     }
 }
 

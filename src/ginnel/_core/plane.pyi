@@ -11,6 +11,15 @@ class DataPlane:
     """
 
     def __new__(cls, end: End) -> DataPlane: ...
+    @staticmethod
+    def on_kernel_device(fd: int, kind: str, vnet_header: bool, udp_offload: bool) -> DataPlane:
+        """On an attached descriptor of /dev/net/tun (IFF_NO_PI), which it takes over; ``kind`` is ``tun`` or ``tap``.
+
+        ``vnet_header``: attached with IFF_VNET_HDR and a header of 10 bytes: long packets are cut and joined here.
+        ``udp_offload``: TUNSETOFFLOAD has taken USO, too. When the device goes, ``("device_closed", errno)`` is an
+        event.
+        """
+
     def add_udp(self, fd: int) -> int:
         """Takes over a bound, possibly connected, UDP socket's descriptor. Returns its socket number."""
 

@@ -16,6 +16,7 @@ pub enum Event {
     Expired { peer: u32 },
     KeyLimit { peer: u32, handle: u64 },
     Closed { path: Path, errno: i32 },
+    DeviceClosed { errno: i32 },
 }
 
 /// Whose path a control packet came on.
