@@ -23,7 +23,7 @@ demo: $(VENV)/.built target/wheels/.built
 	@$(BIN)/python -m tools.demo
 
 test: $(VENV)/.built target/wheels/.built
-	@scripts/need openvpn wireguard-go curl ip setpriv /usr/bin/python3
+	@scripts/need openvpn wireguard-go tshark nft cc curl ip setpriv /usr/bin/python3
 	cargo test --workspace --locked --quiet
 	$(BIN)/pytest -n $(WORKERS) $(PYTEST)
 
