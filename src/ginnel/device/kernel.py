@@ -16,7 +16,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ginnel._core import DescriptorEnd
+from ginnel._core import DataPlane, DescriptorEnd
 from ginnel.device.base import DEFAULT_MTU, Kind
 from ginnel.device.interface import MAX_NAME, Address, Route
 from ginnel.errors import DeviceError
@@ -105,6 +105,20 @@ class KernelDevice:
     def interface(self) -> DescriptorEnd:
         """Raises DeviceError (EBUSY): the kernel holds it."""
         raise DeviceError(errno.EBUSY, f"the interface end of {self.name} belongs to the kernel; use a socket")
+
+    def data_plane(self) -> DataPlane:
+        """A data plane that reads and writes the device from now on, on the first queue.
+
+        With a ``vnet_header`` what the kernel's TCP sends is cut into packets there, and what belongs
+        together is given to the kernel in one piece. The device stays this object's to configure.
+        """
+        descriptor = os.dup(self.application.fileno())
+        udp = False
+        if self._flags & IFF_VNET_HDR:
+            udp = self._offload(descriptor)
+            # What is longer would not fit into one datagram train, and go out as a long and a short one.
+            self._change(gso_max_size=TRAIN, gso_ipv4_max_size=TRAIN)
+        return DataPlane.on_kernel_device(descriptor, self._kind, bool(self._flags & IFF_VNET_HDR), udp)
 
     @property
     def up(self) -> bool:
@@ -199,6 +213,14 @@ class KernelDevice:
     def _attach(self) -> DescriptorEnd:
         queue, self.name = attach(self.name, self._flags)
         return queue
+
+    def _offload(self, descriptor: int) -> bool:
+        """Takes over what the kernel would do by itself. Returns whether UDP is part of it (Linux 6.2)."""
+        for udp in (TUN_F_USO4 | TUN_F_USO6, 0):
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(descriptor, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | udp)
+                return bool(udp)
+        return False
 
     def _set(self, request: int, value: int | None) -> None:
         if value is None:
@@ -319,6 +341,10 @@ IFF_MULTI_QUEUE = 0x0100
 IFF_VNET_HDR = 0x4000
 TUNSETIFF = 0x400454CA
 TUNSETPERSIST = 0x400454CB
+TUNSETOFFLOAD = 0x400454D0
+TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x02, 0x04, 0x20, 0x40
+# Bytes of a long packet that come to one train of datagrams (64 KiB), headers and tags among them.
+TRAIN = 62_000
 TUNSETOWNER = 0x400454CC
 TUNSETGROUP = 0x400454CE
 MAIN_TABLE = 254

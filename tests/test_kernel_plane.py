@@ -1,0 +1,227 @@
+"""The data plane on kernel devices: long packets are cut and joined as the kernel itself would."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+import select
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from ipaddress import ip_interface
+
+import pytest
+
+from ginnel._core import DataPlane
+from ginnel.device.interface import Address
+from ginnel.device.kernel import KernelDevice
+from ginnel.device.memory import MemoryDevice
+from tests.harness.network import Namespace
+
+KEYS = bytes(range(128)), bytes(range(128, 256))
+MSS = 1380
+
+
+def join(one: DataPlane, other: DataPlane) -> None:
+    """Two planes with one peer each, who share keys, over loopback."""
+    sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+        each.setblocking(False)
+    addresses = [each.getsockname() for each in sockets]
+    for index, plane in enumerate((one, other)):
+        host, port = addresses[1 - index]
+        sockets[index].connect((host, port))
+        number = plane.add_udp(sockets[index].detach())
+        plane.new_peer(0, (number, host, port), 0)
+        plane.new_key(0, 1, 0, "AES-256-GCM", KEYS[index], KEYS[1 - index])
+        plane.swap(0, 1)
+        plane.set_routes(0, ["0.0.0.0/0", "::/0"], None)
+        plane.set_peer(0, 0, 0, MSS)
+
+
+@contextlib.contextmanager
+def device(namespace: Namespace, *addresses: str, vnet_header: bool = True) -> Iterator[KernelDevice]:
+    with namespace.entered():
+        made = KernelDevice("tun%d", vnet_header=vnet_header)
+        for address in addresses:
+            made.add_address(Address(ip_interface(address)))
+        made.set_up(True)
+    try:
+        yield made
+    finally:
+        with namespace.entered():
+            made.close()
+
+
+@contextlib.contextmanager
+def tunnel(vnet_header: tuple[bool, bool]) -> Iterator[tuple[Namespace, Namespace, DataPlane, DataPlane]]:
+    with contextlib.ExitStack() as stack:
+        spaces = [stack.enter_context(Namespace()) for _ in range(2)]
+        planes = []
+        for number, (space, offload) in enumerate(zip(spaces, vnet_header, strict=True), 1):
+            addresses = f"10.66.0.{number}/24", f"fd66::{number}/64"
+            made = stack.enter_context(device(space, *addresses, vnet_header=offload))
+            with space.entered():
+                plane = made.data_plane()
+            stack.callback(plane.close)
+            planes.append(plane)
+        join(*planes)
+        yield spaces[0], spaces[1], planes[0], planes[1]
+
+
+@pytest.mark.parametrize("vnet_header", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("address", ["10.66.0.2", "fd66::2"])
+def test_tcp_arrives_whole_both_ways(vnet_header: tuple[bool, bool], address: str) -> None:
+    data = random.Random(7).randbytes(16 << 20)
+    with tunnel(vnet_header) as (left, right, one, other):
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with right.socket(family) as listener, left.socket(family) as client:
+            listener.bind((address, 80))
+            listener.listen()
+            listener.settimeout(60)
+            client.settimeout(60)
+            wait_for_route(client, address)
+            server, _ = listener.accept()
+            with server:
+                server.settimeout(60)
+                assert carry(client, server, data) == hashlib.sha256(data).digest()
+                assert carry(server, client, data) == hashlib.sha256(data).digest()
+        if all(vnet_header):
+            for plane in (one, other):
+                counted = plane.statistics()
+                assert counted["device_reads"] * 3 < counted["device_read_packets"], "long packets are read"
+                assert counted["device_writes"] * 2 < counted["device_written_packets"], "long packets are written"
+        assert one.statistics()["device_read_malformed"] == 0
+        assert other.statistics()["device_write_errors"] == 0
+
+
+def test_datagrams_of_every_size_arrive() -> None:
+    with (
+        tunnel((True, True)) as (left, right, _, _),
+        right.socket(kind=socket.SOCK_DGRAM) as receiver,
+        left.socket(kind=socket.SOCK_DGRAM) as sender,
+    ):
+        receiver.bind(("10.66.0.2", 9))
+        receiver.settimeout(30)
+        sender.connect(("10.66.0.2", 9))
+        for size in (0, 1, 2, 3, 100, 1399, 1400, 1472, 1473, 9000, 60_000):
+            payload = random.Random(size).randbytes(size)
+            sender.send(payload)
+            assert receiver.recv(65_536) == payload
+
+
+def test_a_device_that_is_deleted_is_reported() -> None:
+    with tunnel((True, True)) as (left, _, plane, _):
+        left.ip("link delete tun0")
+        assert select.select([plane], [], [], 30)[0]
+        kinds = {kind for kind, *_ in plane.events()}
+        assert "device_closed" in kinds
+
+
+@pytest.mark.parametrize("ipv6", [False, True])
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+@pytest.mark.parametrize("payload", [1, 1000, 1001, 2000, 2001, 50_000])
+def test_a_long_packet_is_cut_as_the_kernel_cuts_it(ipv6: bool, transport: str, payload: int) -> None:
+    """The same packet to a device without offloads, for which the kernel cuts it, and to ours."""
+    size = 1000
+    long = packet(ipv6, transport, random.Random(payload).randbytes(payload), flags=0x99)
+    kind = {("tcp", False): 1, ("tcp", True): 4, ("udp", False): 5, ("udp", True): 5}[transport, ipv6]
+    start, offset = (40 if ipv6 else 20), (16 if transport == "tcp" else 6)
+    gso = (kind, size) if payload > size else (0, 0)
+    header = struct.pack("=BBHHHH", 1, gso[0], start + (32 if transport == "tcp" else 8), gso[1], start, offset)
+    with Namespace() as space, device(space, vnet_header=False) as plain, device(space) as ours:
+        with space.entered():
+            plane = ours.data_plane()
+            memory = MemoryDevice()
+            memory.set_up(True)
+            peer = DataPlane(memory.application)
+        with contextlib.closing(plane), contextlib.closing(peer), memory:
+            join(plane, peer)
+            with space.entered():
+                for target in (plain, ours):
+                    inject(target.name, header + partial(long, start, offset), ipv6)
+            count = -(-payload // size)
+            cut_by_kernel = receive(plain.application, count)
+            cut_by_us = receive(memory.interface, count)
+            assert cut_by_us == cut_by_kernel
+
+
+def wait_for_route(client: socket.socket, address: str) -> None:
+    """Connects; an IPv6 address is not usable until nobody else has claimed it."""
+    while True:
+        try:
+            return client.connect((address, 80))
+        except OSError as error:
+            if ":" not in address or error.errno not in (99, 101, 113):
+                raise
+            select.select([], [], [], 0.05)
+
+
+def carry(source: socket.socket, target: socket.socket, data: bytes) -> bytes:
+    sender = threading.Thread(target=source.sendall, args=(data,))
+    sender.start()
+    digest, left = hashlib.sha256(), len(data)
+    while left > 0:
+        piece = target.recv(1 << 20)
+        assert piece, "the stream ended early"
+        digest.update(piece)
+        left -= len(piece)
+    sender.join()
+    return digest.digest()
+
+
+def receive(end: object, count: int) -> list[bytes]:
+    """That many packets of the test's own, and none of those that the kernel sends for itself."""
+    packets: list[bytes] = []
+    while len(packets) < count:
+        came: bytes = end.read(30)  # type: ignore[attr-defined]
+        if came[:1] and PORTS in came[20:48]:
+            packets.append(came)
+    return packets
+
+
+def inject(name: str, message: bytes, ipv6: bool) -> None:
+    """Sends a packet with a vnet header through a device."""
+    protocol = 0x86DD if ipv6 else 0x0800
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as raw:
+        raw.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+        raw.sendto(message, (name, protocol))
+
+
+def packet(ipv6: bool, transport: str, payload: bytes, flags: int) -> bytes:
+    """A packet without checksums in its transport header."""
+    if transport == "tcp":
+        options = bytes([1, 1, 8, 10, 0, 0, 0, 5, 0, 0, 0, 6])
+        inner = PORTS + struct.pack("!IIBBHHH", 0xFFFFFF00, 7, 8 << 4, flags, 500, 0, 0) + options + payload
+    else:
+        inner = PORTS + struct.pack("!HH", 8 + len(payload), 0) + payload
+    number = 6 if transport == "tcp" else 17
+    if ipv6:
+        addresses = socket.inet_pton(socket.AF_INET6, "fd99::1") + socket.inet_pton(socket.AF_INET6, "fd99::2")
+        return struct.pack("!IHBB", 0x60000000, len(inner), number, 64) + addresses + inner
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(inner), 0xFFFE, 0x4000, 64, number, 0)
+    head += socket.inet_aton("10.99.0.1") + socket.inet_aton("10.99.0.2")
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + inner
+
+
+def partial(packet: bytes, start: int, offset: int) -> bytes:
+    """With the pseudo header's sum in the transport's checksum."""
+    ipv6 = start == 40
+    addresses, number = (packet[8:40], packet[6]) if ipv6 else (packet[12:20], packet[9])
+    pseudo = addresses + struct.pack("!II", len(packet) - start, number)
+    at = start + offset
+    return packet[:at] + struct.pack("!H", ~checksum(pseudo) & 0xFFFF) + packet[at + 2 :]
+
+
+def checksum(data: bytes) -> int:
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+SOL_PACKET, PACKET_VNET_HDR = 263, 15
+PORTS = struct.pack("!HH", 4321, 1234)
