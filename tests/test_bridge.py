@@ -44,6 +44,7 @@ async def office() -> AsyncIterator[tuple[Bridge, list[Stack], list[int]]]:
 
 
 async def test_hosts_on_a_bridge_speak_with_each_other(office: tuple[Bridge, list[Stack], list[int]]) -> None:
+    """no way to bridge: a learning switch joins TAP devices"""
     bridge, stacks, ports = office
     one, two, *_ = stacks
     assert await one.ping("10.8.0.2") > 0
