@@ -1,0 +1,305 @@
+"""A server's way out without root: what clients send to others leaves through ordinary sockets of this host."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import resource
+import socket
+import struct
+from collections import Counter
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Literal, Self
+
+from ginnel.errors import DeviceError
+from ginnel.gateways.access import AccessList
+from ginnel.gateways.nameserver import Nameserver
+from ginnel.gateways.publish import Publisher
+from ginnel.gateways.relay import Listener, reset
+from ginnel.stack import Arrival, Capture, DatagramFlow, Echo, Stack
+from ginnel.stack.sockets import Address, Flow
+from ginnel.stack.transparent import Unreachable
+
+log = logging.getLogger(__name__)
+
+
+class Egress:
+    """Carries the TCP connections, datagrams and echo requests of a stack's clients to where they are for.
+
+    A connection is made outside before it is answered inside, so that a client sees what became of it. Port 53 of the
+    stack's own addresses answers names. An asynchronous context manager; when it ends, all of it ends.
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        *,
+        allow: Sequence[str] = (),
+        resolvers: Sequence[Address] | None = None,
+        limit: int = 8192,
+        client_limit: int = 1024,
+        connect_timeout: float = 30.0,
+        datagram_idle: float = 120.0,
+    ) -> None:
+        """``allow``: networks that are open beside public ones (:class:`AccessList`); ``resolvers``: the DNS servers
+        that names are asked of, this host's own with None; ``limit`` and ``client_limit``: connections and flows of
+        datagrams at a time, of all and of each client, fewer where the host grants fewer descriptors; timeouts are
+        in seconds. Raises ConfigError for what is no network.
+        """
+        self._stack = stack
+        self._access = AccessList(allow)
+        self._slots = _Slots(min(limit, _descriptors() // 2), client_limit)
+        self._connect_timeout = connect_timeout
+        self._datagram_idle = datagram_idle
+        self._flows: dict[Flow, str] = {}
+        self._echoes: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
+        self._nameserver = Nameserver(stack, resolvers)
+        self._publishers: list[Publisher] = []
+        self._exits = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        """DeviceError where port 53 of the stack is taken."""
+        async with contextlib.AsyncExitStack() as exits:
+            exits.callback(self._access.close)
+            exits.push_async_callback(self._end)
+            await exits.enter_async_context(self._nameserver)
+            self._capture = await exits.enter_async_context(
+                Capture(self._stack, self._arrived, self._datagrams, self._echo, idle=self._datagram_idle)
+            )
+            self._exits = exits.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._exits.aclose()
+
+    def publish(self, listener: Listener, find: Callable[[], str | None], port: int) -> None:
+        """Leads connections to ``listener``, a socket of this host, to a client's port.
+
+        ``find`` gives the client's inner address, None while it is not connected: then connections are reset.
+        The listener is closed with all else.
+        """
+        self._publishers.append(Publisher(self._stack, listener, find, port))
+
+    def forget(self, client: str) -> None:
+        """Ends what a client has open. For when it leaves, and its inner address may go to another."""
+        for flow in [flow for flow, source in self._flows.items() if source == client]:
+            self._stack.abort(flow)
+        for datagrams in self._capture.datagram_flows:
+            if datagrams.source[0] == client:
+                datagrams.close()
+
+    def statistics(self) -> dict[str, int]:
+        """What is open, and what was counted since the start, by name."""
+        published = sum(publisher.connections for publisher in self._publishers)
+        return {
+            "open": self._slots.taken,
+            **self._counts,
+            **self._nameserver.statistics(),
+            "published_connections": published,
+        }
+
+    async def _arrived(self, arrival: Arrival) -> None:
+        client = arrival.source[0]
+        if not self._may_pass(arrival.destination[0]):
+            arrival.refuse("reset")
+            return
+        if not self._take_slot(client):
+            arrival.refuse("prohibited")
+            return
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self._slots.free, client)
+            sock = await self._connect(arrival)
+            if sock is None:
+                return
+            on_failure.callback(reset, sock)
+            try:
+                flow = await arrival.accept()
+                self._stack.attach(flow, sock)
+            except OSError as error:
+                self._counts["connections_failed"] += 1
+                log.debug("%s gave up its connection to %s: %s", client, arrival.destination, error)
+                return
+            on_failure.pop_all()
+        self._counts["connections"] += 1
+        self._flows[flow] = client
+        flow.ended.add_done_callback(lambda _: self._ended(flow))
+
+    async def _connect(self, arrival: Arrival) -> socket.socket | None:
+        host, port = arrival.destination
+        sock: socket.socket | None = None
+        try:
+            sock = _socket(host, socket.SOCK_STREAM)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Who vanishes outside is found out by the host's kernel, who vanishes inside by the stack.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            async with asyncio.timeout(self._connect_timeout):
+                await asyncio.get_running_loop().sock_connect(sock, (host, port))
+            return sock
+        except OSError as error:
+            self._counts["connections_failed"] += 1
+            _log_failure(error, f"{host} port {port}")
+            arrival.refuse(_reason(error))
+        except BaseException:
+            if sock is not None:
+                sock.close()
+            raise
+        if sock is not None:
+            sock.close()
+        return None
+
+    async def _datagrams(self, flow: DatagramFlow) -> None:
+        client, (host, port) = flow.source[0], flow.destination
+        if not self._may_pass(host) or not self._take_slot(client):
+            flow.refuse("prohibited")
+            return
+        flow.ended.add_done_callback(lambda _: self._slots.free(client))
+        try:
+            sock = _socket(host, socket.SOCK_DGRAM)
+            try:
+                sock.connect((host, port))
+            except OSError:
+                sock.close()
+                raise
+            flow.attach(sock)
+        except OSError as error:
+            _log_failure(error, f"{host} port {port} by UDP")
+            reason = _reason(error)
+            flow.refuse("host" if reason == "reset" else reason)
+            return
+        self._counts["datagram_flows"] += 1
+
+    async def _echo(self, echo: Echo) -> None:
+        client = echo.source
+        if not self._may_pass(echo.destination):
+            return
+        if self._echoes[client] >= CLIENT_ECHOES or self._echoes.total() >= ECHOES:
+            self._counts["refused_crowded"] += 1
+            return
+        self._echoes[client] += 1
+        try:
+            async with asyncio.timeout(ECHO_SECONDS):
+                await _ping(echo.destination, echo.sequence, echo.payload)
+        except OSError as error:
+            self._counts["echoes_failed"] += 1
+            _log_failure(error, f"{echo.destination} by an echo request")
+            return
+        finally:
+            self._echoes[client] -= 1
+            self._echoes += Counter()
+        self._counts["echoes"] += 1
+        echo.reply()
+
+    def _may_pass(self, host: str) -> bool:
+        try:
+            if self._access.is_open(host):
+                return True
+        except DeviceError as error:
+            log.warning("%s; it stays closed", error)
+        self._counts["refused_closed"] += 1
+        return False
+
+    def _take_slot(self, client: str) -> bool:
+        if self._slots.take(client):
+            return True
+        self._counts["refused_crowded"] += 1
+        return False
+
+    def _ended(self, flow: Flow) -> None:
+        self._slots.free(self._flows.pop(flow))
+
+    async def _end(self) -> None:
+        for publisher in self._publishers:
+            await publisher.aclose()
+        # A stack that is closed has ended them.
+        with contextlib.suppress(OSError):
+            for flow in list(self._flows):
+                self._stack.abort(flow)
+            for datagrams in self._capture.datagram_flows:
+                datagrams.close()
+
+
+class _Slots:
+    """How many of something there may be at a time, of all clients and of each."""
+
+    def __init__(self, limit: int, client_limit: int) -> None:
+        self._limit = limit
+        self._client_limit = client_limit
+        self._clients: dict[str, int] = {}
+        self.taken = 0
+
+    def take(self, client: str) -> bool:
+        count = self._clients.get(client, 0)
+        if self.taken >= self._limit or count >= self._client_limit:
+            return False
+        self._clients[client] = count + 1
+        self.taken += 1
+        return True
+
+    def free(self, client: str) -> None:
+        self.taken -= 1
+        self._clients[client] -= 1
+        if not self._clients[client]:
+            del self._clients[client]
+
+
+async def _ping(host: str, sequence: int, payload: bytes) -> None:
+    """Sends an echo request from this host, and waits for the reply.
+
+    The kernel chooses the identifier and gives the socket only its own replies. OSError: EACCES where the system lets
+    this user have no such socket (net.ipv4.ping_group_range), or what the network answered instead.
+    """
+    loop = asyncio.get_running_loop()
+    request, reply = (8, 0) if ":" not in host else (128, 129)
+    with _socket(host, socket.SOCK_DGRAM, socket.IPPROTO_ICMP if request == 8 else socket.IPPROTO_ICMPV6) as sock:
+        sock.connect((host, 0))
+        await loop.sock_sendall(sock, struct.pack("!BBHHH", request, 0, 0, 0, sequence) + payload)
+        while True:
+            answer = await loop.sock_recv(sock, 65536)
+            if answer[0] == reply and answer[6:8] == sequence.to_bytes(2, "big") and answer[8:] == payload:
+                return
+
+
+def _socket(host: str, kind: socket.SocketKind, protocol: int = 0) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind, protocol)
+    sock.setblocking(False)
+    return sock
+
+
+def _reason(error: OSError) -> Unreachable | Literal["reset"]:
+    if isinstance(error, ConnectionRefusedError):
+        return "reset"
+    if error.errno in (errno.ENETUNREACH, errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+        return "network"
+    return "prohibited" if error.errno in (errno.EACCES, errno.EPERM) else "host"
+
+
+def _log_failure(error: OSError, where: str) -> None:
+    # A host without descriptors is the operator's business, a destination that does not answer the client's.
+    level = logging.WARNING if error.errno in EXHAUSTED else logging.DEBUG
+    log.log(level, "cannot reach %s: %s", where, error.strerror or "no answer")
+
+
+def _descriptors() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 30 if soft == resource.RLIM_INFINITY else soft
+
+
+COUNTERS = (
+    "connections",
+    "connections_failed",
+    "datagram_flows",
+    "echoes",
+    "echoes_failed",
+    "refused_closed",
+    "refused_crowded",
+)
+ECHOES = 256
+CLIENT_ECHOES = 32
+ECHO_SECONDS = 10.0
+EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
