@@ -20,6 +20,7 @@ from ginnel.cli.live import live_line
 from ginnel.cli.prompt import Asker
 from ginnel.errors import ConfigError, GinnelError
 from ginnel.gateways.forward import Forward, Target
+from ginnel.gateways.http_proxy import HttpProxy
 from ginnel.gateways.relay import Address, Listener
 from ginnel.gateways.socks5 import Login, Socks5Gateway
 from ginnel.openvpn.config import ClientConfig
@@ -32,11 +33,12 @@ log = logging.getLogger("ginnel")
 @click.command(name="connect")
 @click.argument("file", type=click.Path(path_type=Path), metavar="FILE.ovpn")
 @click.option("--socks", metavar="[ADDR:]PORT|unix:PATH", help="Serve SOCKS5 here; loopback without ADDR.")
+@click.option("--http", metavar="[ADDR:]PORT|unix:PATH", help="Serve an HTTP proxy here; loopback without ADDR.")
 @click.option(
     "--socks-auth",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="The user and password that SOCKS clients must give, a line each.",
+    help="The user and password that clients of --socks and --http must give, a line each.",
 )
 @click.option(
     "-L",
@@ -66,6 +68,7 @@ def command(
     ctx: click.Context,
     file: Path,
     socks: str | None,
+    http: str | None,
     socks_auth: Path | None,
     forwards: tuple[str, ...],
     auth_user_pass: Path | None,
@@ -75,8 +78,8 @@ def command(
 ) -> int:
     """Connect to the OpenVPN server that FILE.ovpn names, without root.
 
-    Nothing of this machine's network changes. Programs reach the other side through --socks, and
-    through the ports given with -L; names are resolved there. Runs until SIGINT or SIGTERM.
+    Nothing of this machine's network changes. Programs reach the other side through --socks and
+    --http, and through the ports given with -L; names are resolved there. Runs until SIGINT or SIGTERM.
     """
     reporter = Reporter(as_json, opens)
     try:
@@ -89,7 +92,8 @@ def command(
             login=_read_login(auth_user_pass),
             timeout=timeout,
             socks=Address.parse(socks) if socks else None,
-            socks_login=_socks_login(socks, socks_auth),
+            http=Address.parse(http) if http else None,
+            gateway_login=_gateway_login(socks, http, socks_auth),
             forwards=tuple(Target.parse(text) for text in forwards),
         )
         asyncio.run(_connect(plan, reporter))
@@ -107,7 +111,8 @@ class Plan:
     login: tuple[str, str] | None
     timeout: float
     socks: Address | None
-    socks_login: Login | None
+    http: Address | None
+    gateway_login: Login | None
     forwards: tuple[Target, ...]
 
 
@@ -158,12 +163,15 @@ async def _connect(plan: Plan, reporter: Reporter) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
-        socks = stack.enter_context(contextlib.closing(Listener(plan.socks))) if plan.socks else None
-        forwards = [
-            (stack.enter_context(contextlib.closing(Listener(target.address))), target) for target in plan.forwards
-        ]
+        listeners = _Listeners(
+            socks=stack.enter_context(contextlib.closing(Listener(plan.socks))) if plan.socks else None,
+            http=stack.enter_context(contextlib.closing(Listener(plan.http))) if plan.http else None,
+            forwards=[
+                (stack.enter_context(contextlib.closing(Listener(target.address))), target) for target in plan.forwards
+            ],
+        )
         vpn = Vpn(plan.config, auth_user_pass=plan.login, ask=Asker(), timeout=plan.timeout)
-        session = loop.create_task(_hold(vpn, plan, reporter, socks, forwards))
+        session = loop.create_task(_hold(vpn, plan, reporter, listeners))
         stopped = loop.create_task(stop.wait())
         try:
             await asyncio.wait({session, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -175,24 +183,29 @@ async def _connect(plan: Plan, reporter: Reporter) -> None:
     reporter.change(Down(None), {})
 
 
-async def _hold(
-    vpn: Vpn,
-    plan: Plan,
-    reporter: Reporter,
-    socks: Listener | None,
-    forwards: list[tuple[Listener, Target]],
-) -> None:
-    gateways = _gateway_fields(socks, forwards)
+@dataclass(frozen=True, slots=True)
+class _Listeners:
+    """What listens before there is anything to serve."""
+
+    socks: Listener | None
+    http: Listener | None
+    forwards: list[tuple[Listener, Target]]
+
+
+async def _hold(vpn: Vpn, plan: Plan, reporter: Reporter, listeners: _Listeners) -> None:
+    gateways = _gateway_fields(listeners)
     changes = vpn.changes()
     reports = asyncio.get_running_loop().create_task(_report(changes, reporter, gateways))
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(reports.cancel)
-        for line in _openness(plan, socks, forwards):
+        for line in _openness(plan, listeners):
             reporter.listening(line)
         await stack.enter_async_context(vpn)
-        if socks is not None:
-            stack.push_async_callback(Socks5Gateway(vpn.stack, socks, plan.socks_login).aclose)
-        for listener, target in forwards:
+        if listeners.socks is not None:
+            stack.push_async_callback(Socks5Gateway(vpn.stack, listeners.socks, plan.gateway_login).aclose)
+        if listeners.http is not None:
+            stack.push_async_callback(HttpProxy(vpn.stack, listeners.http, plan.gateway_login).aclose)
+        for listener, target in listeners.forwards:
             stack.push_async_callback(Forward(vpn.stack, listener, target).aclose)
         if sys.stderr.isatty():
             shown = asyncio.get_running_loop().create_task(live_line(vpn))
@@ -226,48 +239,54 @@ def _sentence(info: Info) -> str:
     )
 
 
-def _gateway_fields(socks: Listener | None, forwards: list[tuple[Listener, Target]]) -> dict[str, Any]:
+def _gateway_fields(listeners: _Listeners) -> dict[str, Any]:
     fields: dict[str, Any] = {}
-    if socks is not None:
-        fields["socks"] = str(socks.address)
-    if forwards:
+    if listeners.socks is not None:
+        fields["socks"] = str(listeners.socks.address)
+    if listeners.http is not None:
+        fields["http"] = str(listeners.http.address)
+    if listeners.forwards:
         fields["forwards"] = [
-            {"listen": str(listener.address), "host": target.host, "port": target.port} for listener, target in forwards
+            {"listen": str(listener.address), "host": target.host, "port": target.port}
+            for listener, target in listeners.forwards
         ]
     return fields
 
 
-def _openness(plan: Plan, socks: Listener | None, forwards: list[tuple[Listener, Target]]) -> list[str]:
+def _openness(plan: Plan, listeners: _Listeners) -> list[str]:
     lines = []
-    if socks is not None:
-        if socks.address.path is not None:
+    for name, proxy in (("SOCKS5", listeners.socks), ("HTTP proxy", listeners.http)):
+        if proxy is None:
+            continue
+        if proxy.address.path is not None:
             who = "for you alone"
-        elif plan.socks_login is not None:
+        elif plan.gateway_login is not None:
             who = "with a password"
         else:
             who = "open to every user of this machine; unix:PATH or --socks-auth closes it"
-        lines.append(f"SOCKS5 on {socks.address} ({who})")
-    for listener, target in forwards:
+        lines.append(f"{name} on {proxy.address} ({who})")
+    for listener, target in listeners.forwards:
         where = f"{listener.address} leads to {target.host} port {target.port}"
         who = "every user of this machine" if listener.address.is_private else "everyone who reaches it"
         lines.append(where if listener.address.path else f"{where} (open to {who})")
     if not lines:
-        lines.append("nothing leads into the tunnel: --socks PORT or -L PORT:HOST:PORT would")
+        lines.append("nothing leads into the tunnel: --socks PORT, --http PORT or -L PORT:HOST:PORT would")
     return lines
 
 
-def _socks_login(socks: str | None, path: Path | None) -> Login | None:
+def _gateway_login(socks: str | None, http: str | None, path: Path | None) -> Login | None:
     if path is not None:
-        if socks is None:
-            raise ConfigError("--socks-auth without --socks", instead="add --socks [ADDR:]PORT")
+        if socks is None and http is None:
+            raise ConfigError("--socks-auth without --socks or --http", instead="add --socks [ADDR:]PORT")
         login = _read_login(path)
         assert login is not None
         return Login(*login)
-    if socks is not None and not Address.parse(socks).is_private:
-        raise ConfigError(
-            f"SOCKS on {socks} would be open to everyone who reaches this machine",
-            instead="add --socks-auth FILE, or listen on loopback",
-        )
+    for name, where in (("SOCKS", socks), ("an HTTP proxy", http)):
+        if where is not None and not Address.parse(where).is_private:
+            raise ConfigError(
+                f"{name} on {where} would be open to everyone who reaches this machine",
+                instead="add --socks-auth FILE, or listen on loopback",
+            )
     return None
 
 

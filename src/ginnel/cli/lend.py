@@ -25,7 +25,7 @@ from ginnel.errors import ConfigError, GinnelError
 from ginnel.gateways.relay import Address, Listener
 from ginnel.gateways.socks5 import Socks5Gateway
 from ginnel.stack import Stack
-from ginnel.stack.sockets import Flow
+from ginnel.stack.sockets import DatagramSocket, Flow
 
 log = logging.getLogger("ginnel")
 
@@ -121,21 +121,27 @@ class _Outlet:
         self._stacks: WeakKeyDictionary[Flow, Stack] = WeakKeyDictionary()
 
     async def connect_flow(self, host: str, port: int, *, timeout: float | None = None) -> Flow:
-        interface = next((own for own in self._interfaces if own.up and own.addresses), None)
-        if interface is None:
-            raise OSError(errno.ENETUNREACH, "the program has set no interface up yet")
-        stack = interface.stack
-        # Without a server a name is not resolved at all: asking this machine's would tell it what is looked for.
-        stack.set_dns(self._dns)
+        stack = self._stack()
         flow = await stack.connect_flow(host, port, timeout=timeout)
         self._stacks[flow] = stack
         return flow
+
+    async def open_datagram(self) -> DatagramSocket:
+        return await self._stack().open_datagram()
 
     def attach(self, flow: Flow, sock: socket.socket) -> None:
         self._stacks[flow].attach(flow, sock)
 
     def abort(self, flow: Flow) -> None:
         self._stacks[flow].abort(flow)
+
+    def _stack(self) -> Stack:
+        interface = next((own for own in self._interfaces if own.up and own.addresses), None)
+        if interface is None:
+            raise OSError(errno.ENETUNREACH, "the program has set no interface up yet")
+        # Without a server a name is not resolved at all: asking this machine's would tell it what is looked for.
+        interface.stack.set_dns(self._dns)
+        return interface.stack
 
 
 def _pass_signals_on(program: LentProgram) -> None:

@@ -55,6 +55,7 @@ class Egress:
         self._connect_timeout = connect_timeout
         self._datagram_idle = datagram_idle
         self._flows: dict[Flow, str] = {}
+        self._arriving: dict[asyncio.Task[None], str] = {}
         self._echoes: Counter[str] = Counter()
         self._counts: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
         self._nameserver = Nameserver(stack, resolvers)
@@ -88,6 +89,9 @@ class Egress:
 
     def forget(self, client: str) -> None:
         """Ends what a client has open. For when it leaves, and its inner address may go to another."""
+        for task, source in self._arriving.items():
+            if source == client:
+                task.cancel()
         for flow in [flow for flow, source in self._flows.items() if source == client]:
             self._stack.abort(flow)
         for datagrams in self._capture.datagram_flows:
@@ -105,6 +109,19 @@ class Egress:
         }
 
     async def _arrived(self, arrival: Arrival) -> None:
+        # In a task that can be cancelled: a client may have to be forgotten before its connection is open.
+        task = asyncio.get_running_loop().create_task(self._join(arrival))
+        self._arriving[task] = arrival.source[0]
+        task.add_done_callback(self._arriving.pop)
+        try:
+            await asyncio.wait({task})
+            if not task.cancelled():
+                task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _join(self, arrival: Arrival) -> None:
         client = arrival.source[0]
         if not self._may_pass(arrival.destination[0]):
             arrival.refuse("reset")

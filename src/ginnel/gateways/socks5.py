@@ -1,12 +1,13 @@
-"""A SOCKS5 gateway: CONNECT (RFC 1928), with a user and a password where asked (RFC 1929).
+"""A SOCKS5 gateway: CONNECT and UDP ASSOCIATE (RFC 1928), with a user and a password where asked (RFC 1929).
 
-Names that a client sends are resolved inside the tunnel. UDP ASSOCIATE and BIND are answered with
-"command not supported".
+Names that a client sends are resolved inside the tunnel. BIND is answered with "command not supported", and so is
+UDP ASSOCIATE on a unix socket, whose clients have no address.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import hmac
 import ipaddress
@@ -18,7 +19,8 @@ from typing import Protocol
 
 from ginnel.errors import GinnelError
 from ginnel.gateways.relay import Acceptor, Listener, read_exactly
-from ginnel.stack.sockets import Flow
+from ginnel.gateways.udp_associate import Relay
+from ginnel.stack.sockets import DatagramSocket, Flow
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,8 @@ class Outlet(Protocol):
 
     def abort(self, flow: Flow) -> None: ...
 
+    async def open_datagram(self) -> DatagramSocket: ...
+
 
 class Socks5Gateway:
     """Takes SOCKS5 connections and joins each with a stream of the tunnel."""
@@ -47,6 +51,7 @@ class Socks5Gateway:
     def __init__(self, stack: Outlet, listener: Listener, login: Login | None = None) -> None:
         self._stack = stack
         self._login = login
+        self._relays = 0
         self._acceptor = Acceptor(listener, self._serve)
 
     async def aclose(self) -> None:
@@ -58,11 +63,18 @@ class Socks5Gateway:
         try:
             async with asyncio.timeout(HANDSHAKE_SECONDS):
                 await self._greet(client)
-                host, port = await self._request(client)
+                command, host, port = await self._request(client)
         except _RefusedError as refused:
             log.debug("SOCKS client refused: %s", refused)
             await loop.sock_sendall(client, refused.answer)
             return
+        if command == _UDP_ASSOCIATE:
+            await self._associate(client, port)
+        else:
+            await self._connect(client, host, port)
+
+    async def _connect(self, client: socket.socket, host: str, port: int) -> None:
+        loop = asyncio.get_running_loop()
         try:
             flow = await self._stack.connect_flow(host, port)
         except (OSError, TimeoutError, GinnelError) as error:
@@ -75,6 +87,33 @@ class Socks5Gateway:
             self._stack.abort(flow)
             raise
         self._stack.attach(flow, client)
+
+    async def _associate(self, client: socket.socket, port: int) -> None:
+        loop = asyncio.get_running_loop()
+        if self._relays >= MOST_RELAYS:
+            await loop.sock_sendall(client, _reply(_GENERAL_FAILURE))
+            return
+        self._relays += 1
+        try:
+            try:
+                relay = await self._open_relay(client, port)
+            except (OSError, GinnelError) as error:
+                log.info("SOCKS: no relay for datagrams: %s", error)
+                await loop.sock_sendall(client, _reply(_reply_code(error)))
+                return
+            with contextlib.closing(relay):
+                await loop.sock_sendall(client, _reply(_SUCCEEDED, *relay.address))
+                await _while_connected(client, relay)
+        finally:
+            self._relays -= 1
+
+    async def _open_relay(self, client: socket.socket, port: int) -> Relay:
+        tunnel = await self._stack.open_datagram()
+        try:
+            return Relay(client, port, tunnel)
+        except BaseException:
+            tunnel.close()
+            raise
 
     async def _greet(self, client: socket.socket) -> None:
         version, count = await read_exactly(client, 2)
@@ -100,7 +139,7 @@ class Socks5Gateway:
             raise _RefusedError("wrong user or password", bytes([_LOGIN_VERSION, 1]))
         await asyncio.get_running_loop().sock_sendall(client, bytes([_LOGIN_VERSION, 0]))
 
-    async def _request(self, client: socket.socket) -> tuple[str, int]:
+    async def _request(self, client: socket.socket) -> tuple[int, str, int]:
         version, command, _, kind = await read_exactly(client, 4)
         if version != _VERSION:
             raise _RefusedError("malformed request", _reply(_GENERAL_FAILURE))
@@ -114,9 +153,9 @@ class Socks5Gateway:
         else:
             raise _RefusedError("unknown address type", _reply(_ADDRESS_NOT_SUPPORTED))
         (port,) = struct.unpack("!H", await read_exactly(client, 2))
-        if command != _CONNECT:
+        if command != _CONNECT and (command != _UDP_ASSOCIATE or client.family == socket.AF_UNIX):
             raise _RefusedError(f"command {command}", _reply(_COMMAND_NOT_SUPPORTED))
-        return host, port
+        return command, host, port
 
 
 class _RefusedError(Exception):
@@ -125,6 +164,19 @@ class _RefusedError(Exception):
     def __init__(self, why: str, answer: bytes) -> None:
         super().__init__(why)
         self.answer = answer
+
+
+async def _while_connected(client: socket.socket, relay: Relay) -> None:
+    """Runs a relay until its client closes the connection, on which nothing more is said."""
+    loop = asyncio.get_running_loop()
+    running = loop.create_task(relay.run())
+    closed = loop.create_task(loop.sock_recv(client, 1))
+    try:
+        await asyncio.wait({running, closed}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        running.cancel()
+        closed.cancel()
+        await asyncio.gather(running, closed, return_exceptions=True)
 
 
 def _name(raw: bytes) -> str:
@@ -153,11 +205,12 @@ def _reply_code(error: BaseException) -> int:
 
 HANDSHAKE_SECONDS = 30.0
 """How long a client may take to say what it wants."""
+MOST_RELAYS = 256
 
 _VERSION = 5
 _LOGIN_VERSION = 1
 _NO_LOGIN, _USERNAME_PASSWORD, _NOTHING_ACCEPTABLE = 0x00, 0x02, 0xFF
-_CONNECT = 1
+_CONNECT, _UDP_ASSOCIATE = 1, 3
 _IPV4, _NAME, _IPV6 = 1, 3, 4
 _SUCCEEDED, _GENERAL_FAILURE, _NETWORK_UNREACHABLE, _HOST_UNREACHABLE = 0, 1, 3, 4
 _REFUSED, _TTL_EXPIRED, _COMMAND_NOT_SUPPORTED, _ADDRESS_NOT_SUPPORTED = 5, 6, 7, 8
