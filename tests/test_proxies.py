@@ -214,7 +214,9 @@ async def test_a_request_is_not_smuggled_behind_anothers_content(
 ) -> None:
     second = b"GET http://10.8.0.1/second HTTP/1.1\r\nHost: x\r\n\r\n"
     first = b"POST http://10.8.0.1/first HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
-    assert (await say(open_proxy, first + second)).count(b"HTTP/1.1 200") == 1
+    answer = await say(open_proxy, first + second)
+    assert answer.count(b"HTTP/1.1 200") == 1
+    assert b"connection: close" in answer.lower()
     both = b"Host: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"
     answer = await say(open_proxy, b"POST http://10.8.0.1/ HTTP/1.1\r\n" + both + b"0\r\n\r\n" + second)
     assert answer.count(b"HTTP/1.1") == 1
