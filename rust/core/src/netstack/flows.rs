@@ -60,7 +60,7 @@ impl<T: Transport, A> Flow<T, A> {
         }
     }
 
-    /// When the peer has been silent for too long, if it owes us anything.
+    /// When the peer has been silent for too long: if it owes us anything, or for another's address, at all.
     pub(super) fn patience(&mut self, now: Nanos) -> Option<Nanos> {
         let waits = self.transport.is_waiting();
         if waits && !self.waiting {
@@ -72,7 +72,10 @@ impl<T: Transport, A> Flow<T, A> {
             Phase::Accepting => ACCEPT_TIMEOUT,
             _ => SILENCE_TIMEOUT,
         };
-        waits.then_some(self.heard + limit)
+        match waits {
+            true => Some(self.heard + limit),
+            false => self.captured.then_some(self.heard + CAPTURED_IDLE),
+        }
     }
 }
 
@@ -228,5 +231,7 @@ impl<T: Transport, A> Default for Flows<T, A> {
 
 const MOST_HALF_OPEN: usize = 128;
 const CONNECT_TIMEOUT: Nanos = 60 * SECOND;
+/// What an address translator grants a connection at least (RFC 5382, REQ-5).
+const CAPTURED_IDLE: Nanos = (2 * 60 + 4) * 60 * SECOND;
 const ACCEPT_TIMEOUT: Nanos = 20 * SECOND;
 const SILENCE_TIMEOUT: Nanos = 300 * SECOND;
