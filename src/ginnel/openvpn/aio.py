@@ -18,6 +18,7 @@ from ginnel._core import DataPlane, End
 from ginnel.errors import AuthError, ConfigError, GinnelError, RemoteProtocolError, UnreachableError
 from ginnel.openvpn import events, settings
 from ginnel.openvpn.client import ClientPolicy
+from ginnel.openvpn.commands import REPORTS, carry_out
 from ginnel.openvpn.config import ClientConfig, HttpProxy, Remote
 from ginnel.openvpn.session import Session
 from ginnel.openvpn.tls import KeyPasswordError, TlsContext
@@ -386,7 +387,7 @@ class _Attempt:
                 if fields[1][0] == self.path[0]:
                     self.session.receive_datagram(fields[0], fields[1], now)
             else:
-                self.session.data_event(_REPORTS[kind](*fields), now)
+                self.session.data_event(REPORTS[kind](*fields), now)
         self._advance()
 
     def _fire(self) -> None:
@@ -416,35 +417,8 @@ class _Attempt:
         self._timer = self._loop.call_at(at, self._fire) if at is not None else None
 
     def _command(self, command: events.Command) -> None:
-        plane = self._plane
-        match command:
-            case events.NewPeer(peer, path, peer_id):
-                plane.new_peer(peer, path, peer_id)
-            case events.SetPeer(peer, ping, ping_restart, mss, framing):
-                plane.set_peer(peer, ping, ping_restart, mss, framing)
-            case events.DelPeer(peer):
-                plane.del_peer(peer)
-            case events.NewKey():
-                plane.new_key(
-                    command.peer,
-                    command.handle,
-                    command.key_id,
-                    command.cipher,
-                    command.encrypt,
-                    command.decrypt,
-                    auth=command.auth,
-                    epochs=command.epochs,
-                )
-            case events.DelKey(peer, handle):
-                plane.del_key(peer, handle)
-            case events.Swap(peer, handle):
-                plane.swap(peer, handle)
-            case events.SendDataMessage(peer, data):
-                plane.send_data_message(peer, data)
-            case events.CountBytes(peer):
-                counted = plane.peer_statistics(peer)
-                report = events.BytesCounted(peer, counted["rx_bytes"] + counted["tx_bytes"])
-                self.session.data_event(report, self._loop.time())
+        if (report := carry_out(self._plane, command)) is not None:
+            self.session.data_event(report, self._loop.time())
 
 
 def _unanswered(prompt: events.Prompt) -> ConfigError:
@@ -463,13 +437,6 @@ def _worth_another(error: GinnelError, failures: int) -> bool:
     return True
 
 
-_REPORTS: dict[str, Callable[..., events.Report]] = {
-    "data_message": events.DataMessage,
-    "float": events.PeerFloat,
-    "expired": events.PeerExpired,
-    "key_limit": events.KeyLimit,
-    "closed": events.PathClosed,
-}
 # Seconds that a silent server may take while there are others to try: less the first time, when one of a
 # name's two families may lead nowhere. A lost first packet is sent again within them.
 _PATIENCE, _FIRST_PATIENCE = 10.0, 3.0

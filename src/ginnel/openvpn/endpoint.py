@@ -106,6 +106,7 @@ class Endpoint:
         self._negotiating = 0
         self._spent: OrderedDict[tuple[Path, bytes], float] = OrderedDict()
         self._next_peer = 0
+        self._ending = False
         self._timers: list[tuple[float, int]] = []
         self._touched: dict[int, None] = {}
         self._answers: deque[tuple[bytes, Path]] = deque()
@@ -178,6 +179,10 @@ class Endpoint:
         """The next event with its peer. After `events.Closed` the number is free."""
         return self._events.popleft() if self._events else None
 
+    def end_admission(self) -> None:
+        """From now on a stranger gets no answer: one who knew of us already finds our successor sooner."""
+        self._ending = True
+
     def touch(self, peer: int, now: float) -> None:
         """Something was done with this session, by its policy, say: it may have events and datagrams."""
         if (entry := self._entries.get(peer)) is not None:
@@ -200,7 +205,7 @@ class Endpoint:
 
     def _meet(self, data: bytes, header: Header, path: Path, now: float) -> None:
         """A packet of no session: an answer, a session, or nothing. Raises `PacketError`."""
-        if header.key_id != 0 or header.opcode not in self._first_opcodes:
+        if self._ending or header.key_id != 0 or header.opcode not in self._first_opcodes:
             self._count("strays")
             return
         limited = header.opcode in RESETS and not self._proven(path)

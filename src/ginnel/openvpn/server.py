@@ -1,13 +1,19 @@
-"""A server's policy: checks the login, chooses the cipher, answers the push request."""
+"""A server's policy: has the login decided, chooses the cipher, answers the push request.
+
+Who may come in, and with which options, its owner decides (`Gate`), at once or later: until then the
+client's requests are not answered. A renegotiation is put before it again; the keys that come of it are in
+use while that is decided, and a refusal ends the session.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from ginnel.errors import AuthError, RemoteProtocolError
 from ginnel.openvpn import keys
-from ginnel.openvpn.data_format import AEAD_CIPHERS, FRAMINGS, DataFormat
+from ginnel.openvpn.data_format import AEAD_CIPHERS, FRAMINGS, DataFormat, MssFix
+from ginnel.openvpn.events import Path
 from ginnel.openvpn.keys import KeyMessage, Proto
 from ginnel.openvpn.push import PushReply
 from ginnel.openvpn.push_emit import emit_messages
@@ -19,20 +25,50 @@ Verify = Callable[[str, str, str], str | None]
 """From user name, password and the certificate's common name to None, or the reason of a refusal."""
 
 
+@dataclass(frozen=True, slots=True)
+class ClientLogin:
+    """Who wants to come in.
+
+    ``name`` and ``serial`` are the certificate's common name and number ("" and None without one).
+    ``again``: in a renegotiation. ``peer_info`` is what the client says of itself.
+    """
+
+    peer: int
+    path: Path
+    name: str
+    serial: int | None
+    username: str
+    password: str = field(repr=False)
+    peer_info: Mapping[str, str]
+    again: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """``reason`` is what the client is told, "" for nothing."""
+
+    reason: str
+
+
+Verdict = PushReply | Refusal
+Gate = Callable[[ClientLogin], Verdict | None]
+"""Decides about a login: the options for this client, a refusal, or None: `ServerPolicy.decide` comes later. For
+a renegotiation the token in the options counts alone."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings(SessionSettings):
     """What a server's sessions have in common.
 
     ``ping`` and ``ping_restart`` are the clients'; the server itself waits twice as long, as with
-    stock's ``keepalive``. ``mss`` as in `events.SetPeer`. Without ``verify`` the certificate alone
-    decides.
+    stock's ``keepalive``. Without ``verify`` the certificate alone decides, where no `Gate` does.
     """
 
     verify: Verify | None = None
     data_ciphers: tuple[str, ...] = ("AES-256-GCM", "AES-128-GCM", "CHACHA20-POLY1305")
     auth: str = "SHA1"
     tun_mtu: int = 1500
-    mss: int = 1400
+    mssfix: MssFix = field(default=MssFix(1492, "mtu"))
     ping: int = 10
     ping_restart: int = 60
 
@@ -45,7 +81,7 @@ class ServerPolicy:
     def __init__(
         self,
         settings: ServerSettings,
-        push: PushReply,
+        push: PushReply | Gate,
         *,
         unix_time: float,
         peer: int = 0,
@@ -55,10 +91,12 @@ class ServerPolicy:
         self.settings = settings
         self.unix_time = unix_time
         self.peer = peer
-        self._push = push
+        self._gate = _fixed(settings, push) if isinstance(push, PushReply) else push
         self._peer_id = peer_id
-        self._refusal: str | None = None
+        self._first: ClientLogin | None = None
         self._theirs: KeyMessage | None = None
+        self._cipher: str | None = None
+        self._decided = False
         self._answered = float("-inf")
         self._messages: list[str] = []
 
@@ -73,6 +111,22 @@ class ServerPolicy:
 
     # Will of the owner.
 
+    def decide(self, verdict: Verdict, now: float) -> None:
+        """What became of a login for which the gate gave None. For a session that is not over."""
+        if self._session.tunnel is not None:
+            self._decide_again(verdict, now)
+        elif not self._decided:
+            self._decided = True
+            self._session.set_timer(Timer.PUSH_WINDOW, None)
+            if isinstance(verdict, Refusal):
+                self._refuse(verdict.reason, now)
+            else:
+                self._admit(verdict, now)
+
+    def tell(self, text: str) -> None:
+        """Words for the client's user while the login waits: ``OPEN_URL:…``, ``CR_TEXT:…``."""
+        self._session.send_message(f"INFO_PRE,{text}")
+
     def restart(self, now: float, text: str = "", *, next_server: bool = False) -> None:
         """Asks the client to connect again, and ends the session."""
         self._dismiss("RESTART", "[N]" * next_server + text, now)
@@ -80,6 +134,10 @@ class ServerPolicy:
     def halt(self, now: float, text: str = "") -> None:
         """Tells the client to stop, and ends the session."""
         self._dismiss("HALT", text, now)
+
+    def expel(self, now: float, reason: str) -> None:
+        """Tells the client that its login counts no more, and ends the session. Its data stops at once."""
+        self._refuse(reason, now)
 
     # Exchange.
 
@@ -98,42 +156,84 @@ class ServerPolicy:
         return KeyMessage.make(self._random, server=True, options=options)
 
     def check_key_message(self, message: KeyMessage, tls: TlsConnection) -> None:
-        """A refused client is told so when the negotiation is done: only then is there a way to."""
+        """The first login is decided when the negotiation is done: only then is there a way to tell."""
+        login = ClientLogin(
+            peer=self.peer,
+            path=self._session.path,
+            name=tls.peer_common_name,
+            serial=tls.peer_serial,
+            username=message.username,
+            password=message.password,
+            peer_info=keys.parse_peer_info(message.peer_info),
+            again=self._first is not None,
+        )
         self._theirs = message
-        verify = self.settings.verify
-        if verify is None or self._refusal is not None:
+        if self._first is None:
+            self._first = login
             return
-        if not (message.username.isprintable() and message.password.isprintable()):
-            self._refusal = "control characters in the user name or password"
-        else:
-            self._refusal = verify(message.username, message.password, tls.peer_common_name)
-        if self._refusal is not None and self._session.tunnel is not None:
-            raise RemoteProtocolError("the client's login is refused in a renegotiation")
+        first = self._first
+        if (login.name, login.serial) != (first.name, first.serial):
+            raise RemoteProtocolError("the client has another certificate in a renegotiation")
+        verdict = self._ask(login)
+        if verdict is not None:
+            self._decide_again(verdict, self._session.last_heard)
 
     # Policy.
 
     def negotiated(self, now: float) -> None:
-        theirs = self._theirs
-        if theirs is None:
+        theirs, login = self._theirs, self._first
+        if theirs is None or login is None:
             raise RemoteProtocolError("the client sent no key message")
-        info = keys.parse_peer_info(theirs.peer_info)
-        proto = keys.parse_proto(info)
-        cipher = keys.negotiate_cipher(self.settings.data_ciphers, info, theirs.options)
-        if cipher is None:
-            self._refusal = self._refusal or "Data channel cipher negotiation failed (no shared cipher)"
-        if self._refusal is not None or cipher is None:
-            self._refuse(self._refusal or "", now)
+        self._cipher = keys.negotiate_cipher(self.settings.data_ciphers, dict(login.peer_info), theirs.options)
+        if self._cipher is None:
+            self._refuse("Data channel cipher negotiation failed (no shared cipher)", now)
             return
-        reply = self._complete(proto, cipher)
+        verdict = self._ask(login)
+        if verdict is not None:
+            self.decide(verdict, now)
+            return
+        window = self.settings.hand_window
+        self._session.set_timer(Timer.PUSH_WINDOW, now + window)
+        told = Proto.AUTH_PENDING_KW in keys.parse_proto(dict(login.peer_info))
+        self._session.send_message(f"AUTH_PENDING,timeout {window:.0f}" if told else "AUTH_PENDING")
+
+    def handle_timer(self, timer: Timer, now: float) -> None:
+        """PUSH_WINDOW: nobody decided."""
+        self.decide(Refusal("the login was not approved in time"), now)
+
+    def handle_message(self, text: str, now: float) -> None:
+        if text != "PUSH_REQUEST":
+            self._session.notice(f"the client sent a message that is not known: {text[:40]}")
+        elif self._messages and now >= self._answered + PUSH_REPLY_INTERVAL:
+            self._answer(now)
+
+    def _ask(self, login: ClientLogin) -> Verdict | None:
+        if not (login.username.isprintable() and login.password.isprintable()):
+            return Refusal("control characters in the user name or password")
+        return self._gate(login)
+
+    def _admit(self, push: PushReply, now: float) -> None:
+        assert self._first is not None
+        assert self._cipher is not None
+        proto = keys.parse_proto(dict(self._first.peer_info))
+        reply = self._complete(push, proto, self._cipher)
         self._messages = emit_messages(reply.options())
+        data_format = self._data_format(self._cipher, reply)
+        settings = self.settings
         tunnel = Tunnel(
-            data_format=self._data_format(cipher, reply),
+            data_format=data_format,
             exported=reply.exported_keys,
             peer_id=reply.peer_id,
-            ping=self.settings.ping,
-            ping_restart=2 * self.settings.ping_restart,
+            ping=settings.ping,
+            ping_restart=2 * settings.ping_restart,
             ping_exit=False,
-            mss=self.settings.mss,
+            mss=data_format.mss(
+                settings.mssfix,
+                peer_id=reply.peer_id is not None,
+                tcp=settings.tcp,
+                ipv6=":" in self._session.path[1],
+                tap=False,
+            ),
             cc_exit="cc-exit" in reply.protocol_flags,
             exit_notify=0,
             dyn_tls_crypt="dyn-tls-crypt" in reply.protocol_flags,
@@ -142,21 +242,20 @@ class ServerPolicy:
         if Proto.REQUEST_PUSH in proto:
             self._answer(now)
 
-    def handle_timer(self, timer: Timer, now: float) -> None:
-        """A server sets none of these."""
-
-    def handle_message(self, text: str, now: float) -> None:
-        if text != "PUSH_REQUEST":
-            self._session.notice(f"the client sent a message that is not known: {text[:40]}")
-        elif self._messages and now >= self._answered + PUSH_REPLY_INTERVAL:
-            self._answer(now)
+    def _decide_again(self, verdict: Verdict, now: float) -> None:
+        """In a renegotiation: a new token, or the end."""
+        if isinstance(verdict, Refusal):
+            self._refuse(verdict.reason, now)
+        elif verdict.auth_token is not None:
+            for message in PushReply(auth_token=verdict.auth_token).emit():
+                self._session.send_message(message)
 
     def _answer(self, now: float) -> None:
         self._answered = now
         for message in self._messages:
             self._session.send_message(message)
 
-    def _complete(self, proto: Proto, cipher: str) -> PushReply:
+    def _complete(self, push: PushReply, proto: Proto, cipher: str) -> PushReply:
         """Adds what is negotiated (``push.c``, prepare_push_reply)."""
         exported = Proto.TLS_KEY_EXPORT in proto
         cc_exit = Proto.CC_EXIT_NOTIFY in proto
@@ -166,7 +265,7 @@ class ServerPolicy:
         if Proto.DATA_EPOCH in proto and Proto.DATA_V2 in proto and cipher in AEAD_CIPHERS:
             flags.append("aead-epoch")
         return replace(
-            self._push,
+            push,
             cipher=cipher,
             peer_id=self._peer_id if Proto.DATA_V2 in proto else None,
             ping=self.settings.ping,
@@ -189,6 +288,16 @@ class ServerPolicy:
     def _dismiss(self, command: str, text: str, now: float) -> None:
         self._session.send_message(f"{command},{text}" if text else command)
         self._session.finish_settled(None, retry=False, within=FAREWELL, now=now)
+
+
+def _fixed(settings: ServerSettings, push: PushReply) -> Gate:
+    """The same options for everyone whom ``verify`` lets in."""
+
+    def decide(login: ClientLogin) -> Verdict:
+        refusal = None if settings.verify is None else settings.verify(login.username, login.password, login.name)
+        return push if refusal is None else Refusal(refusal)
+
+    return decide
 
 
 # Stock answers no sooner again, as requests may be on their way while the answer is.

@@ -161,6 +161,12 @@ class TlsConnection:
         certificate = self._connection.get_peer_certificate(as_cryptography=True)
         return "" if certificate is None else self._rules.name(certificate) or ""
 
+    @property
+    def peer_serial(self) -> int | None:
+        """The number of the peer's certificate, None without one."""
+        certificate = self._connection.get_peer_certificate(as_cryptography=True)
+        return None if certificate is None else certificate.serial_number
+
     def _explain(self, error: SSL.Error) -> TlsError:
         verdict: _Verdict = self._connection.get_app_data()
         if verdict.complaint is not None:

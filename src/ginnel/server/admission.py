@@ -1,0 +1,216 @@
+"""Who is let in: the certificate's name, the password or its token, and whom the configuration asks besides.
+
+What can be told at once is; a password, a program and a hook take their time on the side, and the client waits.
+Everyone who is asked must accept, and what goes wrong is a refusal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Interface, IPv6Network
+
+from ginnel.errors import AuthError, GinnelError
+from ginnel.openvpn.auth_token import EXPIRED, AuthTokens, is_token
+from ginnel.openvpn.push import PushReply
+from ginnel.openvpn.push_values import Ifconfig, IfconfigIpv6, Route, RouteIpv6
+from ginnel.openvpn.server import ClientLogin, Refusal, Verdict
+from ginnel.server.clients import Client
+from ginnel.server.config import ServerConfig
+from ginnel.server.journal import tell
+from ginnel.server.pool import Lease, Pool
+from ginnel.server.program import ask_program
+from ginnel.server.records import Store, User
+
+
+class Admission:
+    """``clients`` are all who were let in, by peer; who is let in is put there. ``displace`` ends the other sessions
+    of a user, ``decide`` takes what was decided later, and ``inform`` words for a client that waits."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        store: Store,
+        clients: dict[int, Client],
+        *,
+        is_tcp: Callable[[int], bool],
+        displace: Callable[[str, int], None],
+        decide: Callable[[int, Verdict], None],
+        inform: Callable[[int, str], None],
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._clients = clients
+        self._pool = Pool(config.network, config.network6, config.topology)
+        self._is_tcp = is_tcp
+        self._displace = displace
+        self._decide = decide
+        self._inform = inform
+        self._waiting: dict[int, asyncio.Task[None]] = {}
+        self._tokens: AuthTokens | None = None
+        if config.token_lifetime is not None:
+            self._tokens = AuthTokens(os.urandom(64), os.urandom, config.token_lifetime, int(config.reneg_sec) or 3600)
+
+    @property
+    def pool(self) -> Pool:
+        return self._pool
+
+    def gate(self, login: ClientLogin) -> Verdict | None:
+        """See `ginnel.openvpn.server.Gate`."""
+        user = self._identify(login)
+        if isinstance(user, Refusal):
+            return self._refuse(login, user.reason)
+        if login.again and user.name != self._clients[login.peer].name:
+            return self._refuse(login, "another user in a renegotiation")
+        token: str | None = None
+        asked = user.has_password or not self._config.client_certificate or self._asks_others
+        if asked and self._tokens is not None and is_token(login.password):
+            token = self._tokens.renew(login.password, login.username, time.time())
+            if token is None:
+                return self._refuse(login, EXPIRED)
+            asked = False
+        if not asked and (self._config.connected is None or login.again):
+            return self._let_in(login, user, token)
+        if login.peer in self._waiting:
+            return self._refuse(login, "another login is being looked at")
+        task = asyncio.get_running_loop().create_task(self._settle(login, user, token, asked=asked))
+        self._waiting[login.peer] = task
+        return None
+
+    def forget(self, peer: int) -> Client | None:
+        """The session is over: whoever is asked is asked no longer, and the addresses are free."""
+        if (task := self._waiting.pop(peer, None)) is not None:
+            task.cancel()
+        client = self._clients.pop(peer, None)
+        if client is not None:
+            self.release(client)
+        return client
+
+    def release(self, client: Client) -> None:
+        """Its addresses are free."""
+        self._pool.give_back(client.peer, client.lease)
+
+    @property
+    def _asks_others(self) -> bool:
+        return self._config.authenticate is not None or bool(self._config.auth_program)
+
+    def _identify(self, login: ClientLogin) -> User | Refusal:
+        name = login.name if self._config.client_certificate else login.username
+        if login.serial is not None and self._store.is_revoked(login.serial):
+            return Refusal("the certificate is revoked")
+        user = self._store.user(name)
+        if user is None:
+            return Refusal("unknown user" if self._config.client_certificate else WRONG)
+        if user.revoked:
+            return Refusal("the user is revoked")
+        if user.has_password and login.username != user.name:
+            return Refusal(WRONG)
+        return user
+
+    async def _settle(self, login: ClientLogin, user: User, token: str | None, *, asked: bool) -> None:
+        """What takes its time."""
+        try:
+            if asked:
+                await self._ask(login, user)
+                token = None if self._tokens is None else self._tokens.first(login.username, time.time())
+            verdict = self._let_in(login, user, token)
+            if self._config.connected is not None and isinstance(verdict, PushReply) and not login.again:
+                more = await self._config.connected(self._clients[login.peer])
+                verdict = PushReply.parse([*verdict.options(), *(more or ())])
+        except AuthError as error:
+            verdict = self._refuse(login, str(error), told=error.reason)
+        except GinnelError as error:
+            verdict = self._refuse(login, str(error), told="")
+        except Exception as error:
+            # A hook is not ours: whatever it raises is a refusal, and never the server's end.
+            log.exception("a hook failed")
+            verdict = self._refuse(login, f"a hook failed: {error!r}", told="")
+        del self._waiting[login.peer]
+        self._decide(login.peer, verdict)
+
+    async def _ask(self, login: ClientLogin, user: User) -> None:
+        """The password, the program and the hook, in this order. Raises AuthError."""
+        wanted = user.has_password or not self._config.client_certificate
+        if wanted and not await asyncio.to_thread(self._store.check_password, user.name, login.password):
+            raise AuthError("the password is wrong", WRONG)
+        if self._config.auth_program:
+            await ask_program(
+                self._config.auth_program,
+                login,
+                user.name,
+                timeout=self._config.hand_window,
+                tell=lambda text: self._inform(login.peer, text),
+            )
+        if self._config.authenticate is not None:
+            await self._config.authenticate(login)
+
+    def _let_in(self, login: ClientLogin, user: User, token: str | None) -> Verdict:
+        if login.again:
+            return PushReply(auth_token=token)
+        if not self._config.duplicate_cn:
+            self._displace(user.name, login.peer)
+        lease = self._pool.take(login.peer, user.address, user.address6, self._store.lease(user.name)[0])
+        if lease is None:
+            return self._refuse(login, f"no address is free for {user.name}", told="no address is free")
+        if user.address is None and not self._config.duplicate_cn:
+            self._store.set_lease(user.name, lease.address, lease.address6)
+        self._clients[login.peer] = Client(
+            peer=login.peer,
+            name=user.name,
+            username=login.username,
+            path=login.path,
+            transport="tcp" if self._is_tcp(login.path[0]) else "udp",
+            lease=lease,
+            routes=tuple(user.routes),
+            serial=login.serial,
+            peer_info=login.peer_info,
+        )
+        return replace(self._options(lease, tcp=self._is_tcp(login.path[0])), auth_token=token)
+
+    def _refuse(self, login: ClientLogin, reason: str, *, told: str | None = None) -> Refusal:
+        """Refused with a line in the log; the client is told the same, or what is better told to strangers."""
+        tell(
+            "refused",
+            level=logging.WARNING,
+            name=login.name or None,
+            username=login.username or None,
+            remote=f"{login.path[1]}:{login.path[2]}",
+            reason=reason,
+        )
+        return Refusal(reason if told is None else told)
+
+    def _options(self, lease: Lease, *, tcp: bool) -> PushReply:
+        """What a client with these addresses is pushed."""
+        config, pool = self._config, self._pool
+        reply = PushReply.parse(config.push)
+        own = Route(IPv4Network(f"{pool.address}/32"))
+        if pool.topology == "subnet":
+            ifconfig = Ifconfig(lease.address, pool.network.netmask)
+            reply = replace(reply, topology="subnet", route_gateway=pool.address)
+        else:
+            ifconfig = Ifconfig(lease.address, IPv4Address(int(lease.address) - 1))
+            reply = replace(reply, topology="net30", routes=(own, *reply.routes))
+        if lease.address6 is not None and pool.network6 is not None and pool.address6 is not None:
+            local = IPv6Interface((lease.address6, pool.network6.prefixlen))
+            reply = replace(reply, ifconfig_ipv6=IfconfigIpv6(local, pool.address6))
+        ours = [Route(network) for network in config.routes if isinstance(network, IPv4Network)]
+        ours6 = [RouteIpv6(network) for network in config.routes if isinstance(network, IPv6Network)]
+        return replace(
+            reply,
+            ifconfig=ifconfig,
+            routes=(*reply.routes, *ours),
+            routes_ipv6=(*reply.routes_ipv6, *ours6),
+            redirect_gateway=config.redirect_gateway if reply.redirect_gateway is None else reply.redirect_gateway,
+            dhcp_dns=(*reply.dhcp_dns, *config.dns),
+            tun_mtu=config.tun_mtu,
+            explicit_exit_notify=None if tcp else 1,
+        )
+
+
+log = logging.getLogger(__name__)
+# Whoever guesses does not learn which of the two it was.
+WRONG = "wrong user name or password"

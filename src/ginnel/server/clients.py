@@ -1,0 +1,81 @@
+"""Who is connected."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+from ginnel.openvpn.events import Path
+from ginnel.server.pool import Lease
+
+
+@dataclass(slots=True)
+class Client:
+    """A client that was let in. ``rx`` and ``tx`` are the bytes of inner packets from it and to it, and the
+    rates are in bytes a second. ``session`` is the store's number, None before the tunnel is open."""
+
+    peer: int
+    name: str
+    username: str
+    path: Path
+    transport: str
+    lease: Lease
+    routes: tuple[str, ...]
+    serial: int | None
+    peer_info: Mapping[str, str]
+    since: float = field(default_factory=time.time)
+    cipher: str = ""
+    tls: str = ""
+    session: int | None = None
+    rx: int = 0
+    tx: int = 0
+    rx_rate: float = 0.0
+    tx_rate: float = 0.0
+
+    @property
+    def address(self) -> IPv4Address:
+        return self.lease.address
+
+    @property
+    def address6(self) -> IPv6Address | None:
+        return self.lease.address6
+
+    @property
+    def remote(self) -> str:
+        """Where it is, as ADDR:PORT."""
+        _, address, port = self.path
+        return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+    @property
+    def version(self) -> str:
+        """What the client says it is; control characters are left out."""
+        words = [self.peer_info.get(name, "") for name in ("IV_GUI_VER", "IV_VER", "IV_PLAT")]
+        return "".join(character for character in " ".join(filter(None, words)) if character.isprintable())[:80]
+
+    def count(self, counted: Mapping[str, int], elapsed: float) -> None:
+        """Takes the data plane's counters, ``elapsed`` seconds after the last time."""
+        rx, tx = counted["rx_bytes"], counted["tx_bytes"]
+        if elapsed > 0:
+            self.rx_rate, self.tx_rate = (rx - self.rx) / elapsed, (tx - self.tx) / elapsed
+        self.rx, self.tx = rx, tx
+
+    def described(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "name": self.name,
+            "address": str(self.address),
+            "address6": None if self.address6 is None else str(self.address6),
+            "remote": self.remote,
+            "transport": self.transport,
+            "since": round(self.since, 3),
+            "rx": self.rx,
+            "tx": self.tx,
+            "rx_rate": round(self.rx_rate, 1),
+            "tx_rate": round(self.tx_rate, 1),
+            "cipher": self.cipher,
+            "tls": self.tls,
+            "version": self.version,
+        }

@@ -1,0 +1,85 @@
+"""Which inner addresses the clients get: fixed ones, the one of the last time, or the first that is free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Literal
+
+from ginnel.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    address: IPv4Address
+    address6: IPv6Address | None
+
+
+class Pool:
+    """``network`` of at most /30; its first address is the server's, ``address``. With topology net30 each client
+    has four addresses, of which the second is the other end of its link and the third is its own."""
+
+    def __init__(
+        self, network: IPv4Network, network6: IPv6Network | None, topology: Literal["subnet", "net30"]
+    ) -> None:
+        step = 4 if topology == "net30" else 1
+        if network.num_addresses < 4 + step or (network6 is not None and network6.num_addresses < 4):
+            raise ConfigError(f"{network} has no room for clients", instead="give a larger network, 10.8.0.0/24 say")
+        self.network = network
+        self.network6 = network6
+        self.topology = topology
+        self.address = network[1]
+        self.address6 = None if network6 is None else network6[1]
+        self._step = step
+        self._held: dict[IPv4Address, int] = {}
+        self._held6: dict[IPv6Address, int] = {}
+        self._next = 0
+
+    def take(
+        self,
+        holder: int,
+        fixed: IPv4Address | None = None,
+        fixed6: IPv6Address | None = None,
+        last: IPv4Address | None = None,
+    ) -> Lease | None:
+        """Addresses for a holder, which is a number of the caller's; None where all are taken, or a fixed one is."""
+        address = fixed or self._free(last)
+        if address is None or self._held.get(address, holder) != holder:
+            return None
+        address6 = fixed6 or self._beside(address)
+        if address6 is not None and self._held6.get(address6, holder) != holder:
+            return None
+        self._held[address] = holder
+        if address6 is not None:
+            self._held6[address6] = holder
+        return Lease(address, address6)
+
+    def give_back(self, holder: int, lease: Lease) -> None:
+        """Harmless where somebody else holds them by now."""
+        if self._held.get(lease.address) == holder:
+            del self._held[lease.address]
+        if lease.address6 is not None and self._held6.get(lease.address6) == holder:
+            del self._held6[lease.address6]
+
+    def _free(self, last: IPv4Address | None) -> IPv4Address | None:
+        if last is not None and last not in self._held and self._is_clients(last):
+            return last
+        return next((address for address in self._clients() if address not in self._held), None)
+
+    def _is_clients(self, address: IPv4Address) -> bool:
+        offset = int(address) - int(self.network.network_address)
+        if self._step == 1:
+            return 2 <= offset < self.network.num_addresses - 1
+        return 4 <= offset < self.network.num_addresses and offset % 4 == 2
+
+    def _clients(self) -> Iterator[IPv4Address]:
+        first = 6 if self._step == 4 else 2
+        for offset in range(first, self.network.num_addresses - 1, self._step):
+            yield self.network[offset]
+
+    def _beside(self, address: IPv4Address) -> IPv6Address | None:
+        offset = int(address) - int(self.network.network_address)
+        if self.network6 is None or address not in self.network or offset >= self.network6.num_addresses:
+            return None
+        return self.network6[offset]

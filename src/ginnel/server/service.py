@@ -1,0 +1,414 @@
+"""The server: listeners, an `Endpoint` on a data plane, clients with their addresses, a stack at the inner end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
+
+from ginnel._core import DataPlane
+from ginnel.device.memory import MemoryDevice
+from ginnel.errors import GinnelError
+from ginnel.openvpn import events
+from ginnel.openvpn.commands import REPORTS, carry_out
+from ginnel.openvpn.endpoint import Endpoint, Limits
+from ginnel.openvpn.server import ServerPolicy, ServerSettings, Verdict
+from ginnel.openvpn.tls import TlsContext, TlsSettings
+from ginnel.openvpn.tls_crypt_v2 import ServerKey, TlsCryptV2Server
+from ginnel.server.admission import Admission
+from ginnel.server.clients import Client
+from ginnel.server.config import Listen, ServerConfig
+from ginnel.server.journal import tell
+from ginnel.server.listeners import Listeners
+from ginnel.server.records import Store
+from ginnel.stack import Stack
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class Server:
+    """A running server: an asynchronous context manager, made and used in one event loop.
+
+    ``stack`` is at the server's inner address; what runs on it is reached by clients alone.
+    """
+
+    def __init__(self, store: Store, config: ServerConfig | None = None) -> None:
+        self.config = config or ServerConfig()
+        self.store = store
+        self.started = time.time()
+        self._exit = contextlib.AsyncExitStack()
+        self._clients: dict[int, Client] = {}
+        self._policies: dict[int, ServerPolicy] = {}
+        self._cut: set[int] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._empty = asyncio.Event()
+        self._closing = False
+
+    # Public.
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._exit.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Asks the clients to connect again, waits a moment until they know, and ends. Idempotent."""
+        if not self._closing:
+            self._closing = True
+            await self._dismiss()
+        await self._exit.aclose()
+
+    @property
+    def places(self) -> list[Listen]:
+        """Where it listens, with the ports that the system chose."""
+        return list(self._listeners.places)
+
+    @property
+    def clients(self) -> list[Client]:
+        """Those whose tunnel is open."""
+        return [client for client in self._clients.values() if client.session is not None]
+
+    def kick(self, name: str, reason: str = "ended by the administrator") -> int:
+        """Ends a user's sessions; the number of them. Who may connect comes back."""
+        peers = [peer for peer, client in self._clients.items() if client.name == name]
+        for peer in peers:
+            self._expel(peer, reason)
+        self._advance()
+        return len(peers)
+
+    def statistics(self) -> dict[str, Any]:
+        """What `ginnel.openvpn.endpoint` and the data plane counted since the start."""
+        return {"endpoint": self._endpoint.statistics(), "plane": self._plane.statistics()}
+
+    # Start and end.
+
+    async def _start(self) -> None:
+        config = self.config
+        self._loop = asyncio.get_running_loop()
+        self._device = MemoryDevice("tun", config.tun_mtu)
+        self._device.set_up(True)
+        self._plane = DataPlane(self._device.application)
+        self._exit.callback(self._plane.close)
+        self.stack = await self._exit.enter_async_context(Stack(self._device.interface))
+        self._listeners = Listeners(
+            self._plane,
+            config.listen,
+            patience=config.hand_window,
+            most=config.max_clients + HALF_OPEN,
+            used=self._uses,
+        )
+        self._exit.callback(self._listeners.close)
+        self._admission = Admission(
+            config,
+            self.store,
+            self._clients,
+            is_tcp=self._listeners.is_tcp,
+            displace=self._displace,
+            decide=self._decide,
+            inform=lambda peer, text: self._policies[peer].tell(text),
+        )
+        self._set_up_stack()
+        self._settings = _settings(config, self.store)
+        self._endpoint = Endpoint(
+            self._settings,
+            self._make_policy,
+            random=os.urandom,
+            unix_time=time.time(),
+            now=self._loop.time(),
+            limits=Limits(
+                max_clients=config.max_clients,
+                connect_freq=config.connect_freq,
+                connect_freq_initial=config.connect_freq_initial,
+            ),
+            proven=lambda path: self._listeners.is_tcp(path[0]),
+        )
+        self._loop.add_reader(self._plane.fileno(), self._receive)
+        self._exit.callback(self._loop.remove_reader, self._plane.fileno())
+        self._exit.push_async_callback(self._end_tasks)
+        self._spawn(self._watch())
+        self.store.set_listeners([str(place) for place in self.places], config.public)
+
+    def _set_up_stack(self) -> None:
+        pool = self._admission.pool
+        addresses = [f"{pool.address}/{pool.network.prefixlen}"]
+        if pool.address6 is not None and pool.network6 is not None:
+            addresses.append(f"{pool.address6}/{pool.network6.prefixlen}")
+        self.stack.set_addresses(addresses)
+
+    async def _dismiss(self) -> None:
+        self._listeners.close()
+        self._endpoint.end_admission()
+        now = self._loop.time()
+        for peer, session in list(self._endpoint.sessions.items()):
+            if session.tunnel is None:
+                session.finish(None, retry=True)
+            else:
+                self._policies[peer].restart(now)
+            self._endpoint.touch(peer, now)
+        self._advance()
+        if self._endpoint.sessions:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), FAREWELL)
+        for session in self._endpoint.sessions.values():
+            session.finish(None, retry=True)
+        for peer in list(self._endpoint.sessions):
+            self._endpoint.touch(peer, now)
+        self._advance()
+
+    async def _end_tasks(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # Packets and timers.
+
+    def _receive(self) -> None:
+        now = self._loop.time()
+        for kind, *fields in self._plane.events():
+            if kind == "control":
+                self._endpoint.receive_datagram(fields[0], fields[1], now)
+                continue
+            report = REPORTS[kind](*fields)
+            self._endpoint.data_event(report, now)
+            if isinstance(report, events.PathClosed):
+                self._listeners.forget(report.path[0])
+            elif isinstance(report, events.PeerFloat) and (client := self._clients.get(report.peer)) is not None:
+                tell("moved", name=client.name, remote=f"{report.path[1]}:{report.path[2]}", was=client.remote)
+                client.path = report.path
+        self._advance()
+
+    def _fire(self) -> None:
+        self._timer = None
+        self._endpoint.handle_timer(self._loop.time())
+        self._advance()
+
+    def _advance(self) -> None:
+        now = self._loop.time()
+        for datagram, path in self._endpoint.datagrams_to_send(now):
+            self._plane.send_control(datagram, path)
+        while (entry := self._endpoint.next_event()) is not None:
+            self._follow(*entry)
+        if self._timer is not None:
+            self._timer.cancel()
+        at = self._endpoint.get_timer()
+        self._timer = None if at is None else self._loop.call_at(at, self._fire)
+        if self._closing and not self._endpoint.sessions:
+            self._empty.set()
+
+    def _follow(self, peer: int, event: events.Event) -> None:
+        """Carries out what a session asks for, and takes its news."""
+        match event:
+            case events.NewPeer():
+                carry_out(self._plane, event)
+                self._lead_to(self._clients[peer])
+            case events.DelPeer():
+                self._count(peer)
+                if peer not in self._cut:
+                    carry_out(self._plane, event)
+            case events.Established():
+                self._welcome(self._clients[peer], event)
+            case events.Closed(error):
+                self._bid_farewell(peer, error)
+            case events.Notice(text):
+                tell("notice", **self._who(peer), text=text)
+            case events.Rekeyed(key_id):
+                tell("rekeyed", level=logging.DEBUG, **self._who(peer), key_id=key_id)
+            case _ if peer not in self._cut:
+                report = carry_out(self._plane, event)
+                if report is not None:
+                    self._endpoint.data_event(report, self._loop.time())
+
+    # Clients.
+
+    def _make_policy(self, *, peer: int, path: events.Path, unix_time: float) -> ServerPolicy:
+        settings = replace(self._settings, tcp=True) if self._listeners.is_tcp(path[0]) else self._settings
+        policy = ServerPolicy(settings, self._admission.gate, unix_time=unix_time, peer=peer, peer_id=peer)
+        self._policies[peer] = policy
+        return policy
+
+    def _decide(self, peer: int, verdict: Verdict) -> None:
+        now = self._loop.time()
+        try:
+            self._policies[peer].decide(verdict, now)
+        except GinnelError as error:
+            session = self._endpoint.session(peer)
+            if session is not None:
+                session.finish(error, retry=False)
+        self._endpoint.touch(peer, now)
+        self._advance()
+
+    def _displace(self, name: str, newcomer: int) -> None:
+        now = self._loop.time()
+        for peer, client in list(self._clients.items()):
+            session = self._endpoint.session(peer)
+            if client.name == name and peer != newcomer and session is not None:
+                session.finish(GinnelError("the user logged in anew"), retry=False)
+                self._endpoint.touch(peer, now)
+                # Not when the events are taken: the newcomer is given the same addresses before that.
+                self._admission.release(client)
+
+    def _expel(self, peer: int, reason: str) -> None:
+        """Tells a client to go. Its data stops at once, whether it hears that or not."""
+        session, now = self._endpoint.session(peer), self._loop.time()
+        if session is None or peer in self._cut:
+            return
+        if session.tunnel is not None:
+            self._count(peer)
+            self._cut.add(peer)
+            self._plane.del_peer(peer)
+        self._policies[peer].expel(now, reason)
+        self._endpoint.touch(peer, now)
+
+    def _lead_to(self, client: Client) -> None:
+        own = [f"{client.address}/32"]
+        if client.address6 is not None:
+            own.append(f"{client.address6}/128")
+        inner = [*own, *client.routes]
+        self._plane.set_routes(client.peer, inner, inner)
+
+    def _welcome(self, client: Client, news: events.Established) -> None:
+        client.cipher, client.tls, client.since = news.cipher, news.tls, time.time()
+        client.session = self._stored(-1, self.store.begin_session, client.name, client.remote)
+        fields = client.described()
+        shown = ("name", "remote", "transport", "address", "address6", "cipher", "tls", "version")
+        tell("connected", **{key: fields[key] for key in shown})
+
+    def _bid_farewell(self, peer: int, error: GinnelError | None) -> None:
+        reason = "the server ended the session" if error is None else str(error)
+        self._policies.pop(peer)
+        self._cut.discard(peer)
+        client = self._admission.forget(peer)
+        path = client.path if client is not None else None
+        if client is None or client.session is None:
+            tell("failed", level=logging.WARNING, name=None if client is None else client.name, reason=reason)
+        else:
+            tell("disconnected", name=client.name, remote=client.remote, rx=client.rx, tx=client.tx, reason=reason)
+            session = client.session
+            self._stored(None, self.store.account, session, client.rx, client.tx)
+            self._stored(None, self.store.end_session, session, reason)
+            if self.config.disconnected is not None:
+                self._spawn(self._run_disconnected(client, reason))
+        if path is not None:
+            self._listeners.forget(path[0])
+
+    async def _run_disconnected(self, client: Client, reason: str) -> None:
+        assert self.config.disconnected is not None
+        try:
+            await self.config.disconnected(client, reason)
+        except Exception:
+            log.exception("the hook for clients that are gone failed")
+
+    def _count(self, peer: int, elapsed: float = 0.0) -> None:
+        client = self._clients.get(peer)
+        if client is not None and peer not in self._cut:
+            with contextlib.suppress(ValueError):
+                client.count(self._plane.peer_statistics(peer), elapsed)
+
+    def _uses(self, number: int) -> bool:
+        return any(session.path[0] == number for session in self._endpoint.sessions.values())
+
+    def _who(self, peer: int) -> dict[str, Any]:
+        client, session = self._clients.get(peer), self._endpoint.session(peer)
+        if client is not None:
+            return {"name": client.name, "remote": client.remote}
+        return {} if session is None else {"remote": f"{session.path[1]}:{session.path[2]}"}
+
+    # What is looked at again and again.
+
+    async def _watch(self) -> None:
+        """Revocations twice a second, byte counts every few seconds."""
+        version, counted_at = self._stored(0, self.store.version), self._loop.time()
+        while True:
+            await asyncio.sleep(POLL)
+            if (latest := self._stored(version, self.store.version)) != version:
+                version = latest
+                self._expel_revoked()
+            now = self._loop.time()
+            if now >= counted_at + ACCOUNTING:
+                self._account(now - counted_at)
+                counted_at = now
+
+    def _expel_revoked(self) -> None:
+        for peer, client in list(self._clients.items()):
+            if self._stored(False, self._is_revoked, client):
+                tell("expelled", level=logging.WARNING, name=client.name, remote=client.remote, reason="revoked")
+                self._expel(peer, "the user is revoked")
+        self._advance()
+
+    def _is_revoked(self, client: Client) -> bool:
+        user, serial = self.store.user(client.name), client.serial
+        return user is None or user.revoked or (serial is not None and self.store.is_revoked(serial))
+
+    def _account(self, elapsed: float) -> None:
+        for client in self.clients:
+            self._count(client.peer, elapsed)
+            if (session := client.session) is not None:
+                self._stored(None, self.store.account, session, client.rx, client.tx)
+
+    def _stored(self, otherwise: T, action: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """A store that fails (a full disk, a lock) costs nobody his connection."""
+        try:
+            return action(*arguments, **named)
+        except Exception as error:
+            tell("store_failed", level=logging.ERROR, reason=str(error))
+            return otherwise
+
+    def _spawn(self, steps: Any) -> None:
+        task = self._loop.create_task(steps)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _settings(config: ServerConfig, store: Store) -> ServerSettings:
+    """Revocation is looked up at each login, with a reason for the client: TLS is not given the list."""
+    identity = store.identity
+    ping, ping_restart = config.keepalive
+    return ServerSettings(
+        tls=TlsContext(
+            TlsSettings(
+                ca=identity.ca,
+                cert=identity.cert,
+                key=identity.key,
+                remote_cert_tls="client" if config.client_certificate else None,
+                client_certificate=config.client_certificate,
+            ),
+            server=True,
+        ),
+        wrap=config.wrap or TlsCryptV2Server(ServerKey.parse(identity.tls_crypt_v2)),
+        hand_window=config.hand_window,
+        reneg_sec=config.reneg_sec,
+        data_ciphers=config.data_ciphers,
+        auth=config.auth,
+        tun_mtu=config.tun_mtu,
+        mssfix=config.mssfix,
+        ping=ping,
+        ping_restart=ping_restart,
+    )
+
+
+# Seconds between two looks at the store, and between two at the counters.
+POLL = 0.5
+ACCOUNTING = 5.0
+# Seconds in which clients are told that the server ends.
+FAREWELL = 1.5
+# TCP connections beside those of the clients, on their way to be one.
+HALF_OPEN = 256

@@ -1,0 +1,247 @@
+"""The server with our own client on loopback: addresses, logins, limits, what becomes of a session."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import tempfile
+from collections.abc import AsyncIterator
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ginnel
+from ginnel.errors import AuthError, UnreachableError
+from ginnel.openvpn.ovpn_file import read_ovpn
+from ginnel.openvpn.server import ClientLogin
+from ginnel.server import Client, Listen, Server, ServerConfig
+from ginnel.vpn import Vpn
+from tests.harness.people import People
+
+
+@contextlib.asynccontextmanager
+async def serving(people: People, **config: Any) -> AsyncIterator[Server]:
+    config.setdefault("listen", Listen.parse("127.0.0.1:0"))
+    async with Server(people, ServerConfig(**config)) as server:
+        yield server
+
+
+def connecting(
+    server: Server,
+    people: People,
+    name: str,
+    *lines: str,
+    proto: str = "udp",
+    login: tuple[str, str] | None = None,
+    timeout: float = 20,
+) -> Vpn:
+    place = next(place for place in server.places if place.proto == proto)
+    text = people.client_file(name, f"remote {place.address} {place.port} {proto}", *lines)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "client.ovpn"
+        file.write_text(text)
+        return ginnel.connect(read_ovpn(file), auth_user_pass=login, timeout=timeout)
+
+
+async def reaches(vpn: Vpn, server: Server) -> None:
+    await vpn.ping("10.8.0.1", timeout=10)
+    assert vpn.info.address is not None
+    await server.stack.ping(vpn.info.address.split("/")[0], timeout=10)
+
+
+@pytest.mark.parametrize("proto", ["udp", "tcp"])
+@pytest.mark.parametrize("topology", ["subnet", "net30"])
+async def test_clients_get_addresses_and_reach_the_server(proto: str, topology: Any) -> None:
+    people = People()
+    people.add("alice")
+    people.add("bob")
+    async with (
+        serving(people, topology=topology) as server,
+        connecting(server, people, "alice", proto=proto) as alice,
+        connecting(server, people, "bob", proto=proto) as bob,
+    ):
+        assert alice.info.address != bob.info.address
+        await reaches(alice, server)
+        await reaches(bob, server)
+        await bob.ping("fd67:696e:6e65:6c::1", timeout=10)
+        assert sorted(client.name for client in server.clients) == ["alice", "bob"]
+
+
+async def test_a_second_login_ends_the_first_and_has_its_address() -> None:
+    people = People()
+    people.add("alice")
+    async with (
+        serving(people) as server,
+        connecting(server, people, "alice") as first,
+        connecting(server, people, "alice") as second,
+    ):
+        assert second.info.address == first.info.address
+        await reaches(second, server)
+        assert len(server.clients) == 1
+    assert people.sessions[0][4] == "the user logged in anew"
+
+
+async def test_several_sessions_of_a_user_where_that_is_allowed() -> None:
+    people = People()
+    people.add("alice")
+    async with (
+        serving(people, duplicate_cn=True) as server,
+        connecting(server, people, "alice") as first,
+        connecting(server, people, "alice") as second,
+    ):
+        await reaches(first, server)
+        await reaches(second, server)
+        assert len(server.clients) == 2
+
+
+async def test_fixed_addresses_and_leases_are_kept() -> None:
+    people = People()
+    people.add("alice", address=IPv4Address("10.8.0.77"))
+    people.add("bob")
+    people.leases["bob"] = IPv4Address("10.8.0.50"), None
+    async with (
+        serving(people) as server,
+        connecting(server, people, "alice") as alice,
+        connecting(server, people, "bob") as bob,
+    ):
+        assert (alice.info.address, bob.info.address) == ("10.8.0.77/24", "10.8.0.50/24")
+
+
+async def refused(server: Server, people: People, name: str, login: tuple[str, str] | None = None) -> str:
+    with pytest.raises(AuthError) as caught:
+        async with connecting(server, people, name, *(["auth-user-pass"] if login else []), login=login):
+            pass
+    return caught.value.reason
+
+
+async def test_who_is_refused_is_told_why() -> None:
+    people = People()
+    people.add("alice", "secret")
+    people.add("mallory").revoked = True
+    stranger = people.users.pop("mallory")
+    async with serving(people) as server:
+        assert await refused(server, people, "alice", ("alice", "wrong")) == "wrong user name or password"
+        assert await refused(server, people, "alice", ("bob", "secret")) == "wrong user name or password"
+        people.users["mallory"] = stranger
+        assert await refused(server, people, "mallory") == "the certificate is revoked"
+        assert server.clients == []
+
+
+async def test_hooks_decide_and_are_told() -> None:
+    people = People()
+    people.add("alice")
+    people.add("bob")
+    gone: asyncio.Queue[str] = asyncio.Queue()
+
+    async def authenticate(login: ClientLogin) -> None:
+        await asyncio.sleep(0)
+        if login.name == "bob":
+            raise AuthError("bob is on holiday", "come back on Monday")
+
+    async def connected(client: Client) -> list[str]:
+        return [f"route {client.address}", "dhcp-option DNS 10.8.0.53"]
+
+    async def disconnected(client: Client, reason: str) -> None:
+        gone.put_nowait(client.name)
+
+    hooks = {"authenticate": authenticate, "connected": connected, "disconnected": disconnected}
+    async with serving(people, **hooks) as server:
+        assert await refused(server, people, "bob") == "come back on Monday"
+        async with connecting(server, people, "alice") as alice:
+            await reaches(alice, server)
+        assert await asyncio.wait_for(gone.get(), 20) == "alice"
+
+
+async def test_a_hook_that_fails_refuses_and_the_server_goes_on() -> None:
+    people = People()
+    people.add("alice")
+    broken = True
+
+    async def authenticate(login: ClientLogin) -> None:
+        if broken:
+            raise ZeroDivisionError
+
+    async with serving(people, authenticate=authenticate) as server:
+        assert await refused(server, people, "alice") == ""
+        broken = False
+        async with connecting(server, people, "alice") as alice:
+            await reaches(alice, server)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("exit 0", None),
+        ("exit 1", ""),
+        ('echo "your account is locked" > "$auth_failed_reason_file"; exit 1', "your account is locked"),
+        ('(sleep 0.3; printf 1 > "$auth_control_file") & exit 2', None),
+        ('(sleep 0.3; printf 0 > "$auth_control_file") & exit 2', ""),
+        ('{ read -r user; read -r word; } < "$1"; [ "$common_name/$user" = alice/alice -a "$word" = secret ]', None),
+    ],
+)
+async def test_a_program_decides(tmp_path: Path, script: str, reason: str | None) -> None:
+    people = People()
+    people.add("alice", "secret")
+    program = tmp_path / "check"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    async with serving(people, auth_program=(str(program),)) as server:
+        if reason is None:
+            async with connecting(server, people, "alice", "auth-user-pass", login=("alice", "secret")) as alice:
+                await reaches(alice, server)
+        else:
+            assert await refused(server, people, "alice", ("alice", "secret")) == reason
+
+
+async def test_revocation_ends_a_live_session_and_its_data() -> None:
+    people = People()
+    people.add("alice")
+    async with serving(people) as server, connecting(server, people, "alice") as alice:
+        await reaches(alice, server)
+        people.revoke("alice")
+        with pytest.raises(AuthError, match="the user is revoked"):
+            await asyncio.wait_for(alice.wait_closed(), 20)
+        assert people.sessions[0][2] > 0
+
+
+async def test_an_address_that_is_not_the_clients_is_dropped() -> None:
+    people = People()
+    people.add("alice")
+    async with serving(people) as server, connecting(server, people, "alice") as alice:
+        await reaches(alice, server)
+        alice.stack.set_addresses(["10.8.0.99/24"])
+        with pytest.raises(TimeoutError):
+            await alice.ping("10.8.0.1", timeout=0.5)
+        assert server.statistics()["plane"]["rx_bad_source"] > 0
+
+
+async def test_a_store_that_fails_costs_nobody_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    people = People()
+    people.add("alice")
+    asked = asyncio.Event()
+
+    def fail(name: str) -> None:
+        asked.set()
+        raise OSError(errno.ENOSPC, "no space left on the device")
+
+    async with serving(people) as server, connecting(server, people, "alice") as alice:
+        await reaches(alice, server)
+        monkeypatch.setattr(people, "user", fail)
+        people.add("bob")
+        await asyncio.wait_for(asked.wait(), 20)
+        await reaches(alice, server)
+
+
+async def test_a_full_server_lets_nobody_else_in() -> None:
+    people = People()
+    people.add("alice")
+    people.add("bob")
+    async with serving(people, max_clients=1) as server, connecting(server, people, "alice") as alice:
+        with pytest.raises(UnreachableError):
+            async with connecting(server, people, "bob", timeout=3):
+                pass
+        assert server.statistics()["endpoint"]["full"] > 0
+        await reaches(alice, server)
