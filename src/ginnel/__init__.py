@@ -18,6 +18,7 @@ from ginnel.errors import (
 )
 
 if TYPE_CHECKING:
+    from ginnel.server import Server, ServerConfig, serve
     from ginnel.vpn import Change, Down, Info, OpenUrl, Prompt, Reconnecting, State, Up, Vpn, connect
 
 __all__ = [
@@ -33,16 +34,22 @@ __all__ = [
     "Prompt",
     "Reconnecting",
     "RemoteProtocolError",
+    "Server",
+    "ServerConfig",
     "State",
     "UnreachableError",
     "Up",
     "Vpn",
     "connect",
+    "serve",
 ]
+
+_OF_SERVERS = ("Server", "ServerConfig", "serve")
 
 
 def __getattr__(name: str) -> Any:
     # TLS, X.509 and DNS take a third of a second to import; `ginnel --help` needs none of them.
     if name in __all__:
-        return getattr(importlib.import_module("ginnel.vpn"), name)
+        home = "ginnel.server" if name in _OF_SERVERS else "ginnel.vpn"
+        return getattr(importlib.import_module(home), name)
     raise AttributeError(f"module 'ginnel' has no attribute {name!r}")

@@ -86,6 +86,9 @@ _SUMMARIES = {
     "device": "Make, list, show, set and delete devices with a name.",
     "echo": "Send datagrams through a device and have them sent back.",
     "ping": "Send echo requests through a device.",
+    "kick": "End a user's sessions at a running server.",
     "lend": "Run a program on a TUN device in user space.",
     "pong": "Answer echo requests at a device's application end.",
+    "serve": "Serve OpenVPN clients, without root.",
+    "status": "Show the clients of a running server.",
 }

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class AuthTokens:
-    """``lifetime``: seconds for which the first token's login counts, 0 for ever. ``renewal``: seconds after
-    which a new token is due; one counts for twice as long."""
+    """``secret`` has 32 bytes. ``lifetime``: seconds for which the first token's login counts, 0 for ever.
+    ``renewal``: seconds after which a new token is due; one counts for twice as long."""
 
     secret: bytes = field(repr=False)
     random: Callable[[int], bytes] = field(repr=False)

@@ -53,7 +53,7 @@ class Admission:
         self._waiting: dict[int, asyncio.Task[None]] = {}
         self._tokens: AuthTokens | None = None
         if config.token_lifetime is not None:
-            self._tokens = AuthTokens(os.urandom(64), os.urandom, config.token_lifetime, int(config.reneg_sec) or 3600)
+            self._tokens = AuthTokens(os.urandom(32), os.urandom, config.token_lifetime, int(config.reneg_sec) or 3600)
 
     @property
     def pool(self) -> Pool:

@@ -66,6 +66,8 @@ class Client:
         """For JSON."""
         return {
             "name": self.name,
+            "username": self.username,
+            "peer": self.peer,
             "address": str(self.address),
             "address6": None if self.address6 is None else str(self.address6),
             "remote": self.remote,

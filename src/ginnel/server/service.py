@@ -26,6 +26,7 @@ from ginnel.server.clients import Client
 from ginnel.server.config import Listen, ServerConfig
 from ginnel.server.journal import tell
 from ginnel.server.listeners import Listeners
+from ginnel.server.pool import Pool
 from ginnel.server.records import Store
 from ginnel.stack import Stack
 
@@ -79,6 +80,11 @@ class Server:
     def places(self) -> list[Listen]:
         """Where it listens, with the ports that the system chose."""
         return list(self._listeners.places)
+
+    @property
+    def pool(self) -> Pool:
+        """The inner addresses, the server's own among them."""
+        return self._admission.pool
 
     @property
     def clients(self) -> list[Client]:

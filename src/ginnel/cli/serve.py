@@ -1,0 +1,129 @@
+"""``ginnel serve``: a server, without root."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import ipaddress
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import click
+
+from ginnel.errors import ConfigError, GinnelError
+from ginnel.server.config import Listen, Publish, ServerConfig
+from ginnel.server.control import Control
+from ginnel.server.directory import state_directory
+from ginnel.server.monitor import Monitor
+from ginnel.server.records import Store
+from ginnel.server.service import Server
+
+
+@click.command(name="serve")
+@click.option("--dir", "directory", metavar="DIR", type=click.Path(path_type=Path), help="Where its state is kept.")
+@click.option(
+    "--listen",
+    "places",
+    metavar="[udp:|tcp:]ADDR:PORT",
+    multiple=True,
+    help="Await clients here, over UDP and TCP. May be given again. Port 1194 of every address without it.",
+)
+@click.option("--public", metavar="HOST[:PORT]", help="What client files name: how this machine is reached.")
+@click.option("--allow", metavar="CIDR", multiple=True, help="A private network that clients may reach from here.")
+@click.option("--publish", metavar="PORT:USER:PORT", multiple=True, help="Lead a port of this machine to a client's.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line on stdout for each event.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    directory: Path | None,
+    places: tuple[str, ...],
+    public: str | None,
+    allow: tuple[str, ...],
+    publish: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Serve OpenVPN clients, stock ones too, without root.
+
+    Makes its own keys at the first start; `ginnel user add NAME` makes a client's file. Runs until SIGINT or SIGTERM.
+    """
+    reporter = Reporter(as_json)
+    _set_up_logging(reporter, ctx.obj or 0)
+    try:
+        config = ServerConfig(
+            listen=tuple(place for text in places for place in Listen.parse(text)),
+            public=public,
+            allow=tuple(map(_network, allow)),
+            publish=tuple(map(Publish.parse, publish)),
+        )
+        asyncio.run(_serve(config, state_directory(directory), reporter))
+    except GinnelError as error:
+        reporter.event("error", code=error.exit_status, message=str(error))
+        raise
+    return 0
+
+
+class Reporter(logging.Handler):
+    """The server's events: as JSON lines on stdout for programs, or as log lines on stderr."""
+
+    def __init__(self, as_json: bool) -> None:
+        super().__init__()
+        self._as_json = as_json
+
+    def event(self, event: str, **fields: Any) -> None:
+        if self._as_json:
+            print(json.dumps({"event": event, **fields}, default=str), flush=True)
+
+    def say(self, text: str) -> None:
+        if not self._as_json:
+            print(text, file=sys.stderr, flush=True)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        event = getattr(record, "event", None)
+        if self._as_json and event is not None:
+            self.event(event, **getattr(record, "fields", {}))
+        else:
+            print(f"{record.levelname}: {record.getMessage()}", file=sys.stderr, flush=True)
+
+
+async def _serve(config: ServerConfig, directory: Path, reporter: Reporter) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    # Imported here: making keys takes libraries that nothing else of the command needs.
+    store = cast(Store, importlib.import_module("ginnel.server.store").open_store(directory))
+    async with contextlib.AsyncExitStack() as stack:
+        server = await stack.enter_async_context(Server(store, config))
+        control = await Control.open(server, directory)
+        stack.push_async_callback(control.aclose)
+        stack.push_async_callback(Monitor(server, directory).aclose)
+        pool = server.pool
+        listen = [str(place) for place in server.places]
+        reporter.event(
+            "up",
+            address=str(pool.address),
+            address6=None if pool.address6 is None else str(pool.address6),
+            server=store.identity.name,
+            listen=listen,
+            directory=str(directory),
+        )
+        reporter.say(f"serving on {', '.join(listen)}; state in {directory}")
+        await stop.wait()
+    reporter.event("down")
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ConfigError(f"--allow {text}: {error}", option="allow", instead="write ADDR/BITS") from None
+
+
+def _set_up_logging(reporter: Reporter, verbose: int) -> None:
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[reporter])
+    logging.getLogger("asyncio").setLevel(logging.WARNING)

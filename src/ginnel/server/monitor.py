@@ -1,0 +1,68 @@
+"""Files beside the server's state that monitors read: OpenVPN's status file, and metrics for Prometheus' node
+exporter (its textfile collector). They are replaced as a whole every few seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from importlib.metadata import version
+from pathlib import Path
+
+from ginnel.server.journal import tell
+from ginnel.server.metrics import metrics
+from ginnel.server.service import Server
+from ginnel.server.status import describe, status_file
+
+
+class Monitor:
+    """Writes the files from now on; ``aclose`` removes them, as nothing in them is true any longer."""
+
+    def __init__(self, server: Server, directory: Path) -> None:
+        self._server = server
+        self._directory = directory
+        self._failed = False
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def aclose(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        for name in (STATUS, METRICS):
+            with contextlib.suppress(OSError):
+                (self._directory / name).unlink()
+
+    async def _run(self) -> None:
+        while True:
+            self._write()
+            await asyncio.sleep(INTERVAL)
+
+    def _write(self) -> None:
+        """A disk that is full is said once, and once more when it is not."""
+        description = describe(self._server)
+        try:
+            _replace(self._directory / STATUS, status_file(description, version("ginnel")))
+            _replace(self._directory / METRICS, metrics(description))
+        except OSError as error:
+            if not self._failed:
+                tell("status_failed", level=logging.ERROR, reason=f"{self._directory}: {error.strerror}")
+            self._failed = True
+        else:
+            if self._failed:
+                tell("status_written", reason=f"{self._directory} can be written to again")
+            self._failed = False
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_suffix(".part")
+    try:
+        part.write_text(text)
+        part.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+
+
+STATUS = "openvpn-status.log"
+METRICS = "metrics.prom"
+INTERVAL = 5.0

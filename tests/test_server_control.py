@@ -1,0 +1,78 @@
+"""A running server seen from outside: the control socket, the status file, the metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+from pathlib import Path
+
+import pytest
+
+from ginnel.errors import AuthError, ConfigError, UnreachableError
+from ginnel.server.control import NAME, Control, ask
+from ginnel.server.metrics import metrics
+from ginnel.server.monitor import METRICS, STATUS, Monitor
+from ginnel.server.status import describe, status_file, table
+from tests.harness.people import People
+from tests.test_server_service import connecting, reaches, serving
+
+
+def left_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+async def test_status_and_kick_over_the_control_socket(tmp_path: Path) -> None:
+    people = People()
+    people.add("alice")
+    async with serving(people) as server:
+        control = await Control.open(server, tmp_path)
+        assert stat.S_IMODE((tmp_path / NAME).stat().st_mode) == 0o600
+        async with connecting(server, people, "alice") as alice:
+            await reaches(alice, server)
+            described = await asyncio.to_thread(ask, tmp_path, {"command": "status"})
+            (client,) = described["clients"]
+            assert (client["name"], client["address"], client["cipher"]) == ("alice", "10.8.0.2", "AES-256-GCM")
+            assert "alice" in table(described)
+            assert await asyncio.to_thread(ask, tmp_path, {"command": "kick", "name": "bob"}) == {"kicked": 0}
+            assert await asyncio.to_thread(ask, tmp_path, {"command": "kick", "name": "alice"}) == {"kicked": 1}
+            with pytest.raises(AuthError, match="ended by the administrator"):
+                await asyncio.wait_for(alice.wait_closed(), 20)
+        assert "error" in await asyncio.to_thread(ask, tmp_path, {"command": "format"})
+        await control.aclose()
+    assert left_in(tmp_path) == []
+
+
+async def test_one_server_a_directory(tmp_path: Path) -> None:
+    async with serving(People()) as server:
+        control = await Control.open(server, tmp_path)
+        with pytest.raises(ConfigError, match="a server runs"):
+            await Control.open(server, tmp_path)
+        # As a server leaves it that was killed.
+        control._listening.close()
+        await (await Control.open(server, tmp_path)).aclose()
+    with pytest.raises(UnreachableError, match="ginnel serve --dir"):
+        ask(tmp_path, {"command": "status"})
+
+
+async def test_monitors_find_their_files(tmp_path: Path) -> None:
+    people = People()
+    people.add("alice")
+    async with serving(people) as server, connecting(server, people, "alice") as alice:
+        await reaches(alice, server)
+        monitor = Monitor(server, tmp_path)
+        await asyncio.sleep(0)
+        lines = [line.split("\t") for line in (tmp_path / STATUS).read_text().splitlines()]
+        assert [line[0] for line in lines if line[0] not in ("HEADER", "ROUTING_TABLE", "GLOBAL_STATS")] == [
+            *("TITLE", "TIME", "CLIENT_LIST", "END")
+        ]
+        header = next(line for line in lines if line[:2] == ["HEADER", "CLIENT_LIST"])[2:]
+        (client,) = [dict(zip(header, line[1:], strict=True)) for line in lines if line[0] == "CLIENT_LIST"]
+        assert (client["Common Name"], client["Virtual Address"]) == ("alice", "10.8.0.2")
+        assert client["Real Address"].startswith("127.0.0.1:")
+        assert "ginnel_clients 1" in (tmp_path / METRICS).read_text()
+        await monitor.aclose()
+        text = metrics(describe(server))
+        assert "ginnel_client_since" not in text
+        assert 'ginnel_client_received_bytes_total{name="alice",peer="0",transport="udp"}' in text
+        assert "\nEND\n" in status_file(describe(server), "0")
+    assert left_in(tmp_path) == []
