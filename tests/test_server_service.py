@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import socket
 import tempfile
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address
@@ -17,7 +18,7 @@ import ginnel
 from ginnel.errors import AuthError, UnreachableError
 from ginnel.openvpn.ovpn_file import read_ovpn
 from ginnel.openvpn.server import ClientLogin
-from ginnel.server import Client, Listen, Server, ServerConfig
+from ginnel.server import Client, Listen, Publish, Server, ServerConfig
 from ginnel.vpn import Vpn
 from tests.harness.people import People
 
@@ -245,3 +246,25 @@ async def test_a_full_server_lets_nobody_else_in() -> None:
                 pass
         assert server.statistics()["endpoint"]["full"] > 0
         await reaches(alice, server)
+
+
+async def test_a_port_is_published() -> None:
+    people = People()
+    people.add("alice")
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"from inside")
+        writer.close()
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    async with (
+        serving(people, publish=(Publish(port, "alice", 80),)) as server,
+        connecting(server, people, "alice") as alice,
+    ):
+        await alice.stack.start_server(greet, port=80)
+        await reaches(alice, server)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert await reader.read() == b"from inside"
+        writer.close()

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import pytest
 
 from ginnel.openvpn.wrap import NoWrap, StaticKey, TlsAuth, TlsCrypt
 from ginnel.server import Listen
-from tests.harness.client import GinnelClient
+from tests.harness import office
+from tests.harness.client import GinnelClient, curl
 from tests.harness.environment import Environment
 from tests.harness.network import SERVER, Network
 from tests.harness.people import People
@@ -173,3 +175,38 @@ def test_a_restart_brings_clients_back(network: Network) -> None:
         with serving(network, people):
             client.wait_line(UP, 30, seen)
             echo(network)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_all_traffic_goes_through_the_server_where_it_is_allowed(network: Network, allowed: bool) -> None:
+    people = People()
+    people.add("alice")
+    allow = (IPv4Network(f"{office.ADDRESS}/32"),) if allowed else ()
+    with (
+        serving(network, people, allow=allow, redirect_gateway=("def1",)) as server,
+        stock_client(network, people, "alice") as client,
+    ):
+        client.wait_line(UP, 30)
+        page = curl(network.client, f"http://{office.ADDRESS}/", check=False)
+        assert page == (office.PAGE.decode() if allowed else "")
+        assert client.stop() == 0
+        event(server, "disconnected", 10)
+
+
+def test_renegotiation_under_traffic_and_float(network: Network) -> None:
+    people = People()
+    people.add("alice")
+    with serving(network, people, reneg_sec=2) as server, stock_client(network, people, "alice") as client:
+        client.wait_line(UP, 30)
+        seen = len(client.out)
+        for _ in range(3):
+            echo(network)
+            client.wait_line("Control Channel: TLS", 30, seen)
+            seen = len(client.out)
+        # The client's port changes under it, as behind a NAT that forgets.
+        network.client.ip("address add 192.0.2.77/24 dev eth0", "route change 192.0.2.0/24 dev eth0 src 192.0.2.77")
+        try:
+            echo(network)
+            assert event(server, "moved")["remote"].startswith("192.0.2.77:")
+        finally:
+            network.client.ip("address del 192.0.2.77/24 dev eth0")

@@ -13,7 +13,7 @@ def metrics(description: Mapping[str, Any]) -> str:
     lines = [*_family("ginnel_clients", "gauge", "Clients that are connected.", [({}, len(clients))])]
     for name, kind, text, key in PER_CLIENT:
         lines += _family(name, kind, text, [(_labels(client), client[key]) for client in clients])
-    for part, text in (("endpoint", "Control packets and sessions"), ("plane", "Data packets")):
+    for part, text in (("endpoint", "Control packets and sessions"), ("plane", "Data packets"), ("egress", "Flows")):
         counted = description["counters"][part].items()
         lines += _family(f"ginnel_{part}_total", "counter", f"{text}, by what became of them.", _by_event(counted))
     return "\n".join([*lines, ""])
@@ -44,4 +44,4 @@ PER_CLIENT = (
     ("ginnel_client_sent_bytes_total", "counter", "Bytes of inner packets to a client.", "tx"),
     ("ginnel_client_connected_since_seconds", "gauge", "When a client connected, in seconds since 1970.", "since"),
 )
-GAUGES = ("sessions", "negotiating")
+GAUGES = ("sessions", "negotiating", "open")

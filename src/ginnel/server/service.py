@@ -9,12 +9,15 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
 from ginnel._core import DataPlane
 from ginnel.device.memory import MemoryDevice
 from ginnel.errors import GinnelError
+from ginnel.gateways.egress import Egress
+from ginnel.gateways.relay import Address, Listener
 from ginnel.openvpn import events
 from ginnel.openvpn.commands import REPORTS, carry_out
 from ginnel.openvpn.endpoint import Endpoint, Limits
@@ -101,7 +104,11 @@ class Server:
 
     def statistics(self) -> dict[str, Any]:
         """What `ginnel.openvpn.endpoint` and the data plane counted since the start."""
-        return {"endpoint": self._endpoint.statistics(), "plane": self._plane.statistics()}
+        return {
+            "endpoint": self._endpoint.statistics(),
+            "plane": self._plane.statistics(),
+            "egress": self._egress.statistics(),
+        }
 
     # Start and end.
 
@@ -131,6 +138,7 @@ class Server:
             inform=lambda peer, text: self._policies[peer].tell(text),
         )
         self._set_up_stack()
+        await self._open_way_out()
         self._settings = _settings(config, self.store)
         self._endpoint = Endpoint(
             self._settings,
@@ -157,6 +165,17 @@ class Server:
         if pool.address6 is not None and pool.network6 is not None:
             addresses.append(f"{pool.address6}/{pool.network6.prefixlen}")
         self.stack.set_addresses(addresses)
+
+    async def _open_way_out(self) -> None:
+        """Clients' flows leave through this host's sockets, and published ports lead to them."""
+        allow = [str(network) for network in self.config.allow]
+        self._egress = await self._exit.enter_async_context(Egress(self.stack, allow=allow))
+        for published in self.config.publish:
+            listener = Listener(Address("0.0.0.0", published.port))
+            self._egress.publish(listener, partial(self._address_of, published.user), published.target)
+
+    def _address_of(self, name: str) -> str | None:
+        return next((str(client.address) for client in self.clients if client.name == name), None)
 
     async def _dismiss(self) -> None:
         self._listeners.close()
@@ -304,6 +323,9 @@ class Server:
         self._cut.discard(peer)
         client = self._admission.forget(peer)
         path = client.path if client is not None else None
+        if client is not None:
+            for address in filter(None, (client.address, client.address6)):
+                self._egress.forget(str(address))
         if client is None or client.session is None:
             tell("failed", level=logging.WARNING, name=None if client is None else client.name, reason=reason)
         else:
