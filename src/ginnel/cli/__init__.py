@@ -91,4 +91,5 @@ _SUMMARIES = {
     "pong": "Answer echo requests at a device's application end.",
     "serve": "Serve OpenVPN clients, without root.",
     "status": "Show the clients of a running server.",
+    "user": "Say who may connect to the server, and make their files.",
 }

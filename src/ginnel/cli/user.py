@@ -1,0 +1,168 @@
+"""``ginnel user``: who may connect to this machine's server."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ginnel.errors import ConfigError
+from ginnel.server.directory import state_directory
+
+if TYPE_CHECKING:
+    from ginnel.server.authority import Issued
+    from ginnel.server.store import Store, User
+
+DIRECTORY = click.option(
+    "--dir", "directory", metavar="DIR", type=click.Path(path_type=Path), help="Where the server keeps its state."
+)
+OUTPUT = click.option(
+    "-o", "output", metavar="FILE", type=click.Path(path_type=Path), help="Write the client's file there (mode 0600)."
+)
+DAYS = click.option("--days", type=click.IntRange(1, 3650), default=825, show_default=True, help="How long it is good.")
+
+
+@click.group(name="user")
+def command() -> None:
+    """Say who may connect, and make their files."""
+
+
+@command.command()
+@click.argument("name")
+@DIRECTORY
+@OUTPUT
+@DAYS
+@click.option("--password", is_flag=True, help="Ask for a password that is needed beside the file.")
+@click.option("--public", metavar="HOST[:PORT]", help="How the server is reached, where it has not been told.")
+def add(name: str, directory: Path | None, output: Path | None, days: int, password: bool, public: str | None) -> None:
+    """Add a user, and print the file that any OpenVPN client opens."""
+    asked = click.prompt("Password", hide_input=True, confirmation_prompt=True) if password else None
+    with _Opened(directory) as store:
+        _write(store, store.add_user(name, days=days, password=asked), output, public, password=password)
+
+
+@command.command()
+@click.argument("name")
+@DIRECTORY
+@OUTPUT
+@DAYS
+@click.option("--public", metavar="HOST[:PORT]", help="How the server is reached, where it has not been told.")
+def renew(name: str, directory: Path | None, output: Path | None, days: int, public: str | None) -> None:
+    """Make a user a new file. The one before it opens nothing any longer."""
+    with _Opened(directory) as store:
+        issued = store.renew_user(name, days=days)
+        user = store.user(name)
+        _write(store, issued, output, public, password=user is not None and user.has_password)
+
+
+@command.command()
+@click.argument("name")
+@DIRECTORY
+def revoke(name: str, directory: Path | None) -> None:
+    """Turn a user away, at once and for ever."""
+    with _Opened(directory) as store:
+        store.revoke_user(name)
+    print(f"{name} is revoked", file=sys.stderr)
+
+
+@command.command(name="list")
+@DIRECTORY
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_users(directory: Path | None, as_json: bool) -> None:
+    """List the users."""
+    with _Opened(directory) as store:
+        users = store.users()
+    if as_json:
+        print(json.dumps([_fields(user) for user in users]))
+        return
+    for user in users:
+        print(f"{user.name:24} {_state(user)}")
+
+
+@command.command()
+@click.argument("name")
+@DIRECTORY
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(name: str, directory: Path | None, as_json: bool) -> None:
+    """Show a user and the last connections."""
+    with _Opened(directory) as store:
+        user = store.user(name)
+        if user is None:
+            raise ConfigError(f"there is no user {name}", instead="see: ginnel user list")
+        sessions, lease = store.sessions(name), store.lease(name)
+    if as_json:
+        keys = ("remote", "began", "ended", "rx", "tx", "reason")
+        rows = [dict(zip(keys, row, strict=True)) for row in sessions]
+        print(json.dumps({**_fields(user), "sessions": rows}))
+        return
+    print(f"{user.name}: {_state(user)}")
+    print(f"  addresses {', '.join(str(each) for each in lease if each is not None) or 'none yet'}")
+    for remote, began, ended, rx, tx, reason in sessions:
+        until = "still" if ended is None else f"{_date(ended)}, {reason}"
+        print(f"  {_date(began)} from {remote}, {rx} bytes in, {tx} out, until {until}")
+
+
+class _Opened:
+    """The store, closed at the end. Imported late: ``--help`` needs none of its libraries."""
+
+    def __init__(self, directory: Path | None) -> None:
+        from ginnel.server.store import open_store
+
+        self._store = open_store(state_directory(directory))
+
+    def __enter__(self) -> Store:
+        return self._store
+
+    def __exit__(self, *_: object) -> None:
+        self._store.close()
+
+
+def _write(store: Store, issued: Issued, output: Path | None, public: str | None, *, password: bool) -> None:
+    from ginnel.server.client_file import client_file, remotes
+
+    listeners, known = store.listeners()
+    places, warning = remotes(listeners, public or known)
+    if warning is not None:
+        print(f"warning: {warning}", file=sys.stderr)
+    text = client_file(store.identity, issued, store.make_wrap_key(), places, password=password)
+    if output is None:
+        print(text, end="")
+        return
+    try:
+        # It holds a key: whoever had the file before gets no look at the new one.
+        temporary = output.with_name(f".{output.name}.{os.getpid()}")
+        with open(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(text)
+        temporary.replace(output)
+    except OSError as error:
+        raise ConfigError(f"{output}: {error.strerror}") from None
+    print(f"{output} opens in any OpenVPN client; good until {issued.expires:%Y-%m-%d}", file=sys.stderr)
+
+
+def _state(user: User) -> str:
+    left = user.expires - datetime.now(UTC)
+    if user.revoked:
+        return "revoked"
+    if left < timedelta(0):
+        return f"expired on {user.expires:%Y-%m-%d}; ginnel user renew {user.name}"
+    soon = f", in {left.days} days; ginnel user renew {user.name}" if left < timedelta(days=30) else ""
+    return f"good until {user.expires:%Y-%m-%d}{soon}{', with a password' if user.has_password else ''}"
+
+
+def _fields(user: User) -> dict[str, Any]:
+    return {
+        "name": user.name,
+        "serial": f"{user.serial:x}",
+        "revoked": user.revoked,
+        "expires": user.expires.isoformat(),
+        "password": user.has_password,
+    }
+
+
+def _date(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")

@@ -1,0 +1,331 @@
+"""A server's keys, users, leases and accounts: one SQLite database in its directory.
+
+Every method is a transaction: a process that is killed leaves what was there before or after it.
+Several processes may use a store at once: the server, and ``ginnel user`` beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+from typing import Any
+
+from ginnel.errors import ConfigError
+from ginnel.openvpn.tls_crypt_v2 import Metadata, ServerKey
+from ginnel.server import authority
+from ginnel.server.authority import Authority, Issued
+from ginnel.server.passwords import hash_password, verify_password
+
+USER_DAYS = 825
+"""How long a user's certificate is good, unless asked otherwise."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The server's own keys and certificates, in PEM. See `ginnel.server.records.Identity`."""
+
+    name: str
+    ca: str
+    cert: str
+    key: str
+    crl: str
+    tls_crypt_v2: str
+
+    def __repr__(self) -> str:
+        return f"Identity(name={self.name!r})"
+
+
+@dataclass(frozen=True)
+class User:
+    """A user, with the serial number and the end of the certificate that counts."""
+
+    name: str
+    serial: int
+    revoked: bool
+    expires: datetime
+    address: IPv4Address | None
+    address6: IPv6Address | None
+    routes: tuple[str, ...]
+    has_password: bool
+
+
+def open_store(directory: Path) -> Store:
+    """The store in ``directory``, which is made with keys of its own where there is none.
+
+    Raises ConfigError for a directory that others may read, or that cannot be used.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if directory.stat().st_mode & 0o077 or directory.stat().st_uid != os.geteuid():
+            raise ConfigError(
+                f"{directory} can be read by others, and holds keys", instead=f"run: chmod 700 {directory}"
+            )
+        path = directory / DATABASE
+        # Nobody else reads it, from its first byte on; SQLite gives its other files the same mode.
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise ConfigError(f"{directory}: {error.strerror}; the server keeps its keys and users there") from None
+    return Store(path)
+
+
+class Store:
+    """See `ginnel.server.records.Store`. What the database refuses is a ConfigError, except in what a
+    running server tells it (`set_lease`, `account`, `begin_session`, `end_session`), which is then lost."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.RLock()
+        self._own_changes = 0
+        self._failed_writes = 0
+        with self._refusals():
+            self._database = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = FULL")
+            self._database.execute("PRAGMA foreign_keys = ON")
+            with self._transaction():
+                for statement in SCHEMA:
+                    self._database.execute(statement)
+                if not self._texts():
+                    self._make_keys()
+            self._authority = Authority(self._texts()["ca"], self._texts()["ca_key"])
+            self._renew_list()
+
+    @property
+    def identity(self) -> Identity:
+        """The list of the revoked is signed anew when half of its time is over."""
+        with self._refusals(), self._lock:
+            self._renew_list()
+            texts = self._texts()
+        return Identity(*(texts[name] for name in ("name", "ca", "cert", "key", "crl", "tls_crypt_v2")))
+
+    def user(self, name: str) -> User | None:
+        rows = self._query(f"{USERS} WHERE name = ?", name)
+        return _user(rows[0]) if rows else None
+
+    def users(self) -> list[User]:
+        return [_user(row) for row in self._query(f"{USERS} ORDER BY name")]
+
+    def add_user(self, name: str, *, days: int = USER_DAYS, password: str | None = None) -> Issued:
+        """Raises ConfigError for a name that cannot be or is taken."""
+        _check_name(name)
+        if self.user(name) is not None:
+            raise ConfigError(f"there is a user {name} already", instead=f"write: ginnel user renew {name}")
+        issued = self._authority.issue(name, "client", authority.now(), days)
+        hashed = None if password is None else hash_password(password)
+        self._change(
+            "INSERT INTO users (name, serial, expires, password) VALUES (?, ?, ?, ?)",
+            (name, f"{issued.serial:x}", issued.expires.timestamp(), hashed),
+        )
+        return issued
+
+    def renew_user(self, name: str, *, days: int = USER_DAYS) -> Issued:
+        """A new certificate; the one before it is taken back, and a revocation with it."""
+        user = self._known(name)
+        issued = self._authority.issue(name, "client", authority.now(), days)
+        with self._refusals(), self._transaction():
+            self._revoke(user.serial)
+            self._database.execute(
+                "UPDATE users SET serial = ?, expires = ?, revoked = 0 WHERE name = ?",
+                (f"{issued.serial:x}", issued.expires.timestamp(), name),
+            )
+            self._sign_list()
+        return issued
+
+    def revoke_user(self, name: str) -> None:
+        user = self._known(name)
+        with self._refusals(), self._transaction():
+            self._revoke(user.serial)
+            self._database.execute("UPDATE users SET revoked = 1 WHERE name = ?", (name,))
+            self._sign_list()
+
+    def make_wrap_key(self) -> str:
+        """A tls-crypt-v2 key for a client, in PEM."""
+        key = ServerKey.parse(self.identity.tls_crypt_v2)
+        return key.make_client_key(Metadata.made_at(time.time()), os.urandom).emit()
+
+    def check_password(self, name: str, password: str) -> bool:
+        rows = self._query("SELECT password FROM users WHERE name = ?", name)
+        return verify_password(rows[0][0] if rows else None, password)
+
+    def is_revoked(self, serial: int) -> bool:
+        return bool(self._query("SELECT 1 FROM revoked WHERE serial = ?", f"{serial:x}"))
+
+    def version(self) -> int:
+        (row,) = self._query("PRAGMA data_version")
+        return int(row[0]) + self._own_changes
+
+    def lease(self, name: str) -> tuple[IPv4Address | None, IPv6Address | None]:
+        rows = self._query("SELECT address, address6 FROM leases WHERE name = ?", name)
+        address, address6 = rows[0] if rows else (None, None)
+        return _address(address), _address(address6)
+
+    def set_lease(self, name: str, address: IPv4Address | None, address6: IPv6Address | None) -> None:
+        values = (name, *(None if each is None else str(each) for each in (address, address6)))
+        self._note("INSERT OR REPLACE INTO leases (name, address, address6) VALUES (?, ?, ?)", values)
+
+    def begin_session(self, name: str, remote: str) -> int:
+        """0 when it could not be written down."""
+        statement = "INSERT INTO sessions (name, remote, began) VALUES (?, ?, ?)"
+        return self._note(statement, (name, remote, time.time()))
+
+    def account(self, session: int, rx: int, tx: int) -> None:
+        self._note("UPDATE sessions SET rx = ?, tx = ? WHERE id = ?", (rx, tx, session))
+
+    def end_session(self, session: int, reason: str) -> None:
+        self._note("UPDATE sessions SET ended = ?, reason = ? WHERE id = ?", (time.time(), reason, session))
+
+    def sessions(self, name: str) -> list[tuple[str, float, float | None, int, int, str | None]]:
+        """The last hundred of a user: remote, began and ended (seconds since 1970), bytes from and to
+        the client, why it ended."""
+        columns = "remote, began, ended, rx, tx, reason"
+        return self._query(f"SELECT {columns} FROM sessions WHERE name = ? ORDER BY id DESC LIMIT 100", name)
+
+    def set_listeners(self, listeners: Sequence[str], public: str | None) -> None:
+        """Where the server awaits its clients (``udp 0.0.0.0:1194``), and what client files name."""
+        with self._refusals(), self._transaction():
+            self._set_text("listeners", "\n".join(listeners))
+            if public is not None:
+                self._set_text("public", public)
+
+    def listeners(self) -> tuple[list[str], str | None]:
+        """What `set_listeners` was told last."""
+        with self._refusals():
+            texts = self._texts()
+        return texts.get("listeners", "").split("\n") if texts.get("listeners") else [], texts.get("public")
+
+    @property
+    def failed_writes(self) -> int:
+        """What a running server told the store and was lost: a full disk, a database locked for long."""
+        return self._failed_writes
+
+    def close(self) -> None:
+        self._database.close()
+
+    # Inside a transaction, or about to be.
+
+    def _make_keys(self) -> None:
+        now = authority.now()
+        name = re.sub(r"[^A-Za-z0-9.-]", "", socket.gethostname())[:40] or "server"
+        own, own_key = Authority.create(f"ginnel {name}", now)
+        server = own.issue(name, "server", now, authority.AUTHORITY_DAYS)
+        texts = {
+            "name": name,
+            "ca": own.certificate,
+            "ca_key": own_key,
+            "cert": server.certificate,
+            "key": server.key,
+            "crl": own.revocation_list([], now),
+            "tls_crypt_v2": ServerKey(os.urandom(128)).emit(),
+        }
+        for key, value in texts.items():
+            self._set_text(key, value)
+
+    def _renew_list(self) -> None:
+        if authority.is_due(self._texts()["crl"], authority.now()):
+            with self._transaction():
+                self._sign_list()
+
+    def _sign_list(self) -> None:
+        serials = [int(serial, 16) for (serial,) in self._database.execute("SELECT serial FROM revoked")]
+        self._set_text("crl", self._authority.revocation_list(serials, authority.now()))
+
+    def _revoke(self, serial: int) -> None:
+        self._database.execute("INSERT OR IGNORE INTO revoked (serial) VALUES (?)", (f"{serial:x}",))
+
+    def _set_text(self, key: str, value: str) -> None:
+        self._database.execute("INSERT OR REPLACE INTO texts (key, value) VALUES (?, ?)", (key, value))
+
+    def _texts(self) -> dict[str, str]:
+        return dict(self._database.execute("SELECT key, value FROM texts"))
+
+    # The database.
+
+    def _known(self, name: str) -> User:
+        user = self.user(name)
+        if user is None:
+            raise ConfigError(f"there is no user {name}", instead="see: ginnel user list")
+        return user
+
+    def _query(self, statement: str, *values: object) -> list[Any]:
+        with self._refusals(), self._lock:
+            return self._database.execute(statement, values).fetchall()
+
+    def _change(self, statement: str, values: Sequence[object]) -> None:
+        with self._refusals(), self._transaction():
+            self._database.execute(statement, values)
+
+    def _note(self, statement: str, values: Sequence[object]) -> int:
+        """What must not stop a server whose disk is full."""
+        try:
+            with self._lock:
+                return self._database.execute(statement, values).lastrowid or 0
+        except sqlite3.Error:
+            self._failed_writes += 1
+            return 0
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._lock:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._database.execute("ROLLBACK")
+                raise
+            self._database.execute("COMMIT")
+            self._own_changes += 1
+
+    @contextlib.contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise ConfigError(f"{self._path}: {error}; is the disk full, or another program at it?") from None
+
+
+def _user(row: tuple[Any, ...]) -> User:
+    name, serial, revoked, expires, address, address6, routes, has_password = row
+    return User(
+        name=name,
+        serial=int(serial, 16),
+        revoked=bool(revoked),
+        expires=datetime.fromtimestamp(expires, UTC),
+        address=_address(address),
+        address6=_address(address6),
+        routes=tuple(routes.split()),
+        has_password=bool(has_password),
+    )
+
+
+def _address(text: str | None) -> Any:
+    return None if text is None else ip_address(text)
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,62}", name):
+        raise ConfigError(f"{name!r} is no name for a user", instead="write up to 63 letters, digits and _.@-")
+
+
+DATABASE = "server.db"
+#: Seconds that another process's transaction is waited for.
+BUSY = 2.0
+USERS = "SELECT name, serial, revoked, expires, address, address6, routes, password IS NOT NULL FROM users"
+SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS texts (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS users (name TEXT PRIMARY KEY, serial TEXT NOT NULL, revoked INTEGER DEFAULT 0, "
+    "expires REAL NOT NULL, address TEXT, address6 TEXT, routes TEXT DEFAULT '', password TEXT)",
+    "CREATE TABLE IF NOT EXISTS revoked (serial TEXT PRIMARY KEY)",
+    "CREATE TABLE IF NOT EXISTS leases (name TEXT PRIMARY KEY, address TEXT, address6 TEXT)",
+    "CREATE TABLE IF NOT EXISTS sessions (id INTEGER PRIMARY KEY, name TEXT NOT NULL, remote TEXT NOT NULL, "
+    "began REAL NOT NULL, ended REAL, rx INTEGER DEFAULT 0, tx INTEGER DEFAULT 0, reason TEXT)",
+)

@@ -1,0 +1,212 @@
+"""A server's keys and users: what is kept, who may read it, and what a kill leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from ginnel.errors import ConfigError
+from ginnel.openvpn.ovpn_file import read_ovpn
+from ginnel.server.authority import LIST_DAYS, is_due
+from ginnel.server.client_file import client_file, remotes, split_host
+from ginnel.server.store import Store, open_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(tmp_path / "state")
+
+
+def ginnel(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ginnel", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_first_start_makes_keys_that_only_the_owner_reads(tmp_path: Path) -> None:
+    directory = tmp_path / "state"
+    one = open_store(directory)
+    one.add_user("alice")
+    for path in [directory, *directory.iterdir()]:
+        assert path.stat().st_mode & 0o077 == 0, path
+    again = open_store(directory)
+    assert again.identity == one.identity
+    assert one.identity.key not in repr(one.identity)
+    assert [user.name for user in again.users()] == ["alice"]
+
+
+def test_a_directory_that_others_read_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    with pytest.raises(ConfigError, match="chmod 700"):
+        open_store(tmp_path)
+
+
+def test_certificates_verify_by_openssl(store: Store, tmp_path: Path) -> None:
+    issued = store.add_user("alice")
+    (tmp_path / "ca").write_text(store.identity.ca + store.identity.crl)
+    for text, purpose in ((store.identity.cert, "sslserver"), (issued.certificate, "sslclient")):
+        (tmp_path / "cert").write_text(text)
+        verify = ["openssl", "verify", "-crl_check", "-purpose", purpose, "-CAfile", tmp_path / "ca", tmp_path / "cert"]
+        subprocess.run(verify, check=True, capture_output=True)
+
+
+def test_a_revoked_user_is_on_the_list_and_another_process_hears(store: Store, tmp_path: Path) -> None:
+    issued = store.add_user("alice")
+    other = open_store(tmp_path / "state")
+    before = other.version()
+    store.revoke_user("alice")
+    assert other.version() != before
+    assert other.is_revoked(issued.serial)
+    user = other.user("alice")
+    assert user is not None
+    assert user.revoked
+    crl = x509.load_pem_x509_crl(other.identity.crl.encode())
+    assert crl.get_revoked_certificate_by_serial_number(issued.serial) is not None
+
+
+def test_a_renewed_user_has_another_certificate_and_the_old_one_is_taken_back(store: Store) -> None:
+    first = store.add_user("alice", days=1)
+    store.revoke_user("alice")
+    second = store.renew_user("alice", days=800)
+    user = store.user("alice")
+    assert user is not None
+    assert user.serial == second.serial
+    assert not user.revoked
+    assert store.is_revoked(first.serial)
+    assert not store.is_revoked(second.serial)
+    assert user.expires - datetime.now(UTC) > timedelta(days=799)
+
+
+def test_the_list_of_the_revoked_is_due_after_half_of_its_time(store: Store) -> None:
+    now = datetime.now(UTC)
+    assert not is_due(store.identity.crl, now)
+    assert is_due(store.identity.crl, now + timedelta(days=LIST_DAYS / 2 + 1))
+
+
+def test_passwords_are_kept_as_hashes(store: Store) -> None:
+    store.add_user("alice", password="correct horse")
+    store.add_user("bob")
+    assert store.check_password("alice", "correct horse")
+    for name, password in (("alice", "wrong"), ("bob", ""), ("bob", "nobody's password"), ("nobody", "x")):
+        assert not store.check_password(name, password)
+    database = b"".join(path.read_bytes() for path in store._path.parent.iterdir())
+    assert b"correct horse" not in database
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a b", "a\nb", "a/b", "-x", "x" * 64, "ä", "a\0"])
+def test_names_that_could_do_harm_are_refused(store: Store, name: str) -> None:
+    with pytest.raises(ConfigError, match="no name"):
+        store.add_user(name)
+
+
+def test_what_a_server_writes_down_is_there_again(store: Store, tmp_path: Path) -> None:
+    store.set_lease("alice", IPv4Address("10.8.0.5"), None)
+    session = store.begin_session("alice", "192.0.2.1 port 4")
+    store.account(session, 10, 20)
+    store.end_session(session, "left")
+    other = open_store(tmp_path / "state")
+    assert other.lease("alice") == (IPv4Address("10.8.0.5"), None)
+    assert other.lease("bob") == (None, None)
+    ((remote, began, ended, rx, tx, reason),) = other.sessions("alice")
+    assert (remote, rx, tx, reason) == ("192.0.2.1 port 4", 10, 20, "left")
+    assert ended is not None
+    assert ended >= began
+
+
+def test_a_locked_database_does_not_stop_a_server(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ginnel.server.store.BUSY", 0.05)
+    other = open_store(tmp_path / "state")
+    with store._transaction():
+        assert other.begin_session("alice", "x") == 0
+        other.account(1, 2, 3)
+        assert other.failed_writes == 2
+        with pytest.raises(ConfigError, match="locked"):
+            other.add_user("bob")
+    assert other.begin_session("alice", "x") > 0
+
+
+def test_users_outlive_kills(store: Store, tmp_path: Path) -> None:
+    """Killed at random while it adds users: all that it said it had added are there, and the store is sound."""
+    script = (
+        "import sys; from pathlib import Path; from ginnel.server.store import open_store\n"
+        "store = open_store(Path(sys.argv[1]))\n"
+        "for number in range(100000):\n"
+        "    store.add_user(f'{sys.argv[2]}-{number}'); print(number, flush=True)\n"
+    )
+    told = 0
+    for attempt in range(8):
+        command = [sys.executable, "-c", script, str(tmp_path / "state"), f"u{attempt}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                told += 1
+                if int(line) >= attempt:
+                    os.kill(process.pid, signal.SIGKILL)
+                    break
+            told += len(process.stdout.readlines())
+    users = open_store(tmp_path / "state").users()
+    assert len(users) >= told
+    assert len({user.serial for user in users}) == len(users)
+
+
+def test_a_client_file_says_where_and_with_what(store: Store, tmp_path: Path) -> None:
+    issued = store.add_user("alice")
+    places, warning = remotes(["udp 192.0.2.9:1194", "tcp [2001:db8::9]:443"], "vpn.example.com")
+    assert warning is None
+    path = tmp_path / "alice.ovpn"
+    path.write_text(client_file(store.identity, issued, store.make_wrap_key(), places, password=False))
+    config = read_ovpn(path)
+    assert [(each.host, each.port, each.proto[:3]) for each in config.remotes] == [
+        ("vpn.example.com", 1194, "udp"),
+        ("vpn.example.com", 443, "tcp"),
+    ]
+    accepted = subprocess.run(
+        ["openvpn", "--config", str(path), "--show-pkcs11-ids", "x"], capture_output=True, text=True, check=False
+    )
+    assert "Options error" not in accepted.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("a.example", "a.example", None),
+        ("a:1", "a", 1),
+        ("[2001:db8::1]:5", "2001:db8::1", 5),
+        ("2001:db8::1", "2001:db8::1", None),
+    ],
+)
+def test_a_public_name_may_have_a_port(text: str, host: str, port: int | None) -> None:
+    assert split_host(text) == (host, port)
+
+
+@pytest.mark.parametrize("text", ["", "a b", "a:x", ":5"])
+def test_a_public_name_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        split_host(text)
+
+
+def test_ginnel_user_from_first_to_last(tmp_path: Path) -> None:
+    directory, file = tmp_path / "state", tmp_path / "alice.ovpn"
+    added = ginnel("user", "add", "alice", "--dir", directory, "-o", file, "--public", "vpn.example.com")
+    assert added.returncode == 0, added.stderr
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert read_ovpn(file).remotes[0].host == "vpn.example.com"
+    again = ginnel("user", "add", "alice", "--dir", directory, "--public", "x.example")
+    assert again.returncode == 2
+    assert "already" in again.stderr
+    assert again.stderr.count("\n") == 1
+    assert "good until" in ginnel("user", "list", "--dir", directory).stdout
+    assert ginnel("user", "revoke", "alice", "--dir", directory).returncode == 0
+    assert "revoked" in ginnel("user", "show", "alice", "--dir", directory).stdout
+    unknown = ginnel("user", "revoke", "bob", "--dir", directory)
+    assert unknown.returncode == 2
+    assert "no user bob" in unknown.stderr
