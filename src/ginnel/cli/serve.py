@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import ipaddress
 import json
 import logging
 import signal
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 
@@ -20,8 +19,8 @@ from ginnel.server.config import Listen, Publish, ServerConfig
 from ginnel.server.control import Control
 from ginnel.server.directory import state_directory
 from ginnel.server.monitor import Monitor
-from ginnel.server.records import Store
 from ginnel.server.service import Server
+from ginnel.server.store import open_store
 
 
 @click.command(name="serve")
@@ -95,8 +94,7 @@ async def _serve(config: ServerConfig, directory: Path, reporter: Reporter) -> N
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    # Imported here: making keys takes libraries that nothing else of the command needs.
-    store = cast(Store, importlib.import_module("ginnel.server.store").open_store(directory))
+    store = open_store(directory)
     async with contextlib.AsyncExitStack() as stack:
         server = await stack.enter_async_context(Server(store, config))
         control = await Control.open(server, directory)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from typing import cast
 
 from ginnel.server.clients import Client
 from ginnel.server.config import Listen, Publish, ServerConfig
 from ginnel.server.directory import state_directory
-from ginnel.server.records import Store
 from ginnel.server.service import Server
+from ginnel.server.store import open_store
 
 __all__ = ["Client", "Listen", "Publish", "Server", "ServerConfig", "serve"]
 
@@ -24,5 +22,4 @@ def serve(directory: str | Path | None = None, config: ServerConfig | None = Non
     Raises ConfigError and DeviceError, as entering it does.
     """
     path = state_directory(None if directory is None else Path(directory))
-    # Late: who brings a store of his own has no use for the libraries of this one.
-    return Server(cast(Store, importlib.import_module("ginnel.server.store").open_store(path)), config)
+    return Server(open_store(path), config)

@@ -197,6 +197,8 @@ class Admission:
         if lease.address6 is not None and pool.network6 is not None and pool.address6 is not None:
             local = IPv6Interface((lease.address6, pool.network6.prefixlen))
             reply = replace(reply, ifconfig_ipv6=IfconfigIpv6(local, pool.address6))
+        redirect = config.redirect_gateway if reply.redirect_gateway is None else reply.redirect_gateway
+        own_dns = (pool.address,) if redirect is not None else ()
         ours = [Route(network) for network in config.routes if isinstance(network, IPv4Network)]
         ours6 = [RouteIpv6(network) for network in config.routes if isinstance(network, IPv6Network)]
         return replace(
@@ -204,8 +206,8 @@ class Admission:
             ifconfig=ifconfig,
             routes=(*reply.routes, *ours),
             routes_ipv6=(*reply.routes_ipv6, *ours6),
-            redirect_gateway=config.redirect_gateway if reply.redirect_gateway is None else reply.redirect_gateway,
-            dhcp_dns=(*reply.dhcp_dns, *config.dns),
+            redirect_gateway=redirect,
+            dhcp_dns=(*reply.dhcp_dns, *(own_dns if config.dns is None else config.dns)),
             tun_mtu=config.tun_mtu,
             explicit_exit_notify=None if tcp else 1,
         )

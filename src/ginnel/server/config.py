@@ -76,7 +76,8 @@ class ServerConfig:
 
     - ``listen``: () is port 1194, UDP and TCP, on every address. ``public``: what client files name.
     - ``network``, ``network6``: the inner addresses, of which the first is the server's.
-    - ``routes``: pushed; ``redirect_gateway``: flags, None for not at all; ``dns``: pushed name servers.
+    - ``routes``: pushed; ``redirect_gateway``: flags, None for not at all; ``dns``: pushed name
+      servers, None for the server's own, which asks this machine's, where all traffic is redirected.
     - ``wrap``: None for tls-crypt-v2 with the store's key.
     - ``client_certificate``: whether one is needed; without it the user name says who it is, and a password is.
     - ``token_lifetime``: with a password, seconds for which a token stands in for it (``auth-gen-token``),
@@ -94,7 +95,7 @@ class ServerConfig:
     topology: Literal["subnet", "net30"] = "subnet"
     routes: tuple[IPv4Network | IPv6Network, ...] = ()
     redirect_gateway: tuple[str, ...] | None = ("def1",)
-    dns: tuple[IPv4Address | IPv6Address, ...] = ()
+    dns: tuple[IPv4Address | IPv6Address, ...] | None = None
     push: tuple[str, ...] = ()
     allow: tuple[IPv4Network | IPv6Network, ...] = ()
     publish: tuple[Publish, ...] = ()
