@@ -43,6 +43,7 @@ soak: $(VENV)/.built
 	GINNEL_PACKETS=10000000 cargo test --release --locked --quiet -p ginnel-core --test many
 	GINNEL_SEEDS=5000 GINNEL_FIRST_PACKETS=1000000 GINNEL_CLIENTS=500 \
 		$(BIN)/pytest -n $(WORKERS) --timeout 3600 tests/test_noisy_wire.py tests/test_endpoint.py
+	GINNEL_SENT=1073741824 $(BIN)/pytest --timeout 3600 tests/interop/test_lend_openvpn.py -k both_sides
 
 clean:
 	rm -rf $(VENV) target dist .hypothesis .mypy_cache .pytest_cache .ruff_cache src/ginnel/*.so

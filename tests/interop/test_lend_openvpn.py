@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -15,6 +16,8 @@ from tests.harness.profile import Profile
 
 SERVER = ["openvpn", "--config", "server.conf"]
 CLIENT = ["openvpn", "--config", "client.conf"]
+# Bytes over TCP; `make soak` sends 1 GiB.
+SENT = int(os.environ.get("GINNEL_SENT", 64 << 20))
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def test_both_sides(network: Network, ordinary_env: Environment) -> None:
         ["up", "10.8.0.2", "fd08::1000"],
         ["ping", "10.8.0.1", 200],
         ["ping6", "fd08::1"],
-        ["send", "10.8.0.1", 7, 64 << 20],
+        ["send", "10.8.0.1", 7, SENT],
         ["show"],
     ]
     with (
@@ -42,7 +45,7 @@ def test_both_sides(network: Network, ordinary_env: Environment) -> None:
         assert client.wait_done("up")["name"] == "tun0"
         client.wait_done("ping")
         client.wait_done("ping6")
-        sent = client.wait_done("send", 120)
+        sent = client.wait_done("send", 120 + SENT / 2e6)
         assert sent["same"]
         assert sent["calls"] == 0, "a call was trapped while data flowed"
         assert client.wait_done("show")["routes"] == ["10.77.0.0/24", "fd77::/64"]
