@@ -18,8 +18,7 @@ build: $(VENV)/.built
 # The abi3 wheel, for any Python from 3.11 on: target/wheels/ginnel-*.whl.
 wheel: target/wheels/.built
 
-demo: $(VENV)/.built target/wheels/.built
-	@scripts/need root openvpn curl ip setpriv /usr/bin/python3
+demo: $(VENV)/.built
 	@$(BIN)/python -m tools.demo
 
 test: $(VENV)/.built target/wheels/.built

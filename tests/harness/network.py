@@ -53,7 +53,7 @@ class Namespace:
             enter.append(f"--mount=/proc/{self.pid}/ns/mnt")
         # Entering a mount namespace leads to its root, so the folder is changed after that.
         change = ["env", f"--chdir={cwd}"] if cwd is not None else []
-        return [*enter, *(_ORDINARY if ordinary else _DIE_WITH_US), *change, *map(str, command)]
+        return [*enter, *(ORDINARY if ordinary else _DIE_WITH_US), *change, *map(str, command)]
 
     def start(
         self,
@@ -164,7 +164,7 @@ ORDINARY_ID = 65534
 _libc = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNET = 0x40000000
 _DIE_WITH_US = ["setpriv", "--pdeathsig", "KILL"]
-_ORDINARY = [
+ORDINARY = [
     "setpriv",
     "--reuid",
     str(ORDINARY_ID),
