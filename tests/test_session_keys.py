@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ginnel.errors import RemoteProtocolError
+from ginnel.errors import AuthError
 from ginnel.openvpn import events
 from ginnel.openvpn.login import Login
 from ginnel.openvpn.packets import ControlPacket, Header, Opcode, PacketError
@@ -194,7 +194,7 @@ def test_a_password_that_no_longer_holds_ends_a_renegotiation() -> None:
     answers: list[str | None] = [None, "expired"]
     pair = establish(make_pair(server={"verify": lambda *_: answers.pop(0)}))
     pair.client.session.renegotiate(pair.now)
-    assert isinstance(closing(pair, pair.server).error, RemoteProtocolError)
+    assert isinstance(closing(pair, pair.server).error, AuthError)
 
 
 def test_messages_are_not_lost_across_a_renegotiation() -> None:
