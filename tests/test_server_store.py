@@ -111,6 +111,8 @@ def test_what_a_server_writes_down_is_there_again(store: Store, tmp_path: Path) 
     session = store.begin_session("alice", "192.0.2.1 port 4")
     store.account(session, 10, 20)
     store.end_session(session, "left")
+    assert store.lease("alice") == (IPv4Address("10.8.0.5"), None)
+    assert store.settle(20)
     other = open_store(tmp_path / "state")
     assert other.lease("alice") == (IPv4Address("10.8.0.5"), None)
     assert other.lease("bob") == (None, None)
@@ -120,18 +122,52 @@ def test_what_a_server_writes_down_is_there_again(store: Store, tmp_path: Path) 
     assert ended >= began
 
 
-def test_a_locked_database_does_not_stop_a_server(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_locked_database_holds_no_server_up(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("ginnel.server.store.BUSY", 0.05)
+    monkeypatch.setattr("ginnel.server.notes.RETRY", 0.05)
     other = open_store(tmp_path / "state")
+    other.add_user("alice")
     with store._transaction():
-        assert other.begin_session("alice", "x") == 0
-        other.account(1, 2, 3)
-        assert other.failed_writes == 2
+        session = other.begin_session("alice", "x")
+        other.account(session, 2, 3)
+        assert not other.settle(0.5)
+        assert other.user("alice") is not None
         with pytest.raises(ConfigError, match="locked"):
             other.add_user("bob")
-    assert other.begin_session("alice", "x") > 0
+    assert other.settle(20)
+    ((_, _, ended, rx, tx, _),) = store.sessions("alice")
+    assert (ended, rx, tx) == (None, 2, 3)
+    events = [getattr(record, "event", None) for record in caplog.records]
+    assert events.count("store_failed") == 1
+
+
+def test_what_cannot_be_written_is_bounded(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ginnel.server.store.BUSY", 0.01)
+    monkeypatch.setattr("ginnel.server.notes.RETRY", 0.01)
+    monkeypatch.setattr("ginnel.server.notes.MAX_NOTES", 10)
+    other = open_store(tmp_path / "state")
+    with store._transaction():
+        for number in range(100):
+            other.set_lease(f"u{number}", IPv4Address("10.8.0.5"), None)
+    assert other.settle(20)
+    kept = [number for number in range(100) if store.lease(f"u{number}")[0] is not None]
+    assert kept[-1] == 99
+    assert len(kept) <= 20
+
+
+def test_sessions_of_a_server_that_was_killed_have_an_end(store: Store, tmp_path: Path) -> None:
+    store.begin_session("alice", "x")
+    assert store.settle(20)
+    after = open_store(tmp_path / "state")
+    after.begin_session("alice", "y")
+    after.end_lost_sessions()
+    assert after.settle(20)
+    assert [(row[0], row[2] is None, row[5]) for row in after.sessions("alice")] == [
+        ("y", True, None),
+        ("x", False, "the server was killed"),
+    ]
 
 
 def test_users_outlive_kills(store: Store, tmp_path: Path) -> None:

@@ -115,5 +115,8 @@ class People:
     def end_session(self, session: int, reason: str) -> None:
         self.sessions[session][4] = reason
 
+    def settle(self, timeout: float = 2.0) -> bool:
+        return True
+
     def set_listeners(self, listeners: object, public: str | None) -> None:
         self.listeners = list(listeners)  # type: ignore[call-overload]

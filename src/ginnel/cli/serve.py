@@ -96,9 +96,12 @@ async def _serve(config: ServerConfig, directory: Path, reporter: Reporter) -> N
         loop.add_signal_handler(number, stop.set)
     store = open_store(directory)
     async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(asyncio.to_thread, store.close)
         server = await stack.enter_async_context(Server(store, config))
         control = await Control.open(server, directory)
         stack.push_async_callback(control.aclose)
+        # Only now is it certain that no other server uses the directory.
+        store.end_lost_sessions()
         stack.push_async_callback(Monitor(server, directory).aclose)
         pool = server.pool
         listen = [str(place) for place in server.places]

@@ -62,4 +62,7 @@ class Store(Protocol):
         """The bytes of a session so far, from the client and to it."""
 
     def end_session(self, session: int, reason: str) -> None: ...
+    def settle(self, timeout: float = 2.0) -> bool:
+        """Waits until what was told is written; whether it is. Called on another thread."""
+
     def set_listeners(self, listeners: Sequence[str], public: str | None) -> None: ...

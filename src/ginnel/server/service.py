@@ -77,6 +77,7 @@ class Server:
         if not self._closing:
             self._closing = True
             await self._dismiss()
+            await asyncio.to_thread(self.store.settle)
         await self._exit.aclose()
 
     @property

@@ -7,6 +7,7 @@ Several processes may use a store at once: the server, and ``ginnel user`` besid
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import socket
@@ -24,6 +25,7 @@ from ginnel.errors import ConfigError
 from ginnel.openvpn.tls_crypt_v2 import Metadata, ServerKey
 from ginnel.server import authority
 from ginnel.server.authority import Authority, Issued
+from ginnel.server.notes import Notes
 from ginnel.server.passwords import hash_password, verify_password
 
 USER_DAYS = 825
@@ -80,13 +82,15 @@ def open_store(directory: Path) -> Store:
 
 class Store:
     """See `ginnel.server.records.Store`. What the database refuses is a ConfigError, except in what a
-    running server tells it (`set_lease`, `account`, `begin_session`, `end_session`), which is then lost."""
+    running server tells it (`set_lease`, `account`, `begin_session`, `end_session`): that is written later."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.RLock()
         self._own_changes = 0
-        self._failed_writes = 0
+        self._notes = Notes(path, BUSY)
+        # Of what is noted and not yet written: a client may come back before that.
+        self._leases: dict[str, tuple[IPv4Address | None, IPv6Address | None]] = {}
         with self._refusals():
             self._database = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
             self._database.execute("PRAGMA journal_mode = WAL")
@@ -99,6 +103,9 @@ class Store:
                     self._make_keys()
             self._authority = Authority(self._texts()["ca"], self._texts()["ca_key"])
             self._renew_list()
+            ((last,),) = self._database.execute("SELECT coalesce(max(id), 0) FROM sessions")
+        self._last_session = int(last)
+        self._sessions = itertools.count(self._last_session + 1)
 
     @property
     def identity(self) -> Identity:
@@ -165,24 +172,34 @@ class Store:
         return int(row[0]) + self._own_changes
 
     def lease(self, name: str) -> tuple[IPv4Address | None, IPv6Address | None]:
+        if name in self._leases:
+            return self._leases[name]
         rows = self._query("SELECT address, address6 FROM leases WHERE name = ?", name)
         address, address6 = rows[0] if rows else (None, None)
         return _address(address), _address(address6)
 
     def set_lease(self, name: str, address: IPv4Address | None, address6: IPv6Address | None) -> None:
+        self._leases[name] = address, address6
         values = (name, *(None if each is None else str(each) for each in (address, address6)))
-        self._note("INSERT OR REPLACE INTO leases (name, address, address6) VALUES (?, ?, ?)", values)
+        self._notes.add("INSERT OR REPLACE INTO leases (name, address, address6) VALUES (?, ?, ?)", values)
 
     def begin_session(self, name: str, remote: str) -> int:
-        """0 when it could not be written down."""
-        statement = "INSERT INTO sessions (name, remote, began) VALUES (?, ?, ?)"
-        return self._note(statement, (name, remote, time.time()))
+        session = next(self._sessions)
+        statement = "INSERT INTO sessions (id, name, remote, began) VALUES (?, ?, ?, ?)"
+        self._notes.add(statement, (session, name, remote, time.time()))
+        self._notes.add("DELETE FROM sessions WHERE id <= ?", (session - MAX_SESSIONS,))
+        return session
 
     def account(self, session: int, rx: int, tx: int) -> None:
-        self._note("UPDATE sessions SET rx = ?, tx = ? WHERE id = ?", (rx, tx, session))
+        self._notes.add("UPDATE sessions SET rx = ?, tx = ? WHERE id = ?", (rx, tx, session))
 
     def end_session(self, session: int, reason: str) -> None:
-        self._note("UPDATE sessions SET ended = ?, reason = ? WHERE id = ?", (time.time(), reason, session))
+        self._notes.add("UPDATE sessions SET ended = ?, reason = ? WHERE id = ?", (time.time(), reason, session))
+
+    def end_lost_sessions(self) -> None:
+        """Those of a server that was killed before this store was opened."""
+        statement = "UPDATE sessions SET ended = ?, reason = ? WHERE ended IS NULL AND id <= ?"
+        self._notes.add(statement, (time.time(), "the server was killed", self._last_session))
 
     def sessions(self, name: str) -> list[tuple[str, float, float | None, int, int, str | None]]:
         """The last hundred of a user: remote, began and ended (seconds since 1970), bytes from and to
@@ -203,12 +220,13 @@ class Store:
             texts = self._texts()
         return texts.get("listeners", "").split("\n") if texts.get("listeners") else [], texts.get("public")
 
-    @property
-    def failed_writes(self) -> int:
-        """What a running server told the store and was lost: a full disk, a database locked for long."""
-        return self._failed_writes
+    def settle(self, timeout: float = 2.0) -> bool:
+        """Waits until what a server told it is written; whether it is."""
+        return self._notes.settle(timeout)
 
     def close(self) -> None:
+        """Writes what is left, within two seconds. Idempotent."""
+        self._notes.close(2.0)
         self._database.close()
 
     # Inside a transaction, or about to be.
@@ -264,25 +282,18 @@ class Store:
         with self._refusals(), self._transaction():
             self._database.execute(statement, values)
 
-    def _note(self, statement: str, values: Sequence[object]) -> int:
-        """What must not stop a server whose disk is full."""
-        try:
-            with self._lock:
-                return self._database.execute(statement, values).lastrowid or 0
-        except sqlite3.Error:
-            self._failed_writes += 1
-            return 0
-
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         with self._lock:
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                # A disk that is full may show only here.
+                self._database.execute("COMMIT")
             except BaseException:
-                self._database.execute("ROLLBACK")
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
                 raise
-            self._database.execute("COMMIT")
             self._own_changes += 1
 
     @contextlib.contextmanager
@@ -319,6 +330,7 @@ def _check_name(name: str) -> None:
 DATABASE = "server.db"
 #: Seconds that another process's transaction is waited for.
 BUSY = 2.0
+MAX_SESSIONS = 100_000
 USERS = "SELECT name, serial, revoked, expires, address, address6, routes, password IS NOT NULL FROM users"
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS texts (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
