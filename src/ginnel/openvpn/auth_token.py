@@ -53,6 +53,12 @@ class AuthTokens:
         return hmac.digest(self.secret, username.encode(errors="surrogateescape") + body, "sha256")
 
 
+def session_of(token: str) -> tuple[bytes, int]:
+    """The session id of a valid token, and when it was made."""
+    session, _, made = struct.unpack_from(LAYOUT, base64.b64decode(token.removeprefix(PREFIX)))
+    return session, made
+
+
 def is_token(password: str) -> bool:
     """Whether it has a token's form: it is never a password then."""
     return password.startswith(PREFIX) and len(password) == len(PREFIX) + SIZE * 4 // 3

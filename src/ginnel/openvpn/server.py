@@ -45,9 +45,11 @@ class ClientLogin:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """``reason`` is what the client is told, "" for nothing."""
+    """``reason`` is what the client is told, "" for nothing. ``backoff``: it may try again in so many seconds; 0:
+    it need not try again."""
 
     reason: str
+    backoff: int = 0
 
 
 Verdict = PushReply | Refusal
@@ -119,7 +121,7 @@ class ServerPolicy:
             self._decided = True
             self._session.set_timer(Timer.PUSH_WINDOW, None)
             if isinstance(verdict, Refusal):
-                self._refuse(verdict.reason, now)
+                self._refuse(verdict, now)
             else:
                 self._admit(verdict, now)
 
@@ -137,7 +139,7 @@ class ServerPolicy:
 
     def expel(self, now: float, reason: str) -> None:
         """Tells the client that its login counts no more, and ends the session. Its data stops at once."""
-        self._refuse(reason, now)
+        self._refuse(Refusal(reason), now)
 
     # Exchange.
 
@@ -186,7 +188,7 @@ class ServerPolicy:
             raise RemoteProtocolError("the client sent no key message")
         self._cipher = keys.negotiate_cipher(self.settings.data_ciphers, dict(login.peer_info), theirs.options)
         if self._cipher is None:
-            self._refuse("Data channel cipher negotiation failed (no shared cipher)", now)
+            self._refuse(Refusal("Data channel cipher negotiation failed (no shared cipher)"), now)
             return
         verdict = self._ask(login)
         if verdict is not None:
@@ -194,7 +196,7 @@ class ServerPolicy:
             return
         window = self.settings.hand_window
         self._session.set_timer(Timer.PUSH_WINDOW, now + window)
-        told = Proto.AUTH_PENDING_KW in keys.parse_proto(dict(login.peer_info))
+        told = Proto.AUTH_PENDING_KW in self._proto
         self._session.send_message(f"AUTH_PENDING,timeout {window:.0f}" if told else "AUTH_PENDING")
 
     def handle_timer(self, timer: Timer, now: float) -> None:
@@ -215,7 +217,7 @@ class ServerPolicy:
     def _admit(self, push: PushReply, now: float) -> None:
         assert self._first is not None
         assert self._cipher is not None
-        proto = keys.parse_proto(dict(self._first.peer_info))
+        proto = self._proto
         reply = self._complete(push, proto, self._cipher)
         self._messages = emit_messages(reply.options())
         data_format = self._data_format(self._cipher, reply)
@@ -245,7 +247,7 @@ class ServerPolicy:
     def _decide_again(self, verdict: Verdict, now: float) -> None:
         """In a renegotiation: a new token, or the end."""
         if isinstance(verdict, Refusal):
-            self._refuse(verdict.reason, now)
+            self._refuse(verdict, now)
         elif verdict.auth_token is not None:
             for message in PushReply(auth_token=verdict.auth_token).emit():
                 self._session.send_message(message)
@@ -280,10 +282,20 @@ class ServerPolicy:
             return DataFormat(cipher, self.settings.auth, framing=framing)
         return DataFormat(cipher, epochs="aead-epoch" in reply.protocol_flags, framing=framing)
 
-    def _refuse(self, reason: str, now: float) -> None:
-        self._session.send_message(f"AUTH_FAILED,{reason}" if reason else "AUTH_FAILED")
+    def _refuse(self, refusal: Refusal, now: float) -> None:
+        """Clients that don't know of ``TEMP`` end at AUTH_FAILED; told to restart they try again."""
+        reason = refusal.reason
+        message = f"AUTH_FAILED,{reason}" if reason else "AUTH_FAILED"
+        if refusal.backoff:
+            known = Proto.AUTH_FAIL_TEMP in self._proto
+            message = f"AUTH_FAILED,TEMP[backoff {refusal.backoff}]:{reason}" if known else f"RESTART,{reason}"
+        self._session.send_message(message)
         error = AuthError(f"the client's login is refused: {reason}", reason)
         self._session.finish_settled(error, retry=False, within=FAREWELL, now=now)
+
+    @property
+    def _proto(self) -> Proto:
+        return keys.parse_proto(dict(self._first.peer_info)) if self._first is not None else Proto(0)
 
     def _dismiss(self, command: str, text: str, now: float) -> None:
         self._session.send_message(f"{command},{text}" if text else command)

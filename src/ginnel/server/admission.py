@@ -10,12 +10,13 @@ import asyncio
 import logging
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Interface, IPv6Network
 
 from ginnel.errors import AuthError, GinnelError
-from ginnel.openvpn.auth_token import EXPIRED, AuthTokens, is_token
+from ginnel.openvpn.auth_token import EXPIRED, AuthTokens, is_token, session_of
 from ginnel.openvpn.push import PushReply
 from ginnel.openvpn.push_values import Ifconfig, IfconfigIpv6, Route, RouteIpv6
 from ginnel.openvpn.server import ClientLogin, Refusal, Verdict
@@ -29,7 +30,8 @@ from ginnel.server.records import Store, User
 
 class Admission:
     """``clients`` are all who were let in, by peer; who is let in is put there. ``displace`` ends the other sessions
-    of a user, ``decide`` takes what was decided later, and ``inform`` words for a client that waits."""
+    of a user, ``count`` brings a client's counters up to date, ``decide`` takes what was decided later, and
+    ``inform`` words for a client that waits."""
 
     def __init__(
         self,
@@ -39,6 +41,7 @@ class Admission:
         *,
         is_tcp: Callable[[int], bool],
         displace: Callable[[str, int], None],
+        count: Callable[[int], None],
         decide: Callable[[int, Verdict], None],
         inform: Callable[[int, str], None],
     ) -> None:
@@ -48,12 +51,17 @@ class Admission:
         self._pool = Pool(config.network, config.network6, config.topology)
         self._is_tcp = is_tcp
         self._displace = displace
+        self._count = count
         self._decide = decide
         self._inform = inform
         self._waiting: dict[int, asyncio.Task[None]] = {}
+        # When the token that each session showed last was made: those before it are used up.
+        self._shown: OrderedDict[bytes, int] = OrderedDict()
         self._tokens: AuthTokens | None = None
         if config.token_lifetime is not None:
-            self._tokens = AuthTokens(os.urandom(32), os.urandom, config.token_lifetime, int(config.reneg_sec) or 3600)
+            self._tokens = AuthTokens(
+                store.identity.token_key, os.urandom, config.token_lifetime, int(config.reneg_sec) or 3600
+            )
 
     @property
     def pool(self) -> Pool:
@@ -61,7 +69,10 @@ class Admission:
 
     def gate(self, login: ClientLogin) -> Verdict | None:
         """See `ginnel.openvpn.server.Gate`."""
-        user = self._identify(login)
+        try:
+            user = self._identify(login)
+        except Exception as error:
+            return self._without_store(login, error)
         if isinstance(user, Refusal):
             return self._refuse(login, user.reason)
         if login.again and user.name != self._clients[login.peer].name:
@@ -71,7 +82,9 @@ class Admission:
         if asked and self._tokens is not None and is_token(login.password):
             token = self._tokens.renew(login.password, login.username, time.time())
             if token is None:
-                return self._refuse(login, EXPIRED)
+                return self._refuse(login, "the token is not valid, or no longer", told=EXPIRED)
+            if not self._is_latest(login.password):
+                return self._refuse(login, "the token was used before, and has been replaced", told=EXPIRED)
             asked = False
         if not asked and (self._config.connected is None or login.again):
             return self._let_in(login, user, token)
@@ -110,6 +123,33 @@ class Admission:
         if user.has_password and login.username != user.name:
             return Refusal(WRONG)
         return user
+
+    def _without_store(self, login: ClientLogin, error: Exception) -> Verdict:
+        """Nobody can be looked up: who is connected stays so, and others are to try again."""
+        if login.again:
+            tell("store_failed", level=logging.ERROR, name=login.name, reason=f"{error}; the client stays connected")
+            return PushReply()
+        return self._refuse(login, f"nobody can be looked up: {error}", told="try again later", backoff=BACKOFF)
+
+    def _is_latest(self, token: str) -> bool:
+        session, made = session_of(token)
+        if made < self._shown.get(session, 0):
+            return False
+        self._shown[session] = made
+        self._shown.move_to_end(session)
+        while len(self._shown) > MAX_TOKENS:
+            self._shown.popitem(last=False)
+        return True
+
+    def _elsewhere(self, user: User, login: ClientLogin) -> Client | None:
+        """Where the user is logged in and alive. A client that begins anew at the same address replaces itself."""
+        patience = 1.5 * self._config.keepalive[0]
+        for client in self._clients.values():
+            if client.name == user.name and client.path[1] != login.path[1] and client.session is not None:
+                self._count(client.peer)
+                if time.monotonic() - client.heard < patience:
+                    return client
+        return None
 
     async def _settle(self, login: ClientLogin, user: User, token: str | None, *, asked: bool) -> None:
         """What takes its time."""
@@ -152,10 +192,17 @@ class Admission:
         if login.again:
             return PushReply(auth_token=token)
         if not self._config.duplicate_cn:
+            other = None if self._config.takeover else self._elsewhere(user, login)
+            if other is not None:
+                reason = f"{user.name} is logged in already, from {other.remote}"
+                backoff = round(1.5 * self._config.keepalive[0])
+                return self._refuse(login, reason, told="already logged in elsewhere", backoff=backoff)
             self._displace(user.name, login.peer)
         lease = self._pool.take(login.peer, user.address, user.address6, self._store.lease(user.name)[0])
         if lease is None:
-            return self._refuse(login, f"no address is free for {user.name}", told="no address is free")
+            return self._refuse(
+                login, f"no address is free for {user.name}", told="no address is free", backoff=BACKOFF
+            )
         if user.address is None and not self._config.duplicate_cn:
             self._store.set_lease(user.name, lease.address, lease.address6)
         self._clients[login.peer] = Client(
@@ -171,7 +218,7 @@ class Admission:
         )
         return replace(self._options(lease, tcp=self._is_tcp(login.path[0])), auth_token=token)
 
-    def _refuse(self, login: ClientLogin, reason: str, *, told: str | None = None) -> Refusal:
+    def _refuse(self, login: ClientLogin, reason: str, *, told: str | None = None, backoff: int = 0) -> Refusal:
         """Refused with a line in the log; the client is told the same, or what is better told to strangers."""
         tell(
             "refused",
@@ -181,7 +228,7 @@ class Admission:
             remote=f"{login.path[1]}:{login.path[2]}",
             reason=reason,
         )
-        return Refusal(reason if told is None else told)
+        return Refusal(reason if told is None else told, backoff)
 
     def _options(self, lease: Lease, *, tcp: bool) -> PushReply:
         """What a client with these addresses is pushed."""
@@ -216,3 +263,6 @@ class Admission:
 log = logging.getLogger(__name__)
 # Whoever guesses does not learn which of the two it was.
 WRONG = "wrong user name or password"
+# Seconds after which a client that was refused for our sake may try again.
+BACKOFF = 30
+MAX_TOKENS = 10_000

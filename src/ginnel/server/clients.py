@@ -15,7 +15,8 @@ from ginnel.server.pool import Lease
 @dataclass(slots=True)
 class Client:
     """A client that was let in. ``rx`` and ``tx`` are the bytes of inner packets from it and to it, and the
-    rates are in bytes a second. ``session`` is the store's number, None before the tunnel is open."""
+    rates are in bytes a second. ``heard`` is when something authentic had last come, on `time.monotonic`, as
+    exactly as the counters are looked at. ``session`` is the store's number, None before the tunnel is open."""
 
     peer: int
     name: str
@@ -32,6 +33,8 @@ class Client:
     session: int | None = None
     rx: int = 0
     tx: int = 0
+    authentic: int = 0
+    heard: float = field(default_factory=time.monotonic)
     rx_rate: float = 0.0
     tx_rate: float = 0.0
 
@@ -61,6 +64,9 @@ class Client:
         if elapsed > 0:
             self.rx_rate, self.tx_rate = (rx - self.rx) / elapsed, (tx - self.tx) / elapsed
         self.rx, self.tx = rx, tx
+        authentic = counted["rx_datagrams"] - counted["rx_dropped"]
+        if authentic != self.authentic:
+            self.authentic, self.heard = authentic, time.monotonic()
 
     def described(self) -> dict[str, Any]:
         """For JSON."""

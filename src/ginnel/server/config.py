@@ -81,8 +81,9 @@ class ServerConfig:
     - ``wrap``: None for tls-crypt-v2 with the store's key.
     - ``client_certificate``: whether one is needed; without it the user name says who it is, and a password is.
     - ``token_lifetime``: with a password, seconds for which a token stands in for it (``auth-gen-token``),
-      0 for ever, None for no token.
-    - ``duplicate_cn``: several sessions of one user; without it the newest ends the others.
+      0 for ever, None for no token: then the client needs the password at each renegotiation.
+    - ``duplicate_cn``: several sessions of one user. Without it a login ends the user's older session, but is
+      refused while that is alive elsewhere, unless ``takeover`` is set.
     - ``authenticate``, ``auth_program`` (as ``auth-user-pass-verify PROGRAM via-file``) stand beside the store's
       own check, and all must accept.
     - ``push``: further options, as in a configuration file.
@@ -108,8 +109,9 @@ class ServerConfig:
     reneg_sec: float = 3600.0
     hand_window: float = 60.0
     client_certificate: bool = True
-    token_lifetime: int | None = None
+    token_lifetime: int | None = 24 * 3600
     duplicate_cn: bool = False
+    takeover: bool = False
     max_clients: int = 1024
     connect_freq: tuple[int, float] | None = None
     connect_freq_initial: tuple[int, float] = (100, 10.0)

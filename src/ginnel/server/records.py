@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Identity(Protocol):
-    """Texts in PEM. ``tls_crypt_v2`` is the server's key."""
+    """Texts in PEM. ``tls_crypt_v2`` is the server's key, ``token_key`` 32 bytes of its own."""
 
     @property
     def name(self) -> str: ...
@@ -22,6 +22,8 @@ class Identity(Protocol):
     def crl(self) -> str: ...
     @property
     def tls_crypt_v2(self) -> str: ...
+    @property
+    def token_key(self) -> bytes: ...
 
 
 class User(Protocol):

@@ -135,6 +135,7 @@ class Server:
             self._clients,
             is_tcp=self._listeners.is_tcp,
             displace=self._displace,
+            count=self._count,
             decide=self._decide,
             inform=lambda peer, text: self._policies[peer].tell(text),
         )

@@ -42,6 +42,7 @@ class Identity:
     key: str
     crl: str
     tls_crypt_v2: str
+    token_key: bytes
 
     def __repr__(self) -> str:
         return f"Identity(name={self.name!r})"
@@ -113,7 +114,8 @@ class Store:
         with self._refusals(), self._lock:
             self._renew_list()
             texts = self._texts()
-        return Identity(*(texts[name] for name in ("name", "ca", "cert", "key", "crl", "tls_crypt_v2")))
+        pem = {name: texts[name] for name in ("name", "ca", "cert", "key", "crl", "tls_crypt_v2")}
+        return Identity(**pem, token_key=bytes.fromhex(texts["token_key"]))
 
     def user(self, name: str) -> User | None:
         rows = self._query(f"{USERS} WHERE name = ?", name)
@@ -244,6 +246,7 @@ class Store:
             "key": server.key,
             "crl": own.revocation_list([], now),
             "tls_crypt_v2": ServerKey(os.urandom(128)).emit(),
+            "token_key": os.urandom(32).hex(),
         }
         for key, value in texts.items():
             self._set_text(key, value)

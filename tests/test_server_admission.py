@@ -1,0 +1,161 @@
+"""Who is let in: tokens, second logins, and what a store that fails means."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import time
+from dataclasses import replace
+from ipaddress import IPv4Network
+from typing import Any
+
+import pytest
+
+from ginnel.openvpn.auth_token import AuthTokens
+from ginnel.openvpn.push import PushReply
+from ginnel.openvpn.server import ClientLogin, Refusal, Verdict
+from ginnel.server import Client, ServerConfig
+from ginnel.server.admission import Admission
+from tests.harness.people import People
+
+
+class House:
+    """An admission, and what it says."""
+
+    def __init__(self, **config: Any) -> None:
+        self.people = People()
+        self.people.add("alice", "secret")
+        self.people.add("bob")
+        self.clients: dict[int, Client] = {}
+        self.displaced: list[str] = []
+        self.verdicts: asyncio.Queue[Verdict] = asyncio.Queue()
+        self.admission = Admission(
+            ServerConfig(**config),
+            self.people,
+            self.clients,
+            is_tcp=lambda number: False,
+            displace=lambda name, peer: self.displaced.append(name),
+            count=lambda peer: None,
+            decide=lambda peer, verdict: self.verdicts.put_nowait(verdict),
+            inform=lambda peer, text: None,
+        )
+
+    def login(self, name: str, peer: int = 0, password: str = "", **changes: Any) -> ClientLogin:
+        serial = self.people.users[name].serial
+        path = (0, f"192.0.2.{peer}", 4000 + peer)
+        username = name if password else ""
+        return replace(ClientLogin(peer, path, name, serial, username, password, {}, again=False), **changes)
+
+    async def ask(self, login: ClientLogin) -> Verdict:
+        verdict = self.admission.gate(login)
+        return await asyncio.wait_for(self.verdicts.get(), 20) if verdict is None else verdict
+
+    async def enter(self, login: ClientLogin) -> PushReply:
+        verdict = await self.ask(login)
+        assert isinstance(verdict, PushReply), verdict
+        self.clients[login.peer].session = 1
+        return verdict
+
+
+async def test_a_token_stands_in_for_the_password_and_an_older_one_is_used_up(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = House()
+    began = time.time()
+    tokens = []
+    first = await house.enter(house.login("alice", 1, "secret"))
+    assert first.auth_token is not None
+    tokens.append(first.auth_token)
+    for step in (1, 2):
+        monkeypatch.setattr(time, "time", lambda step=step: began + 1800 * step)
+        reply = await house.ask(house.login("alice", 1, tokens[-1], again=True))
+        assert isinstance(reply, PushReply)
+        assert reply.auth_token is not None
+        tokens.append(reply.auth_token)
+    assert len(set(tokens)) == 3
+    assert isinstance(await house.ask(house.login("alice", 1, tokens[1], again=True)), PushReply)
+    stolen = await house.ask(house.login("alice", 2, tokens[0]))
+    assert stolen == Refusal("SESSION: token expired")
+    assert "used before" in caplog.text
+    assert tokens[0] not in caplog.text
+
+
+@pytest.mark.parametrize("wrong", ["another user's", "another server's", "too old"])
+async def test_tokens_that_are_refused(wrong: str) -> None:
+    house = House()
+    house.people.add("carol", "other")
+    key = bytes(32) if wrong == "another server's" else house.people.identity.token_key
+    made = time.time() - (3 * 3600 if wrong == "too old" else 0)
+    token = AuthTokens(key, bytes).first("carol" if wrong == "another user's" else "alice", made)
+    assert await house.ask(house.login("alice", 1, token)) == Refusal("SESSION: token expired")
+
+
+async def test_tokens_outlive_the_server() -> None:
+    house = House()
+    reply = await house.enter(house.login("alice", 1, "secret"))
+    after = House()
+    after.people = house.people
+    after.admission = Admission(
+        ServerConfig(),
+        house.people,
+        {},
+        is_tcp=lambda number: False,
+        displace=lambda name, peer: None,
+        count=lambda peer: None,
+        decide=lambda peer, verdict: None,
+        inform=lambda peer, text: None,
+    )
+    assert reply.auth_token is not None
+    assert isinstance(after.admission.gate(house.login("alice", 1, reply.auth_token)), PushReply)
+
+
+async def test_a_second_login_is_refused_while_the_first_is_alive_elsewhere(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    house = House(keepalive=(10, 60))
+    await house.enter(house.login("bob", 1))
+    refusal = await house.ask(house.login("bob", 2))
+    assert refusal == Refusal("already logged in elsewhere", backoff=15)
+    assert "bob is logged in already, from 192.0.2.1:4001" in caplog.text
+    assert house.displaced == ["bob"]
+    # Nothing is heard of the first any longer.
+    house.clients[1].heard -= 16
+    await house.enter(house.login("bob", 2))
+    assert house.displaced == ["bob", "bob"]
+
+
+@pytest.mark.parametrize("config", [{"takeover": True}, {"duplicate_cn": True}])
+async def test_a_second_login_is_let_in_where_that_is_configured(config: dict[str, bool]) -> None:
+    house = House(**config)
+    await house.enter(house.login("bob", 1))
+    await house.enter(house.login("bob", 2))
+
+
+async def test_a_client_that_begins_anew_at_its_address_replaces_itself() -> None:
+    house = House()
+    await house.enter(house.login("bob", 1))
+    await house.enter(house.login("bob", 2, path=(0, "192.0.2.1", 999)))
+
+
+async def test_no_address_is_free_for_now() -> None:
+    house = House(network=IPv4Network("10.8.0.0/29"), network6=None)
+    for number in range(5):
+        house.people.add(f"u{number}")
+        await house.enter(house.login(f"u{number}", number + 1))
+    refusal = await house.ask(house.login("bob", 9))
+    assert isinstance(refusal, Refusal)
+    assert refusal.backoff > 0
+
+
+async def test_who_is_connected_stays_so_when_the_store_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House()
+    await house.enter(house.login("bob", 1))
+
+    def fail(name: str) -> None:
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(house.people, "user", fail)
+    assert isinstance(await house.ask(house.login("bob", 1, again=True)), PushReply)
+    refusal = await house.ask(house.login("alice", 2, "secret"))
+    assert isinstance(refusal, Refusal)
+    assert (refusal.reason, refusal.backoff > 0) == ("try again later", True)
