@@ -22,7 +22,7 @@ class Identity:
 
 
 class Authority:
-    """A certificate authority; ``certificate`` is its own as PEM."""
+    """A certificate authority; ``certificate`` and ``key`` are its own as PEM."""
 
     def __init__(self, name: str = "Office CA") -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
@@ -33,6 +33,10 @@ class Authority:
             .sign(self._key, hashes.SHA256())
         )
         self.certificate = _pem(certificate)
+
+    @property
+    def key(self) -> str:
+        return _private_pem(self._key)
 
     def issue(self, name: str, *, server: bool = False) -> Identity:
         key = ec.generate_private_key(ec.SECP256R1())
@@ -89,10 +93,13 @@ def _for_use(builder: x509.CertificateBuilder, server: bool) -> x509.Certificate
 
 
 def _identity(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> Identity:
-    private = key.private_bytes(
+    return Identity(_pem(certificate), _private_pem(key), certificate.fingerprint(hashes.SHA256()).hex(":").upper())
+
+
+def _private_pem(key: ec.EllipticCurvePrivateKey) -> str:
+    return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return Identity(_pem(certificate), private.decode(), certificate.fingerprint(hashes.SHA256()).hex(":").upper())
+    ).decode()
 
 
 def _name(text: str) -> x509.Name:

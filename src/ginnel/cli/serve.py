@@ -9,18 +9,23 @@ import json
 import logging
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ginnel.errors import ConfigError, GinnelError
+from ginnel.openvpn.tls_crypt_v2 import ServerKey, TlsCryptV2Server
+from ginnel.openvpn.wrap import StaticKey, TlsAuth, TlsCrypt
 from ginnel.server.config import Listen, Publish, ServerConfig
 from ginnel.server.control import Control
 from ginnel.server.directory import state_directory
+from ginnel.server.easyrsa import read_pki
+from ginnel.server.journal import tell
 from ginnel.server.monitor import Monitor
 from ginnel.server.service import Server
-from ginnel.server.store import open_store
+from ginnel.server.store import Store, open_store
 
 
 @click.command(name="serve")
@@ -35,6 +40,13 @@ from ginnel.server.store import open_store
 @click.option("--public", metavar="HOST[:PORT]", help="What client files name: how this machine is reached.")
 @click.option("--allow", metavar="CIDR", multiple=True, help="A private network that clients may reach from here.")
 @click.option("--publish", metavar="PORT:USER:PORT", multiple=True, help="Lead a port of this machine to a client's.")
+@click.option(
+    "--import",
+    "pki",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Begin with the keys and users of easy-rsa's folder.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line on stdout for each event.")
 @click.pass_context
 def command(
@@ -44,6 +56,7 @@ def command(
     public: str | None,
     allow: tuple[str, ...],
     publish: tuple[str, ...],
+    pki: Path | None,
     as_json: bool,
 ) -> int:
     """Serve OpenVPN clients, stock ones too, without root.
@@ -59,7 +72,7 @@ def command(
             allow=tuple(map(_network, allow)),
             publish=tuple(map(Publish.parse, publish)),
         )
-        asyncio.run(_serve(config, state_directory(directory), reporter))
+        asyncio.run(_serve(config, state_directory(directory), pki, reporter))
     except GinnelError as error:
         reporter.event("error", code=error.exit_status, message=str(error))
         raise
@@ -89,12 +102,13 @@ class Reporter(logging.Handler):
             print(f"{record.levelname}: {record.getMessage()}", file=sys.stderr, flush=True)
 
 
-async def _serve(config: ServerConfig, directory: Path, reporter: Reporter) -> None:
+async def _serve(config: ServerConfig, directory: Path, pki: Path | None, reporter: Reporter) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    store = open_store(directory)
+    store = _open_store(directory, pki)
+    config = replace(config, wrap=_wrap(store))
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(asyncio.to_thread, store.close)
         server = await stack.enter_async_context(Server(store, config))
@@ -116,6 +130,29 @@ async def _serve(config: ServerConfig, directory: Path, reporter: Reporter) -> N
         reporter.say(f"serving on {', '.join(listen)}; state in {directory}")
         await stop.wait()
     reporter.event("down")
+
+
+def _open_store(directory: Path, pki: Path | None) -> Store:
+    if pki is None:
+        return open_store(directory)
+    imported = read_pki(pki)
+    store = open_store(directory, imported)
+    for what in imported.left_out:
+        tell("not_imported", level=logging.WARNING, what=what)
+    taken = {user.name for user in store.users()}
+    for name in (user.name for user in imported.users if user.name not in taken):
+        tell("not_imported", level=logging.WARNING, what=f"{name}, which is no name for a user here")
+    return store
+
+
+def _wrap(store: Store) -> TlsCryptV2Server | None:
+    """Imported users come with the static key that they have; None where there is none."""
+    found = store.imported_wrap()
+    if found is None:
+        return None
+    static = StaticKey.parse(found[1])
+    fallback = TlsCrypt(static) if found[0] == "tls-crypt" else TlsAuth(static, "SHA1", 0)
+    return TlsCryptV2Server(ServerKey.parse(store.identity.tls_crypt_v2), fallback=fallback)
 
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ginnel.errors import ConfigError
@@ -35,18 +35,30 @@ class Authority:
     """Signs certificates and revocation lists."""
 
     def __init__(self, certificate: str, key: str) -> None:
-        """Both in PEM. Raises ConfigError when they are no authority's or do not belong together."""
+        """Both in PEM; without a key ("") it signs nothing. Raises ConfigError when they are no authority's or do
+        not belong together."""
+        self.certificate = certificate
+        self._key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = None
         try:
             self._certificate = x509.load_pem_x509_certificate(certificate.encode())
+            if not key:
+                return
             loaded = serialization.load_pem_private_key(key.encode(), None)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"the server's authority cannot be read: {error}") from None
-        if not isinstance(loaded, ec.EllipticCurvePrivateKey):
-            raise ConfigError("the key of the server's authority is not one of an elliptic curve")
+        if not isinstance(loaded, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
+            raise ConfigError("the key of the server's authority is neither EC nor RSA")
         if loaded.public_key() != self._certificate.public_key():
             raise ConfigError("certificate and key of the server's authority do not belong together")
         self._key = loaded
-        self.certificate = certificate
+
+    @property
+    def can_sign(self) -> bool:
+        return self._key is not None
+
+    @property
+    def expires(self) -> datetime:
+        return self._certificate.not_valid_after_utc
 
     @classmethod
     def create(cls, name: str, now: datetime) -> tuple[Authority, str]:
@@ -67,14 +79,15 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         expires = min(now + timedelta(days=days), self._certificate.not_valid_after_utc)
         purpose = ExtendedKeyUsageOID.SERVER_AUTH if usage == "server" else ExtendedKeyUsageOID.CLIENT_AUTH
-        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        signer = self._signer()
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
         certificate = (
             _builder(_name(name), self._certificate.subject, key.public_key(), now, expires)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(signs_certificates=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
             .add_extension(issuer, critical=False)
-            .sign(self._key, hashes.SHA256())
+            .sign(signer, hashes.SHA256())
         )
         return Issued(_pem(certificate), _key_pem(key), certificate.serial_number, expires)
 
@@ -89,7 +102,13 @@ class Authority:
         for serial in serials:
             revoked = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
             builder = builder.add_revoked_certificate(revoked)
-        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+        return builder.sign(self._signer(), hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+
+    def _signer(self) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey:
+        if self._key is None:
+            instead = "sign where it is, with easy-rsa"
+            raise ConfigError("the key of the server's authority is not here", instead=instead)
+        return self._key
 
 
 def is_due(revocation_list: str, now: datetime) -> bool:

@@ -25,6 +25,7 @@ from ginnel.errors import ConfigError
 from ginnel.openvpn.tls_crypt_v2 import Metadata, ServerKey
 from ginnel.server import authority
 from ginnel.server.authority import Authority, Issued
+from ginnel.server.easyrsa import Imported
 from ginnel.server.notes import Notes
 from ginnel.server.passwords import hash_password, verify_password
 
@@ -62,8 +63,8 @@ class User:
     has_password: bool
 
 
-def open_store(directory: Path) -> Store:
-    """The store in ``directory``, which is made with keys of its own where there is none.
+def open_store(directory: Path, imported: Imported | None = None) -> Store:
+    """The store in ``directory``, which is made where there is none: with keys of its own, or the imported ones.
 
     Raises ConfigError for a directory that others may read, or that cannot be used.
     """
@@ -78,14 +79,14 @@ def open_store(directory: Path) -> Store:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise ConfigError(f"{directory}: {error.strerror}; the server keeps its keys and users there") from None
-    return Store(path)
+    return Store(path, imported)
 
 
 class Store:
     """See `ginnel.server.records.Store`. What the database refuses is a ConfigError, except in what a
     running server tells it (`set_lease`, `account`, `begin_session`, `end_session`): that is written later."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, imported: Imported | None = None) -> None:
         self._path = path
         self._lock = threading.RLock()
         self._own_changes = 0
@@ -101,7 +102,10 @@ class Store:
                 for statement in SCHEMA:
                     self._database.execute(statement)
                 if not self._texts():
-                    self._make_keys()
+                    self._make_keys(imported)
+                elif imported is not None:
+                    instead = "import into another directory, with --dir"
+                    raise ConfigError(f"{path.parent} has keys and users already", instead=instead)
             self._authority = Authority(self._texts()["ca"], self._texts()["ca_key"])
             self._renew_list()
             ((last,),) = self._database.execute("SELECT coalesce(max(id), 0) FROM sessions")
@@ -222,6 +226,12 @@ class Store:
             texts = self._texts()
         return texts.get("listeners", "").split("\n") if texts.get("listeners") else [], texts.get("public")
 
+    def imported_wrap(self) -> tuple[str, str] | None:
+        """``tls-crypt`` or ``tls-auth``, and its key: what the files of imported users have."""
+        with self._refusals():
+            texts = self._texts()
+        return (texts["wrap"], texts["wrap_key"]) if "wrap" in texts else None
+
     def settle(self, timeout: float = 2.0) -> bool:
         """Waits until what a server told it is written; whether it is."""
         return self._notes.settle(timeout)
@@ -233,30 +243,55 @@ class Store:
 
     # Inside a transaction, or about to be.
 
-    def _make_keys(self) -> None:
+    def _make_keys(self, imported: Imported | None) -> None:
         now = authority.now()
         name = re.sub(r"[^A-Za-z0-9.-]", "", socket.gethostname())[:40] or "server"
-        own, own_key = Authority.create(f"ginnel {name}", now)
-        server = own.issue(name, "server", now, authority.AUTHORITY_DAYS)
+        if imported is None:
+            own, own_key = Authority.create(f"ginnel {name}", now)
+        else:
+            own, own_key = Authority(imported.ca, imported.ca_key), imported.ca_key
+        if imported is not None and imported.server is not None:
+            name, certificate, key = imported.server
+        else:
+            issued = own.issue(name, "server", now, authority.AUTHORITY_DAYS)
+            certificate, key = issued.certificate, issued.key
         texts = {
             "name": name,
             "ca": own.certificate,
             "ca_key": own_key,
-            "cert": server.certificate,
-            "key": server.key,
-            "crl": own.revocation_list([], now),
+            "cert": certificate,
+            "key": key,
+            "crl": own.revocation_list([], now) if own.can_sign else "",
             "tls_crypt_v2": ServerKey(os.urandom(128)).emit(),
             "token_key": os.urandom(32).hex(),
         }
-        for key, value in texts.items():
-            self._set_text(key, value)
+        for text, value in texts.items():
+            self._set_text(text, value)
+        if imported is not None:
+            self._take_over(imported, own)
+
+    def _take_over(self, imported: Imported, own: Authority) -> None:
+        if imported.wrap is not None:
+            self._set_text("wrap", imported.wrap[0])
+            self._set_text("wrap_key", imported.wrap[1])
+        for serial in imported.revoked:
+            self._revoke(serial)
+        for user in filter(lambda user: NAME.fullmatch(user.name), imported.users):
+            statement = "INSERT INTO users (name, serial, expires, revoked) VALUES (?, ?, ?, ?)"
+            values = (f"{user.serial:x}", user.expires.timestamp(), user.serial in imported.revoked)
+            self._database.execute(statement, (user.name, *values))
+        if own.can_sign:
+            self._set_text("crl", own.revocation_list(sorted(imported.revoked), authority.now()))
 
     def _renew_list(self) -> None:
-        if authority.is_due(self._texts()["crl"], authority.now()):
+        if self._authority.can_sign and authority.is_due(self._texts()["crl"], authority.now()):
             with self._transaction():
                 self._sign_list()
 
     def _sign_list(self) -> None:
+        """The list is for others: this server looks revocations up."""
+        if not self._authority.can_sign:
+            return
         serials = [int(serial, 16) for (serial,) in self._database.execute("SELECT serial FROM revoked")]
         self._set_text("crl", self._authority.revocation_list(serials, authority.now()))
 
@@ -326,10 +361,11 @@ def _address(text: str | None) -> Any:
 
 
 def _check_name(name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,62}", name):
+    if not NAME.fullmatch(name):
         raise ConfigError(f"{name!r} is no name for a user", instead="write up to 63 letters, digits and _.@-")
 
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,62}")
 DATABASE = "server.db"
 #: Seconds that another process's transaction is waited for.
 BUSY = 2.0
