@@ -8,6 +8,7 @@ import errno
 import socket
 import tempfile
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ginnel.errors import AuthError, UnreachableError
 from ginnel.openvpn.ovpn_file import read_ovpn
 from ginnel.openvpn.server import ClientLogin
 from ginnel.server import Client, Listen, Publish, Server, ServerConfig
-from ginnel.vpn import Vpn
+from ginnel.vpn import Up, Vpn
 from tests.harness.people import People
 
 
@@ -233,6 +234,18 @@ async def test_a_store_that_fails_costs_nobody_the_connection(monkeypatch: pytes
         monkeypatch.setattr(people, "user", fail)
         people.add("bob")
         await asyncio.wait_for(asked.wait(), 20)
+        await reaches(alice, server)
+
+
+async def test_what_is_pushed_changes_for_those_who_are_connected() -> None:
+    people = People()
+    people.add("alice")
+    async with serving(people) as server, connecting(server, people, "alice") as alice:
+        changes = alice.changes()
+        config = replace(server.config, dns=(IPv4Address("10.8.0.1"), IPv4Address("9.9.9.9")), redirect_gateway=None)
+        assert server.change(config) == (1, 0)
+        change = await asyncio.wait_for(anext(changes), 20)
+        assert isinstance(change, Up)
         await reaches(alice, server)
 
 

@@ -246,3 +246,34 @@ def test_ginnel_user_from_first_to_last(tmp_path: Path) -> None:
     unknown = ginnel("user", "revoke", "bob", "--dir", directory)
     assert unknown.returncode == 2
     assert "no user bob" in unknown.stderr
+
+
+def test_fixed_addresses_and_networks_are_one_users(store: Store, tmp_path: Path) -> None:
+    directory = tmp_path / "state"
+    store.add_user("alice")
+    store.add_user("bob")
+    words = ("--address", "10.8.0.77", "--address6", "fd67::77", "--network", "192.168.5.0/24")
+    assert ginnel("user", "set", "alice", "--dir", directory, *words).returncode == 0
+    alice = store.user("alice")
+    assert alice is not None
+    assert (str(alice.address), str(alice.address6), alice.routes) == ("10.8.0.77", "fd67::77", ("192.168.5.0/24",))
+    assert "192.168.5.0/24" in ginnel("user", "show", "alice", "--dir", directory).stdout
+    for option, value in (("--address", "10.8.0.77"), ("--network", "192.168.0.0/16"), ("--network", "192.168.5.9/24")):
+        refused = ginnel("user", "set", "bob", "--dir", directory, option, value)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+    assert ginnel("user", "set", "alice", "--dir", directory).returncode == 0
+    assert ginnel("user", "set", "bob", "--dir", directory, "--address", "10.8.0.77").returncode == 0
+
+
+def test_what_ends_soon_is_said_before(store: Store, tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    store.add_user("alice", days=29)
+    store.add_user("bob", days=31)
+    store.add_user("carol", days=5)
+    store.revoke_user("carol")
+    assert [what for what, _, _ in store.expiring(now)] == ["alice"]
+    assert [what for what, _, _ in store.expiring(now + timedelta(days=3640))][:2] == [
+        "the authority",
+        "the server's certificate",
+    ]
+    assert "in 28 days" in ginnel("user", "list", "--dir", tmp_path / "state").stdout

@@ -10,6 +10,7 @@ import logging
 import signal
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,23 @@ async def _serve(config: ServerConfig, directory: Path, pki: Path | None, report
             listen=listen,
             directory=str(directory),
         )
+        warnings = asyncio.create_task(_warn(store))
+        stack.callback(warnings.cancel)
         reporter.say(f"serving on {', '.join(listen)}; state in {directory}")
         await stop.wait()
     reporter.event("down")
+
+
+async def _warn(store: Store) -> None:
+    """Says every day what ends soon."""
+    while True:
+        with contextlib.suppress(GinnelError):
+            for what, until, instead in await asyncio.to_thread(store.expiring, datetime.now(UTC)):
+                over = until <= datetime.now(UTC)
+                tell(
+                    "expired" if over else "expires", level=logging.WARNING, what=what, on=until.date(), instead=instead
+                )
+        await asyncio.sleep(DAY)
 
 
 def _open_store(directory: Path, pki: Path | None) -> Store:
@@ -165,3 +180,6 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
 def _set_up_logging(reporter: Reporter, verbose: int) -> None:
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[reporter])
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+DAY = 86400.0

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,29 @@ def renew(name: str, directory: Path | None, output: Path | None, days: int, pub
         _write(store, issued, output, public, password=user is not None and user.has_password)
 
 
+@command.command(name="set")
+@click.argument("name")
+@DIRECTORY
+@click.option("--address", metavar="ADDR", help="The inner IPv4 address that is always the user's.")
+@click.option("--address6", metavar="ADDR", help="The inner IPv6 address that is always the user's.")
+@click.option("--network", "networks", metavar="CIDR", multiple=True, help="A network behind the user. Again for more.")
+def set_user(
+    name: str, directory: Path | None, address: str | None, address6: str | None, networks: tuple[str, ...]
+) -> None:
+    """Give a user fixed addresses, and the networks that are reached through her. What isn't named is taken away.
+
+    It counts from the next connection on.
+    """
+    try:
+        fixed = None if address is None else IPv4Address(address)
+        fixed6 = None if address6 is None else IPv6Address(address6)
+        behind = [ip_network(network) for network in networks]
+    except ValueError as error:
+        raise ConfigError(str(error), instead="write ADDR, and networks like 192.0.2.0/24") from None
+    with _Opened(directory) as store:
+        store.set_user(name, address=fixed, address6=fixed6, networks=behind)
+
+
 @command.command()
 @click.argument("name")
 @DIRECTORY
@@ -76,7 +100,11 @@ def revoke(name: str, directory: Path | None) -> None:
 def list_users(directory: Path | None, as_json: bool) -> None:
     """List the users."""
     with _Opened(directory) as store:
-        users = store.users()
+        users, ends = store.users(), store.expiring(datetime.now(UTC))
+    known = {user.name for user in users}
+    for what, until, instead in ends:
+        if what not in known:
+            print(f"warning: {what} ends on {until:%Y-%m-%d}; {instead}", file=sys.stderr)
     if as_json:
         print(json.dumps([_fields(user) for user in users]))
         return
@@ -94,14 +122,18 @@ def show(name: str, directory: Path | None, as_json: bool) -> None:
         user = store.user(name)
         if user is None:
             raise ConfigError(f"there is no user {name}", instead="see: ginnel user list")
-        sessions, lease = store.sessions(name), store.lease(name)
+        sessions = store.sessions(name)
+        lease = (user.address, user.address6) if user.address or user.address6 else store.lease(name)
     if as_json:
         keys = ("remote", "began", "ended", "rx", "tx", "reason")
         rows = [dict(zip(keys, row, strict=True)) for row in sessions]
         print(json.dumps({**_fields(user), "sessions": rows}))
         return
     print(f"{user.name}: {_state(user)}")
-    print(f"  addresses {', '.join(str(each) for each in lease if each is not None) or 'none yet'}")
+    fixed = " (fixed)" if user.address or user.address6 else ""
+    print(f"  addresses {', '.join(str(each) for each in lease if each is not None) or 'none yet'}{fixed}")
+    if user.routes:
+        print(f"  networks  {', '.join(user.routes)}")
     for remote, began, ended, rx, tx, reason in sessions:
         until = "still" if ended is None else f"{_date(ended)}, {reason}"
         print(f"  {_date(began)} from {remote}, {rx} bytes in, {tx} out, until {until}")
@@ -161,6 +193,9 @@ def _fields(user: User) -> dict[str, Any]:
         "revoked": user.revoked,
         "expires": user.expires.isoformat(),
         "password": user.has_password,
+        "address": None if user.address is None else str(user.address),
+        "address6": None if user.address6 is None else str(user.address6),
+        "networks": list(user.routes),
     }
 
 

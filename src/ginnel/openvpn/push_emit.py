@@ -13,20 +13,36 @@ if TYPE_CHECKING:
     from ginnel.openvpn.push import PushReply
 
 
-def emit_messages(options: Iterable[str]) -> list[str]:
+def emit_update(before: Iterable[str], after: Iterable[str]) -> list[str]:
+    """The messages of a PUSH_UPDATE that makes one list of options of another: all options of every name that
+    has changed, and "-NAME" where none of a name are left. None where nothing has changed."""
+    old, new = _by_name(before), _by_name(after)
+    changes = [f"-{name}" for name in old if name not in new]
+    changes += [text for name, texts in new.items() if old.get(name) != texts for text in texts]
+    return emit_messages(changes, "PUSH_UPDATE") if changes else []
+
+
+def emit_messages(options: Iterable[str], command: str = "PUSH_REPLY") -> list[str]:
     """Messages of at most `BUNDLE_SIZE` bytes each with its NUL, all but the last with
     "push-continuation 2", and the last with 1 if it isn't the only one."""
-    messages, current = [], "PUSH_REPLY"
+    messages, current = [], command
     for text in options:
         if len(text.encode()) > MAX_OPTION:
             raise ConfigError(f"{escape(text)!r} is too long to push")
         if len((current + text).encode()) + CONTINUATION_SIZE > BUNDLE_SIZE:
             messages.append(current + ",push-continuation 2")
-            current = "PUSH_REPLY"
+            current = command
         current += "," + text
     if messages:
         current += ",push-continuation 1"
     return [*messages, current]
+
+
+def _by_name(options: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for text in options:
+        found.setdefault(text.split(" ", 1)[0], []).append(text)
+    return found
 
 
 def quote_pushed(word: str) -> str:

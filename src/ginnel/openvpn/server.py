@@ -16,7 +16,7 @@ from ginnel.openvpn.data_format import AEAD_CIPHERS, FRAMINGS, DataFormat, MssFi
 from ginnel.openvpn.events import Path
 from ginnel.openvpn.keys import KeyMessage, Proto
 from ginnel.openvpn.push import PushReply
-from ginnel.openvpn.push_emit import emit_messages
+from ginnel.openvpn.push_emit import emit_messages, emit_update
 from ginnel.openvpn.session import Session, SessionSettings, Timer, Tunnel
 from ginnel.openvpn.tls import TlsConnection
 from ginnel.openvpn.wrap import TlsAuth
@@ -101,6 +101,7 @@ class ServerPolicy:
         self._decided = False
         self._answered = float("-inf")
         self._messages: list[str] = []
+        self._reply: PushReply | None = None
 
     def attach(self, session: Session, random: Callable[[int], bytes]) -> None:
         self._session = session
@@ -124,6 +125,16 @@ class ServerPolicy:
                 self._refuse(verdict, now)
             else:
                 self._admit(verdict, now)
+
+    def update(self, push: PushReply) -> bool:
+        """Changes what was pushed (PUSH_UPDATE). False for a client that can't take that: it needs a new session."""
+        if self._reply is None or Proto.PUSH_UPDATE not in self._proto:
+            return False
+        changed = replace(push, **{name: getattr(self._reply, name) for name in NEGOTIATED})
+        for message in emit_update(self._reply.options(), changed.options()):
+            self._session.send_message(message)
+        self._reply = changed
+        return True
 
     def tell(self, text: str) -> None:
         """Words for the client's user while the login waits: ``OPEN_URL:…``, ``CR_TEXT:…``."""
@@ -218,7 +229,7 @@ class ServerPolicy:
         assert self._first is not None
         assert self._cipher is not None
         proto = self._proto
-        reply = self._complete(push, proto, self._cipher)
+        reply = self._reply = self._complete(push, proto, self._cipher)
         self._messages = emit_messages(reply.options())
         data_format = self._data_format(self._cipher, reply)
         settings = self.settings
@@ -312,6 +323,8 @@ def _fixed(settings: ServerSettings, push: PushReply) -> Gate:
     return decide
 
 
+# What an update leaves alone.
+NEGOTIATED = ("cipher", "peer_id", "ping", "ping_restart", "protocol_flags", "key_derivation", "auth_token")
 # Stock answers no sooner again, as requests may be on their way while the answer is.
 PUSH_REPLY_INTERVAL = 30.0
 # Time for a last message to be sent again and acknowledged.

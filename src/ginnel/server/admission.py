@@ -94,6 +94,14 @@ class Admission:
         self._waiting[login.peer] = task
         return None
 
+    def use(self, config: ServerConfig) -> None:
+        """Pushes what this says from now on."""
+        self._config = config
+
+    def options(self, client: Client) -> PushReply:
+        """What a client is pushed by the configuration."""
+        return self._options(client.lease, tcp=client.transport == "tcp")
+
     def forget(self, peer: int) -> Client | None:
         """The session is over: whoever is asked is asked no longer, and the addresses are free."""
         if (task := self._waiting.pop(peer, None)) is not None:

@@ -103,6 +103,22 @@ class Server:
         self._advance()
         return len(peers)
 
+    def change(self, config: ServerConfig) -> tuple[int, int]:
+        """Takes what is pushed (``routes``, ``redirect_gateway``, ``dns``, ``push``) from another configuration.
+
+        How many clients have it now, by PUSH_UPDATE, and how many will when they connect again. What a
+        ``connected`` hook added for one of them is not sent again.
+        """
+        changes = {name: getattr(config, name) for name in ("routes", "redirect_gateway", "dns", "push")}
+        self.config = replace(self.config, **changes)
+        self._admission.use(self.config)
+        done = 0
+        for client in self.clients:
+            done += self._policies[client.peer].update(self._admission.options(client))
+            self._endpoint.touch(client.peer, self._loop.time())
+        self._advance()
+        return done, len(self.clients) - done
+
     def statistics(self) -> dict[str, Any]:
         """What `ginnel.openvpn.endpoint` and the data plane counted since the start."""
         return {

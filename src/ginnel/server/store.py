@@ -16,10 +16,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
+
+from cryptography import x509
 
 from ginnel.errors import ConfigError
 from ginnel.openvpn.tls_crypt_v2 import Metadata, ServerKey
@@ -29,6 +31,7 @@ from ginnel.server.easyrsa import Imported
 from ginnel.server.notes import Notes
 from ginnel.server.passwords import hash_password, verify_password
 
+WARN_DAYS = 30
 USER_DAYS = 825
 """How long a user's certificate is good, unless asked otherwise."""
 
@@ -107,6 +110,7 @@ class Store:
                     instead = "import into another directory, with --dir"
                     raise ConfigError(f"{path.parent} has keys and users already", instead=instead)
             self._authority = Authority(self._texts()["ca"], self._texts()["ca_key"])
+            self._renew_server()
             self._renew_list()
             ((last,),) = self._database.execute("SELECT coalesce(max(id), 0) FROM sessions")
         self._last_session = int(last)
@@ -160,6 +164,38 @@ class Store:
             self._revoke(user.serial)
             self._database.execute("UPDATE users SET revoked = 1 WHERE name = ?", (name,))
             self._sign_list()
+
+    def set_user(
+        self,
+        name: str,
+        *,
+        address: IPv4Address | None = None,
+        address6: IPv6Address | None = None,
+        networks: Sequence[IPv4Network | IPv6Network] = (),
+    ) -> None:
+        """Fixed addresses, None for any, and the networks behind the user. Raises ConfigError for another's."""
+        self._known(name)
+        for other in self.users():
+            theirs = {other.address, other.address6} - {None}
+            taken: list[object] = [own for own in (address, address6) if own in theirs]
+            taken += [own for own in networks if any(_overlap(own, ip_network(known)) for known in other.routes)]
+            if other.name != name and taken:
+                raise ConfigError(
+                    f"{taken[0]} is {other.name}'s already", instead=f"see: ginnel user show {other.name}"
+                )
+        shown = [None if own is None else str(own) for own in (address, address6)]
+        statement = "UPDATE users SET address = ?, address6 = ?, routes = ? WHERE name = ?"
+        self._change(statement, (*shown, " ".join(map(str, networks)), name))
+
+    def expiring(self, now: datetime, days: int = WARN_DAYS) -> list[tuple[str, datetime, str]]:
+        """What ends within so many days, or has ended: whose, when, and what to do."""
+        ends = [("the authority", self._authority.expires, "a new server in another directory, and new files for all")]
+        cert = x509.load_pem_x509_certificate(self.identity.cert.encode())
+        ends.append(("the server's certificate", cert.not_valid_after_utc, "one from the authority's own easy-rsa"))
+        ends += [
+            (user.name, user.expires, f"ginnel user renew {user.name}") for user in self.users() if not user.revoked
+        ]
+        return [item for item in ends if item[1] < now + timedelta(days=days)]
 
     def make_wrap_key(self) -> str:
         """A tls-crypt-v2 key for a client, in PEM."""
@@ -283,6 +319,16 @@ class Store:
         if own.can_sign:
             self._set_text("crl", own.revocation_list(sorted(imported.revoked), authority.now()))
 
+    def _renew_server(self) -> None:
+        """An imported authority may live longer than its server's certificate."""
+        texts, now = self._texts(), authority.now()
+        ends = x509.load_pem_x509_certificate(texts["cert"].encode()).not_valid_after_utc
+        if self._authority.can_sign and ends < min(now + timedelta(days=WARN_DAYS), self._authority.expires):
+            issued = self._authority.issue(texts["name"], "server", now, authority.AUTHORITY_DAYS)
+            with self._transaction():
+                self._set_text("cert", issued.certificate)
+                self._set_text("key", issued.key)
+
     def _renew_list(self) -> None:
         if self._authority.can_sign and authority.is_due(self._texts()["crl"], authority.now()):
             with self._transaction():
@@ -358,6 +404,10 @@ def _user(row: tuple[Any, ...]) -> User:
 
 def _address(text: str | None) -> Any:
     return None if text is None else ip_address(text)
+
+
+def _overlap(one: IPv4Network | IPv6Network, other: IPv4Network | IPv6Network) -> bool:
+    return one.version == other.version and int(one[0]) <= int(other[-1]) and int(other[0]) <= int(one[-1])
 
 
 def _check_name(name: str) -> None:
