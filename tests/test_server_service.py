@@ -249,6 +249,28 @@ async def test_what_is_pushed_changes_for_those_who_are_connected() -> None:
         await reaches(alice, server)
 
 
+@pytest.mark.parametrize("topology", ["subnet", "net30"])
+@pytest.mark.parametrize("proto", ["udp", "tcp"])
+async def test_clients_reach_each_other_where_that_is_wanted(proto: str, topology: Any) -> None:
+    people = People()
+    people.add("alice", address=IPv4Address("10.8.0.6"))
+    people.add("bob", address=IPv4Address("10.8.0.10"))
+    for wanted in (True, False):
+        async with (
+            serving(people, client_to_client=wanted, topology=topology) as server,
+            connecting(server, people, "alice", proto=proto) as alice,
+            connecting(server, people, "bob") as bob,
+        ):
+            if wanted:
+                await alice.ping("10.8.0.10", timeout=20)
+                assert server.statistics()["plane"]["rx_relayed"] >= 2
+                server.kick("bob")
+            with pytest.raises(TimeoutError):
+                await alice.ping("10.8.0.10", timeout=1)
+            await reaches(alice, server)
+            await bob.aclose()
+
+
 async def test_a_full_server_lets_nobody_else_in() -> None:
     people = People()
     people.add("alice")

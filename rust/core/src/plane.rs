@@ -65,6 +65,8 @@ counters! {
         /// Inner packets, and their bytes, that were opened for the device.
         rx_packets,
         rx_bytes,
+        /// Those of them that went on to another peer.
+        rx_relayed,
         rx_pings,
         rx_data_messages,
         rx_malformed,
@@ -109,6 +111,9 @@ pub struct Plane {
     /// The sockets that are streams: nobody moves onto or off one of them.
     streams: HashSet<u32>,
     routes: Prefixes<u32>,
+    /// Whether peers reach each other, and what is on its way between them.
+    relaying: bool,
+    relayed: Vec<Packet>,
     events: Events,
     counters: Counters,
     /// No timer is due before this. Traffic moves deadlines on without touching it.
@@ -124,6 +129,8 @@ impl Plane {
             by_peer_id: HashMap::new(),
             streams: HashSet::new(),
             routes: Prefixes::default(),
+            relaying: false,
+            relayed: Vec::new(),
             events: Events::default(),
             counters: Counters::default(),
             timer: None,
@@ -221,6 +228,11 @@ impl Plane {
         Ok(())
     }
 
+    /// Says whether packets for another peer's inner prefixes go there, and not to the device.
+    pub fn set_relaying(&mut self, relaying: bool) {
+        self.relaying = relaying;
+    }
+
     /// A data packet of its own for the peer. It is counted, and not made, without a key to send with.
     pub fn data_message(
         &mut self,
@@ -295,6 +307,13 @@ impl Plane {
             return None;
         }
         self.deliver(number, packet, pool)
+    }
+
+    /// Seals what [`Plane::open`] has kept for other peers. To be called after each batch.
+    pub fn relay(&mut self, now: Nanos, datagrams: &mut Vec<Datagram>, pool: &mut LocalPool) {
+        for packet in std::mem::take(&mut self.relayed) {
+            datagrams.extend(self.seal(packet, now, pool));
+        }
     }
 
     /// Takes an inner packet in. Returns it sealed, with the path to the peer that it is routed to.
@@ -454,11 +473,24 @@ impl Plane {
                 peer.counters.rx_packets += 1;
                 peer.counters.rx_bytes += packet.len() as u64;
                 self.clamp(number, &mut packet);
+                if self.relaying && self.other_receiver(number, &packet) {
+                    self.counters.rx_relayed += 1;
+                    self.relayed.push(packet);
+                    return None;
+                }
                 return Some(packet);
             }
         }
         pool.recycle(packet);
         None
+    }
+
+    /// Whether a packet of this peer's is for another one.
+    fn other_receiver(&self, number: u32, packet: &[u8]) -> bool {
+        self.kind == Kind::Tun
+            && Ends::of(packet)
+                .and_then(|ends| self.routes.get(ends.destination))
+                .is_some_and(|&other| other != number)
     }
 
     /// The peer to which an inner packet goes. A plane with one peer and no routes is a client's.

@@ -450,7 +450,7 @@ impl Turns {
             member.received();
         }
         let now = self.shared.now();
-        let Turns { shared, buffers, pool, packets, counters, .. } = self;
+        let Turns { shared, buffers, pool, packets, datagrams, counters, .. } = self;
         shared.with_plane(|plane| {
             for message in (0..received).filter_map(|index| buffers.receiver.message(index)) {
                 let path = Path { socket: number, address: message.source };
@@ -459,14 +459,16 @@ impl Turns {
                     packets.extend(plane.open(datagram, path, now, pool));
                 }
             }
+            plane.relay(now, datagrams, pool);
         });
         self.counters.sockets.rx_messages += received as u64;
         self.deliver();
+        self.dispatch();
     }
 
     /// One read from a stream to the device.
     fn receive_stream(&mut self, number: u32, socket: &TcpSocket) {
-        let Turns { shared, members, buffers, pool, packets, counters, .. } = self;
+        let Turns { shared, members, buffers, pool, packets, datagrams, counters, .. } = self;
         let Some(member) = members.get_mut(&number) else { return };
         counters.sockets.rx_calls += 1;
         match buffers.reader.receive(socket, &member.partial) {
@@ -482,10 +484,12 @@ impl Turns {
                 counters.sockets.rx_segments += 1;
                 packets.extend(plane.open(datagram, path, now, pool));
             }
+            plane.relay(now, datagrams, pool);
         });
         member.partial = stream.rest().to_vec();
         let broken = stream.broken;
         self.deliver();
+        self.dispatch();
         if broken {
             self.counters.sockets.rx_bad_streams += 1;
             self.fail(number, Errno::PROTO);

@@ -120,6 +120,13 @@ impl DataPlane {
         self.command(py, move |plane, _| plane.set_routes(peer, &routes, sources.as_deref()))
     }
 
+    fn set_relaying(&self, py: Python<'_>, relaying: bool) -> PyResult<()> {
+        self.command(py, move |plane, _| {
+            plane.set_relaying(relaying);
+            Ok(())
+        })
+    }
+
     fn send_control(&self, py: Python<'_>, data: &[u8], path: Path) -> PyResult<()> {
         check_len(data)?;
         let sent = py.detach(|| self.pump.send_control(data, path.0));

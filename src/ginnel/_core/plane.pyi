@@ -50,6 +50,9 @@ class DataPlane:
     def set_routes(self, peer: int, routes: list[str], sources: list[str] | None) -> None:
         """Inner prefixes (CIDR) that lead to the peer, and the inner sources it may use (None: any)."""
 
+    def set_relaying(self, relaying: bool) -> None:
+        """Whether packets for another peer's prefixes go there, and not to the device. Not at first."""
+
     def send_control(self, data: bytes, path: Path) -> None: ...
     def send_data_message(self, peer: int, data: bytes) -> None: ...
     def events(self) -> list[tuple[Any, ...]]:

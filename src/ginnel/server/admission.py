@@ -242,7 +242,8 @@ class Admission:
         """What a client with these addresses is pushed."""
         config, pool = self._config, self._pool
         reply = PushReply.parse(config.push)
-        own = Route(IPv4Network(f"{pool.address}/32"))
+        # With net30 nobody else is on the link.
+        own = Route(pool.network if config.client_to_client else IPv4Network(f"{pool.address}/32"))
         if pool.topology == "subnet":
             ifconfig = Ifconfig(lease.address, pool.network.netmask)
             reply = replace(reply, topology="subnet", route_gateway=pool.address)

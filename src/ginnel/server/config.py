@@ -84,6 +84,7 @@ class ServerConfig:
       0 for ever, None for no token: then the client needs the password at each renegotiation.
     - ``duplicate_cn``: several sessions of one user. Without it a login ends the user's older session, but is
       refused while that is alive elsewhere, unless ``takeover`` is set.
+    - ``client_to_client``: clients reach each other, and the networks behind each other.
     - ``authenticate``, ``auth_program`` (as ``auth-user-pass-verify PROGRAM via-file``) stand beside the store's
       own check, and all must accept.
     - ``push``: further options, as in a configuration file.
@@ -112,6 +113,7 @@ class ServerConfig:
     token_lifetime: int | None = 24 * 3600
     duplicate_cn: bool = False
     takeover: bool = False
+    client_to_client: bool = False
     max_clients: int = 1024
     connect_freq: tuple[int, float] | None = None
     connect_freq_initial: tuple[int, float] = (100, 10.0)

@@ -136,6 +136,7 @@ class Server:
         self._device.set_up(True)
         self._plane = DataPlane(self._device.application)
         self._exit.callback(self._plane.close)
+        self._plane.set_relaying(config.client_to_client)
         self.stack = await self._exit.enter_async_context(Stack(self._device.interface))
         self._listeners = Listeners(
             self._plane,

@@ -222,6 +222,29 @@ fn routes_choose_the_peer_and_sources_are_held_to() {
 }
 
 #[test]
+fn packets_for_another_peer_go_there_where_that_is_wanted() {
+    let prefixes = |text: &str| vec![text.parse::<Prefix>().unwrap()];
+    for relaying in [false, true] {
+        // The right side is a server, to which a second peer is known by the same keys.
+        let mut pair = Pair::new(Some(1));
+        pair.right.set_relaying(relaying);
+        pair.right.set_routes(1, &prefixes("10.8.0.1/32"), None).unwrap();
+        pair.right.new_peer(2, path(0, 3000), Some(2), 0).unwrap();
+        pair.right.set_routes(2, &prefixes("10.8.0.200/32"), None).unwrap();
+        let sealed = pair.seal(&ipv4(HOME, [10, 8, 0, 200])).unwrap();
+        assert_eq!(pair.open(&sealed, path(0, 1000)).is_none(), relaying);
+        let mut datagrams = Vec::new();
+        pair.right.relay(0, &mut datagrams, &mut pair.pool);
+        assert_eq!(pair.right.counters().rx_relayed, u64::from(relaying));
+        assert_eq!(pair.right.counters().tx_no_key, u64::from(relaying), "it was to be sealed for the other");
+        // What is for itself turns round nowhere.
+        let sealed = pair.seal(&ipv4(HOME, HOME)).unwrap();
+        assert!(pair.open(&sealed, path(0, 1000)).is_some());
+        assert_eq!(pair.right.counters().rx_relayed, u64::from(relaying));
+    }
+}
+
+#[test]
 fn what_is_no_packet_is_a_message() {
     let mut pair = Pair::new(Some(1));
     for (content, counted) in [(&[0x28; 17][..], 1), (&[0x28; 257], 1), (b"", 1)] {
