@@ -1,0 +1,37 @@
+"""``python -m tests.harness.served_store DIRECTORY CONFIG``: a server with its store on a disk, as a program.
+
+CONFIG is an expression: the keywords of a `ServerConfig` as a dict. Events are written as one JSON object a line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from ginnel.server import Listen, Server, ServerConfig
+from ginnel.server.monitor import Monitor
+from ginnel.server.store import open_store
+from tests.harness.served import Reporter
+
+
+async def main(directory: Path, text: str) -> None:
+    config = eval(text, {"Listen": Listen})
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    store = open_store(directory)
+    async with Server(store, ServerConfig(**config)) as server:
+        monitor = Monitor(server, directory)
+        print(json.dumps({"event": "ready", "listen": [str(place) for place in server.places]}), flush=True)
+        await stop.wait()
+        await monitor.aclose()
+    await asyncio.to_thread(store.close)
+
+
+if __name__ == "__main__":
+    logging.getLogger("ginnel.server").addHandler(Reporter())
+    logging.getLogger("ginnel.server").setLevel(logging.INFO)
+    asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))
