@@ -64,8 +64,8 @@ class People:
         """For another process, which has no use for the authority's private key."""
         return {key: value for key, value in vars(self).items() if key != "authority"}
 
-    def add(self, name: str, password: str | None = None, **fields: object) -> Person:
-        identity = self.authority.issue(name)
+    def add(self, name: str, password: str | None = None, *, days: int = 30, **fields: object) -> Person:
+        identity = self.authority.issue(name, days=days)
         serial = x509.load_pem_x509_certificate(identity.certificate.encode()).serial_number
         person = Person(name, serial, identity, password, **fields)  # type: ignore[arg-type]
         self.users[name] = person

@@ -38,9 +38,9 @@ class Authority:
     def key(self) -> str:
         return _private_pem(self._key)
 
-    def issue(self, name: str, *, server: bool = False) -> Identity:
+    def issue(self, name: str, *, server: bool = False, days: int = 30) -> Identity:
         key = ec.generate_private_key(ec.SECP256R1())
-        builder = _for_use(_builder(_name(name), self._name, key), server)
+        builder = _for_use(_builder(_name(name), self._name, key, days), server)
         return _identity(builder.sign(self._key, hashes.SHA256()), key)
 
     def revocation_list(self, *revoked: Identity) -> str:
@@ -72,7 +72,9 @@ def static_key() -> str:
     return "\n".join(["-----BEGIN OpenVPN Static key V1-----", *lines, "-----END OpenVPN Static key V1-----", ""])
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int = 30
+) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
@@ -80,8 +82,8 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivate
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=30))
+        .not_valid_before(now - datetime.timedelta(days=10))
+        .not_valid_after(now + datetime.timedelta(days=days))
     )
 
 

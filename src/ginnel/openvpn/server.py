@@ -152,6 +152,11 @@ class ServerPolicy:
         """Tells the client that its login counts no more, and ends the session. Its data stops at once."""
         self._refuse(Refusal(reason), now)
 
+    @property
+    def path(self) -> Path:
+        """Where the client is."""
+        return self._session.path
+
     # Exchange.
 
     def key_message(self) -> KeyMessage:

@@ -338,7 +338,7 @@ class Server:
 
     def _bid_farewell(self, peer: int, error: GinnelError | None) -> None:
         reason = "the server ended the session" if error is None else str(error)
-        self._policies.pop(peer)
+        policy = self._policies.pop(peer)
         self._cut.discard(peer)
         client = self._admission.forget(peer)
         path = client.path if client is not None else None
@@ -346,7 +346,9 @@ class Server:
             for address in filter(None, (client.address, client.address6)):
                 self._egress.forget(str(address))
         if client is None or client.session is None:
-            tell("failed", level=logging.WARNING, name=None if client is None else client.name, reason=reason)
+            _, host, port = policy.path
+            name = None if client is None else client.name
+            tell("failed", level=logging.WARNING, name=name, remote=f"{host}:{port}", reason=reason)
         else:
             tell("disconnected", name=client.name, remote=client.remote, rx=client.rx, tx=client.tx, reason=reason)
             session = client.session
