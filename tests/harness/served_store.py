@@ -10,6 +10,7 @@ import json
 import logging
 import signal
 import sys
+from ipaddress import IPv4Network
 from pathlib import Path
 
 from ginnel.server import Listen, Server, ServerConfig
@@ -19,7 +20,7 @@ from tests.harness.served import Reporter
 
 
 async def main(directory: Path, text: str) -> None:
-    config = eval(text, {"Listen": Listen})
+    config = eval(text, {"Listen": Listen, "IPv4Network": IPv4Network})
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     store = open_store(directory)
