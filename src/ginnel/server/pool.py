@@ -1,8 +1,7 @@
-"""Which inner addresses the clients get: fixed ones, the one of the last time, or the first that is free."""
+"""Which inner addresses the clients get: fixed ones, the one of the last time, or the next that is free."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
@@ -34,6 +33,8 @@ class Pool:
         self._step = step
         self._held: dict[IPv4Address, int] = {}
         self._held6: dict[IPv6Address, int] = {}
+        first, end = (6, network.num_addresses) if step == 4 else (2, network.num_addresses - 1)
+        self._size = len(range(first, end, step))
         self._next = 0
 
     def take(
@@ -65,7 +66,13 @@ class Pool:
     def _free(self, last: IPv4Address | None) -> IPv4Address | None:
         if last is not None and last not in self._held and self._is_clients(last):
             return last
-        return next((address for address in self._clients() if address not in self._held), None)
+        # Where the last search ended: so each is short, and an address rests before somebody else gets it.
+        for _ in range(self._size):
+            address = self._nth(self._next)
+            self._next = (self._next + 1) % self._size
+            if address not in self._held:
+                return address
+        return None
 
     def _is_clients(self, address: IPv4Address) -> bool:
         offset = int(address) - int(self.network.network_address)
@@ -73,10 +80,9 @@ class Pool:
             return 2 <= offset < self.network.num_addresses - 1
         return 4 <= offset < self.network.num_addresses and offset % 4 == 2
 
-    def _clients(self) -> Iterator[IPv4Address]:
-        first = 6 if self._step == 4 else 2
-        for offset in range(first, self.network.num_addresses - 1, self._step):
-            yield self.network[offset]
+    def _nth(self, number: int) -> IPv4Address:
+        """A client's address by its number, from 0."""
+        return self.network[(6 if self._step == 4 else 2) + number * self._step]
 
     def _beside(self, address: IPv4Address) -> IPv6Address | None:
         offset = int(address) - int(self.network.network_address)

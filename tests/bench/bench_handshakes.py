@@ -1,0 +1,104 @@
+"""``python -m tests.bench.bench_handshakes [CLIENTS]``: what a new client costs a server, ours and stock's.
+
+Both have the same keys and the same clients, which are ours; stock's limiter is lifted. Server and clients have a core
+each. Everything is in a namespace of its own. Needs root, as stock's server makes a kernel's device.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from ipaddress import IPv4Network
+from pathlib import Path
+
+from tests.harness.client import Usage
+from tests.harness.crowd import CrowdClient
+from tests.harness.process import Process
+
+from ginnel.openvpn import settings
+from ginnel.openvpn.config import ClientConfig
+from ginnel.openvpn.ovpn_file import read_ovpn
+from ginnel.server.client_file import client_file
+from ginnel.server.store import Store, open_store
+
+BATCH = 20
+
+
+def main() -> None:
+    if "GINNEL_INSIDE" not in os.environ:
+        inside = ["unshare", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh", sys.executable, "-m"]
+        os.execvpe(inside[0], [*inside, __spec__.name, *sys.argv[1:]], {**os.environ, "GINNEL_INSIDE": "1"})
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 300
+    os.sched_setaffinity(0, {1})
+    with tempfile.TemporaryDirectory(prefix="ginnel-bench-") as made:
+        folder = Path(made)
+        store = open_store(folder / "state")
+        issued = store.add_user("alice")
+        remote = [("udp", "127.0.0.1", 1194)]
+        text = client_file(store.identity, issued, store.make_wrap_key(), remote, password=False)
+        (folder / "alice.ovpn").write_text(text)
+        file = read_ovpn(folder / "alice.ovpn")
+        results = {}
+        for name, start in (("stock", stock), ("ginnel", ours)):
+            with start(folder, store) as server:
+                asyncio.run(connect(file, BATCH))
+                results[name] = measure(file, count, server)
+            milliseconds, rate = results[name]
+            print(f"{name:>7}  {milliseconds:5.2f} ms of CPU a handshake, {rate:4.0f} a second", flush=True)
+        print(f"  ratio  {results['ginnel'][0] / results['stock'][0]:.2f}")
+        store.close()
+
+
+def measure(file: ClientConfig, count: int, server: Process) -> tuple[float, float]:
+    """Milliseconds of CPU each, and how many a second."""
+    before, began = Usage.of(server.pid).cpu, time.monotonic()
+    asyncio.run(connect(file, count))
+    took = time.monotonic() - began
+    return (Usage.of(server.pid).cpu - before) / count * 1000, count / took
+
+
+async def connect(file: ClientConfig, count: int) -> None:
+    tls = settings.tls_context(file)
+    with contextlib.ExitStack() as stack:
+        for start in range(0, count, BATCH):
+            clients = [CrowdClient(file, tls) for _ in range(min(BATCH, count - start))]
+            for client in clients:
+                stack.callback(client.close)
+            await asyncio.gather(*(client.up for client in clients))
+
+
+@contextlib.contextmanager
+def ours(folder: Path, store: Store) -> Iterator[Process]:
+    config = {
+        "duplicate_cn": True,
+        "network": IPv4Network("10.8.0.0/20"),
+        "connect_freq_initial": (1_000_000, 1.0),
+        "max_clients": 4000,
+    }
+    text = f"{{'listen': Listen.parse('udp:127.0.0.1:1194'), **{config!r}}}"
+    command = ["taskset", "-c", "0", sys.executable, "-m", "tests.harness.served_store", folder / "state", text]
+    with Process(command) as server:
+        server.wait_line("ready", 30)
+        yield server
+
+
+@contextlib.contextmanager
+def stock(folder: Path, store: Store) -> Iterator[Process]:
+    identity = store.identity
+    blocks = {"ca": identity.ca, "cert": identity.cert, "key": identity.key, "tls-crypt-v2": identity.tls_crypt_v2}
+    lines = ["server 10.8.0.0 255.255.240.0", "topology subnet", "dev tun", "dh none", "local 127.0.0.1", "port 1194"]
+    lines += ["duplicate-cn", "keepalive 10 60", "connect-freq-initial 1000000 1", "max-clients 4000", "verb 1"]
+    lines += ["disable-dco", *(f"<{tag}>\n{text.strip()}\n</{tag}>" for tag, text in blocks.items())]
+    (folder / "server.conf").write_text("\n".join(lines) + "\n")
+    with Process(["taskset", "-c", "0", "openvpn", "--config", folder / "server.conf"]) as server:
+        server.wait_line("Initialization Sequence Completed", 20)
+        yield server
+
+
+if __name__ == "__main__":
+    main()
