@@ -228,6 +228,11 @@ impl Plane {
         Ok(())
     }
 
+    /// How many control packets of strangers are reported within a time, at first a hundred within ten seconds.
+    pub fn limit_strangers(&mut self, most: u64, period: Nanos, now: Nanos) {
+        self.events.limit_strangers(most, period, now);
+    }
+
     /// Says whether packets for another peer's inner prefixes go there, and not to the device.
     pub fn set_relaying(&mut self, relaying: bool) {
         self.relaying = relaying;

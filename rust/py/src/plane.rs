@@ -120,6 +120,14 @@ impl DataPlane {
         self.command(py, move |plane, _| plane.set_routes(peer, &routes, sources.as_deref()))
     }
 
+    fn limit_strangers(&self, py: Python<'_>, most: u64, period: f64) -> PyResult<()> {
+        let period = nanos(period)?;
+        self.command(py, move |plane, now| {
+            plane.limit_strangers(most, period, now);
+            Ok(())
+        })
+    }
+
     fn set_relaying(&self, py: Python<'_>, relaying: bool) -> PyResult<()> {
         self.command(py, move |plane, _| {
             plane.set_relaying(relaying);

@@ -50,6 +50,9 @@ class DataPlane:
     def set_routes(self, peer: int, routes: list[str], sources: list[str] | None) -> None:
         """Inner prefixes (CIDR) that lead to the peer, and the inner sources it may use (None: any)."""
 
+    def limit_strangers(self, most: int, period: float) -> None:
+        """How many control packets of strangers are reported within ``period`` seconds; 100 within 10 at first."""
+
     def set_relaying(self, relaying: bool) -> None:
         """Whether packets for another peer's prefixes go there, and not to the device. Not at first."""
 

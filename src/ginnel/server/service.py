@@ -137,6 +137,9 @@ class Server:
         self._plane = DataPlane(self._device.application)
         self._exit.callback(self._plane.close)
         self._plane.set_relaying(config.client_to_client)
+        # The endpoint counts exactly, as clients that prove their address don't count; this is what it has time for.
+        most, period = config.connect_freq_initial
+        self._plane.limit_strangers(STRANGERS * most, period)
         self.stack = await self._exit.enter_async_context(Stack(self._device.interface))
         self._listeners = Listeners(
             self._plane,
@@ -454,6 +457,8 @@ def _settings(config: ServerConfig, store: Store) -> ServerSettings:
     )
 
 
+# So many times the answers that are allowed are looked at.
+STRANGERS = 10
 # Seconds between two looks at the store, and between two at the counters.
 POLL = 0.5
 ACCOUNTING = 5.0

@@ -38,6 +38,12 @@ pub struct Events {
 }
 
 impl Events {
+    /// So many packets of strangers are queued within so long, and no more.
+    pub fn limit_strangers(&mut self, most: u64, period: Nanos, now: Nanos) {
+        let interval = (period / most.max(1)).max(1);
+        self.strangers = Limiter { tokens: most, refilled: now, burst: most, interval };
+    }
+
     /// Queues a control packet; false if it must be dropped.
     pub fn control(&mut self, origin: Origin, data: &[u8], path: Path, now: Nanos) -> bool {
         let queue = &mut self.control[origin as usize];
@@ -115,13 +121,15 @@ impl ControlQueue {
 struct Limiter {
     tokens: u64,
     refilled: Nanos,
+    burst: u64,
+    interval: Nanos,
 }
 
 impl Limiter {
     fn admits(&mut self, now: Nanos) -> bool {
-        let earned = now.saturating_sub(self.refilled) / TOKEN_INTERVAL;
-        self.refilled += earned * TOKEN_INTERVAL;
-        self.tokens = self.tokens.saturating_add(earned).min(BURST);
+        let earned = now.saturating_sub(self.refilled) / self.interval;
+        self.refilled += earned * self.interval;
+        self.tokens = self.tokens.saturating_add(earned).min(self.burst);
         let admitted = self.tokens > 0;
         self.tokens -= u64::from(admitted);
         admitted
@@ -130,7 +138,7 @@ impl Limiter {
 
 impl Default for Limiter {
     fn default() -> Limiter {
-        Limiter { tokens: BURST, refilled: 0 }
+        Limiter { tokens: BURST, refilled: 0, burst: BURST, interval: TOKEN_INTERVAL }
     }
 }
 
@@ -169,6 +177,18 @@ mod tests {
 
     fn path(port: u16) -> Path {
         Path { socket: 0, address: ([192, 0, 2, 1], port).into() }
+    }
+
+    #[test]
+    fn the_limit_of_strangers_can_be_set() {
+        let mut events = Events::default();
+        events.limit_strangers(500, SECOND, 0);
+        let admitted = |events: &mut Events, now| {
+            (0..600).filter(|&port| events.control(Origin::Stranger, b"x", path(port), now)).count()
+        };
+        assert_eq!(admitted(&mut events, 0), 500);
+        events.take();
+        assert_eq!(admitted(&mut events, SECOND / 2), 250);
     }
 
     #[test]
