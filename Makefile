@@ -37,6 +37,7 @@ bench: $(VENV)/.built target/wheels/.built
 	@scripts/need root openvpn curl ip setpriv /usr/bin/python3
 	@$(BIN)/python -m tests.bench.bench_device
 	@$(BIN)/python -m tests.bench.bench_lend
+	@$(BIN)/python -m tests.bench.bench_handshakes
 	@$(BIN)/python -m tests.bench.bench_connect $(BENCH)
 
 soak: $(VENV)/.built

@@ -92,7 +92,6 @@ class Store:
     def __init__(self, path: Path, imported: Imported | None = None) -> None:
         self._path = path
         self._lock = threading.RLock()
-        self._own_changes = 0
         self._notes = Notes(path, BUSY)
         # Of what is noted and not yet written: a client may come back before that.
         self._leases: dict[str, tuple[IPv4Address | None, IPv6Address | None]] = {}
@@ -210,8 +209,9 @@ class Store:
         return bool(self._query("SELECT 1 FROM revoked WHERE serial = ?", f"{serial:x}"))
 
     def version(self) -> int:
-        (row,) = self._query("PRAGMA data_version")
-        return int(row[0]) + self._own_changes
+        """Counted by whoever changes users or keys; what a server notes of its clients does not count."""
+        rows = self._query("SELECT value FROM texts WHERE key = 'changes'")
+        return int(rows[0][0]) if rows else 0
 
     def lease(self, name: str) -> tuple[IPv4Address | None, IPv6Address | None]:
         if name in self._leases:
@@ -372,13 +372,13 @@ class Store:
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._database.execute(COUNT_CHANGE)
                 # A disk that is full may show only here.
                 self._database.execute("COMMIT")
             except BaseException:
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
                 raise
-            self._own_changes += 1
 
     @contextlib.contextmanager
     def _refusals(self) -> Iterator[None]:
@@ -420,6 +420,7 @@ DATABASE = "server.db"
 #: Seconds that another process's transaction is waited for.
 BUSY = 2.0
 MAX_SESSIONS = 100_000
+COUNT_CHANGE = "INSERT INTO texts (key, value) VALUES ('changes', 1) ON CONFLICT (key) DO UPDATE SET value = value + 1"
 USERS = "SELECT name, serial, revoked, expires, address, address6, routes, password IS NOT NULL FROM users"
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS texts (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
