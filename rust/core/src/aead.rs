@@ -4,59 +4,11 @@
 //! material). P_DATA_V2 authenticates its whole header with the packet id, P_DATA_V1 only the
 //! packet id. Source: `src/openvpn/crypto.c`, `ssl.c` of OpenVPN.
 
-use aws_lc_rs::aead::{
-    AES_128_GCM, AES_192_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
-};
-
 use crate::Nanos;
+use crate::cipher::{self, Cipher, MATERIAL_LEN, NONCE_LEN, TAG_LEN};
 use crate::header::Header;
 use crate::packet::{LocalPool, MAX_LEN, Packet};
 use crate::replay::Window;
-
-/// The bytes of key material for one direction, as in OpenVPN's `struct key`.
-pub const MATERIAL_LEN: usize = 128;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cipher {
-    Aes128Gcm,
-    Aes192Gcm,
-    Aes256Gcm,
-    ChaCha20Poly1305,
-}
-
-impl Cipher {
-    /// The cipher of this OpenVPN name, in any case.
-    pub fn from_name(name: &str) -> Option<Cipher> {
-        NAMES.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|&(_, cipher)| cipher)
-    }
-
-    /// How many blocks and packets one key may protect; `None` without such a limit.
-    pub fn usage_limit(self) -> Option<u64> {
-        match self {
-            Cipher::Aes128Gcm | Cipher::Aes192Gcm | Cipher::Aes256Gcm => Some(GCM_USAGE_LIMIT),
-            Cipher::ChaCha20Poly1305 => None,
-        }
-    }
-
-    pub fn key_len(self) -> usize {
-        self.algorithm().key_len()
-    }
-
-    /// The key at the front of this material.
-    pub fn bind(self, material: &[u8; MATERIAL_LEN]) -> LessSafeKey {
-        let key = &material[..self.key_len()];
-        LessSafeKey::new(UnboundKey::new(self.algorithm(), key).expect("key of its length"))
-    }
-
-    fn algorithm(self) -> &'static Algorithm {
-        match self {
-            Cipher::Aes128Gcm => &AES_128_GCM,
-            Cipher::Aes192Gcm => &AES_192_GCM,
-            Cipher::Aes256Gcm => &AES_256_GCM,
-            Cipher::ChaCha20Poly1305 => &CHACHA20_POLY1305,
-        }
-    }
-}
 
 /// All packet ids of a key are used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +26,7 @@ pub enum OpenError {
 
 /// One direction's cipher state, whichever the direction.
 struct Key {
-    key: LessSafeKey,
+    key: cipher::Key,
     implicit_iv: [u8; IV_LEN],
     blocks: u64,
     failures: u64,
@@ -89,11 +41,11 @@ impl Key {
         Key { key: cipher.bind(material), implicit_iv, blocks: 0, failures: 0, usage_limit }
     }
 
-    fn nonce(&self, id: [u8; ID_LEN]) -> Nonce {
-        let mut nonce = [0; ID_LEN + IV_LEN];
+    fn nonce(&self, id: [u8; ID_LEN]) -> [u8; NONCE_LEN] {
+        let mut nonce = [0; NONCE_LEN];
         nonce[..ID_LEN].copy_from_slice(&id);
         nonce[ID_LEN..].copy_from_slice(&self.implicit_iv);
-        Nonce::assume_unique_for_key(nonce)
+        nonce
     }
 
     fn count(&mut self, len: usize) {
@@ -129,13 +81,8 @@ impl Sealer {
         let (clear, tag) = front.split_at_mut(header_len + ID_LEN);
         clear[..header_len].copy_from_slice(header.bytes());
         clear[header_len..].copy_from_slice(&id);
-        let authenticated = Aad::from(&clear[header.authenticated_from()..]);
-        let computed = self
-            .key
-            .key
-            .seal_in_place_separate_tag(self.key.nonce(id), authenticated, plaintext)
-            .expect("a packet is shorter than any cipher's limit");
-        tag.copy_from_slice(computed.as_ref());
+        let authenticated = &clear[header.authenticated_from()..];
+        tag.copy_from_slice(&self.key.key.seal(self.key.nonce(id), authenticated, plaintext));
         Ok(())
     }
 
@@ -177,7 +124,7 @@ impl Opener {
             return Err(OpenError::Malformed);
         }
         let (clear, sealed) = datagram.split_at(header_len + ID_LEN);
-        let (tag, ciphertext) = sealed.split_at(TAG_LEN);
+        let (tag, ciphertext) = sealed.split_first_chunk().ok_or(OpenError::Malformed)?;
         let mut id = [0; ID_LEN];
         id.copy_from_slice(&clear[header_len..]);
         let number = u32::from_be_bytes(id).into();
@@ -187,16 +134,9 @@ impl Opener {
         if self.key.failures > MAX_FAILURES {
             return Err(OpenError::NotAuthentic);
         }
-        let authenticated = Aad::from(&clear[header.authenticated_from()..]);
+        let authenticated = &clear[header.authenticated_from()..];
         let mut packet = pool.packet(ciphertext.len());
-        let opened = self.key.key.open_separate_gather(
-            self.key.nonce(id),
-            authenticated,
-            ciphertext,
-            tag,
-            &mut packet,
-        );
-        if opened.is_err() {
+        if self.key.key.open(self.key.nonce(id), authenticated, ciphertext, tag, &mut packet).is_err() {
             self.key.failures += 1;
             pool.recycle(packet);
             return Err(OpenError::NotAuthentic);
@@ -220,24 +160,14 @@ pub const WRAP_TRIGGER: u32 = 0xff00_0000;
 pub const WORN_FAILURES: u64 = 1 << 35;
 pub const MAX_FAILURES: u64 = 1 << 36;
 
-const NAMES: [(&str, Cipher); 4] = [
-    ("AES-128-GCM", Cipher::Aes128Gcm),
-    ("AES-192-GCM", Cipher::Aes192Gcm),
-    ("AES-256-GCM", Cipher::Aes256Gcm),
-    ("CHACHA20-POLY1305", Cipher::ChaCha20Poly1305),
-];
-
 const ID_LEN: usize = 4;
-const TAG_LEN: usize = 16;
 const IV_LEN: usize = 8;
 const BLOCK_LEN: usize = 16;
-
-/// Blocks and packets that keep an attacker's advantage under 2^-57 (draft-irtf-cfrg-aead-limits).
-const GCM_USAGE_LIMIT: u64 = (1 << 36) - 1;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cipher::GCM_USAGE_LIMIT;
     use crate::packet::Pool;
 
     const CIPHERS: [Cipher; 4] =
@@ -321,12 +251,5 @@ mod tests {
             seal(&mut sealer, &Header::v1(0), b"x");
             assert_eq!(sealer.is_worn(), worn);
         }
-    }
-
-    #[test]
-    fn names_are_known_in_any_case() {
-        assert_eq!(Cipher::from_name("aes-192-gcm"), Some(Cipher::Aes192Gcm));
-        assert_eq!(Cipher::from_name("ChaCha20-Poly1305"), Some(Cipher::ChaCha20Poly1305));
-        assert_eq!(Cipher::from_name("BF-CBC"), None);
     }
 }

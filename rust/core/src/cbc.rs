@@ -11,7 +11,8 @@ use aws_lc_rs::hmac;
 use aws_lc_rs::iv::FixedLength;
 
 use crate::Nanos;
-use crate::aead::{Exhausted, MATERIAL_LEN, OpenError, WRAP_TRIGGER};
+use crate::aead::{Exhausted, OpenError, WRAP_TRIGGER};
+use crate::cipher::MATERIAL_LEN;
 use crate::header::Header;
 use crate::packet::{LocalPool, MAX_LEN, Packet};
 use crate::replay::Window;

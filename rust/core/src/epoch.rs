@@ -8,11 +8,11 @@
 
 use std::collections::VecDeque;
 
-use aws_lc_rs::aead::{Aad, LessSafeKey, Nonce};
 use aws_lc_rs::hmac;
 
 use crate::Nanos;
-use crate::aead::{Cipher, Exhausted, MATERIAL_LEN, MAX_FAILURES, OpenError, WORN_FAILURES};
+use crate::aead::{Exhausted, MAX_FAILURES, OpenError, WORN_FAILURES};
+use crate::cipher::{self, Cipher, MATERIAL_LEN, NONCE_LEN, TAG_LEN};
 use crate::header::Header;
 use crate::packet::{LocalPool, MAX_LEN, Packet};
 use crate::replay::Window;
@@ -116,15 +116,11 @@ impl Sending {
         let (clear, plaintext) = packet.split_at_mut(header_len + ID_LEN);
         clear[..header_len].copy_from_slice(header.bytes());
         clear[header_len..].copy_from_slice(&id);
-        let authenticated = Aad::from(&clear[header.authenticated_from()..]);
-        let tag = self
-            .key
-            .key
-            .seal_in_place_separate_tag(self.key.nonce(id), authenticated, plaintext)
-            .expect("a packet is shorter than any cipher's limit");
+        let authenticated = &clear[header.authenticated_from()..];
+        let tag = self.key.key.seal(self.key.nonce(id), authenticated, plaintext);
         let tag_at = packet.len();
         packet.grow_back(TAG_LEN);
-        packet[tag_at..].copy_from_slice(tag.as_ref());
+        packet[tag_at..].copy_from_slice(&tag);
         Ok(())
     }
 }
@@ -159,7 +155,7 @@ impl Receiving {
             return Err(OpenError::Malformed);
         }
         let (clear, sealed) = datagram.split_at(header_len + ID_LEN);
-        let (ciphertext, tag) = sealed.split_at(sealed.len() - TAG_LEN);
+        let (ciphertext, tag) = sealed.split_last_chunk().ok_or(OpenError::Malformed)?;
         let mut id = [0; ID_LEN];
         id.copy_from_slice(&clear[header_len..]);
         let (epoch, number) = ((u64::from_be_bytes(id) >> ID_BITS) as u16, u64::from_be_bytes(id) & MAX_ID);
@@ -170,10 +166,10 @@ impl Receiving {
         if key.failures > MAX_FAILURES {
             return Err(OpenError::NotAuthentic);
         }
-        let authenticated = Aad::from(&clear[header.authenticated_from()..]);
+        let authenticated = &clear[header.authenticated_from()..];
         let mut packet = pool.packet(ciphertext.len());
         let nonce = key.nonce(id);
-        if key.key.open_separate_gather(nonce, authenticated, ciphertext, tag, &mut packet).is_err() {
+        if key.key.open(nonce, authenticated, ciphertext, tag, &mut packet).is_err() {
             key.failures += 1;
             pool.recycle(packet);
             return Err(OpenError::NotAuthentic);
@@ -246,7 +242,7 @@ impl Secret {
         let mut material = [0; MATERIAL_LEN];
         let key = &mut material[..cipher.key_len()];
         expand_label(&self.bytes, b"data_key", key);
-        let mut iv = [0; IV_LEN];
+        let mut iv = [0; NONCE_LEN];
         expand_label(&self.bytes, b"data_iv", &mut iv);
         Key { epoch: self.epoch, key: cipher.bind(&material), iv, blocks: 0, failures: 0 }
     }
@@ -255,17 +251,17 @@ impl Secret {
 /// One epoch's key of one direction.
 struct Key {
     epoch: u16,
-    key: LessSafeKey,
-    iv: [u8; IV_LEN],
+    key: cipher::Key,
+    iv: [u8; NONCE_LEN],
     blocks: u64,
     failures: u64,
 }
 
 impl Key {
-    fn nonce(&self, id: [u8; ID_LEN]) -> Nonce {
+    fn nonce(&self, id: [u8; ID_LEN]) -> [u8; NONCE_LEN] {
         let mut nonce = self.iv;
         nonce.iter_mut().zip(id).for_each(|(byte, id)| *byte ^= id);
-        Nonce::assume_unique_for_key(nonce)
+        nonce
     }
 
     fn count(&mut self, len: usize) {
@@ -297,8 +293,6 @@ fn expand(secret: &[u8; SECRET_LEN], info: &[u8], output: &mut [u8]) {
 
 const SECRET_LEN: usize = 32;
 const PREFIX: &[u8] = b"ovpn ";
-const IV_LEN: usize = 12;
-const TAG_LEN: usize = 16;
 const BLOCK_LEN: usize = 16;
 const ID_LEN: usize = 8;
 const ID_BITS: u32 = 48;

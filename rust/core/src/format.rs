@@ -1,8 +1,9 @@
 //! The formats of data packets behind one face.
 
 use crate::Nanos;
-use crate::aead::{self, Exhausted, MATERIAL_LEN, OpenError};
+use crate::aead::{self, Exhausted, OpenError};
 use crate::cbc;
+use crate::cipher::{self, MATERIAL_LEN};
 use crate::epoch::Epochs;
 use crate::framing;
 use crate::header::Header;
@@ -18,8 +19,8 @@ pub const MAX_INNER: usize = MAX_LEN - 128;
 /// A format with its ciphers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    Aead(aead::Cipher),
-    Epoch(aead::Cipher),
+    Aead(cipher::Cipher),
+    Epoch(cipher::Cipher),
     Cbc(cbc::Cipher, cbc::Digest),
 }
 
@@ -27,7 +28,7 @@ impl Format {
     /// The format with this cipher and digest, by OpenVPN's names for them. An AEAD cipher has no use
     /// for a digest, and no other comes with epochs.
     pub fn from_names(cipher: &str, digest: &str, epochs: bool) -> Option<Format> {
-        match (aead::Cipher::from_name(cipher), cbc::Cipher::from_name(cipher)) {
+        match (cipher::Cipher::from_name(cipher), cbc::Cipher::from_name(cipher)) {
             (Some(cipher), _) => Some(if epochs { Format::Epoch(cipher) } else { Format::Aead(cipher) }),
             (None, Some(cipher)) if !epochs => Some(Format::Cbc(cipher, cbc::Digest::from_name(digest)?)),
             _ => None,
@@ -114,7 +115,7 @@ mod tests {
             keys.seal(&Header::raw([7, 0, 0, 23]), &mut packet, &mut pool).unwrap();
             packet.to_vec()
         };
-        let cipher = aead::Cipher::Aes256Gcm;
+        let cipher = cipher::Cipher::Aes256Gcm;
         let datagram = seal(&mut Format::Aead(cipher).keys(&material, &material));
         assert_eq!(datagram[4..8], [0, 0, 0, 1]);
         assert_eq!(datagram[8..24], 0x1fdd_908f_0e9d_c25e_79d8_3202_0d58_e73f_u128.to_be_bytes());

@@ -9,6 +9,7 @@ pub mod aead;
 pub mod bridge;
 pub mod cbc;
 mod checksum;
+pub mod cipher;
 mod counters;
 pub mod device;
 pub mod epoch;

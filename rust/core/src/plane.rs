@@ -9,14 +9,15 @@ mod keys;
 mod peer;
 pub(crate) mod routes;
 
-use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+
+use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 
 pub use crate::plane::events::Event;
 pub use crate::plane::peer::PeerCounters;
 pub use crate::plane::routes::Prefix;
 
-use crate::aead::MATERIAL_LEN;
+use crate::cipher::MATERIAL_LEN;
 use crate::device::Kind;
 use crate::format::{self, Format};
 use crate::framing::Framing;

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, IntoRawFd};
 use std::sync::Arc;
 use std::thread;
 
-use ginnel_core::aead::{Cipher, MATERIAL_LEN};
+use ginnel_core::cipher::{Cipher, MATERIAL_LEN};
 use ginnel_core::device::{Device, End, Kind, Side};
 use ginnel_core::format::Format;
 use ginnel_core::packet::Pool;

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsRawFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ginnel_core::aead::MATERIAL_LEN;
+use ginnel_core::cipher::MATERIAL_LEN;
 use ginnel_core::device::Kind;
 use ginnel_core::format::Format;
 use ginnel_core::framing::Framing;

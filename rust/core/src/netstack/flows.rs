@@ -1,6 +1,8 @@
 //! The connections: by number, by tuple, by deadline. What is idle is never looked at.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
+
+use foldhash::{HashMap, HashMapExt};
 
 use crate::netstack::segment::Tuple;
 use crate::netstack::slab::Slab;

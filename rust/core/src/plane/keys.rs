@@ -1,7 +1,8 @@
 //! A peer's data keys: up to three to receive with, one of all to send with.
 
 use crate::Nanos;
-use crate::aead::{MATERIAL_LEN, OpenError};
+use crate::aead::OpenError;
+use crate::cipher::MATERIAL_LEN;
 use crate::format::{self, Format};
 use crate::header::Header;
 use crate::packet::{LocalPool, Packet};

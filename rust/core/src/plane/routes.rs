@@ -1,8 +1,9 @@
 //! Inner addresses: which peer a prefix leads to, and who may use it as a source.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::str::FromStr;
+
+use foldhash::{HashMap, HashMapExt};
 
 /// An IP prefix. Bits past its length are zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 use super::*;
 use crate::SECOND;
-use crate::aead::Cipher;
+use crate::cipher::Cipher;
 use crate::packet::Pool;
 
 /// Two planes that know each other as peer 1, with the paths on which they meet.
