@@ -15,6 +15,7 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
+from ginnel._core import DataPlane
 from ginnel.device import MemoryDevice
 from ginnel.errors import GinnelError, LocalProtocolError, UnreachableError
 from ginnel.openvpn import aio
@@ -137,7 +138,7 @@ class Vpn:
         self._runner: asyncio.Task[None] | None = None
         self._state = State.CONNECTING
         self._info: Info | None = None
-        self._last_error: GinnelError | None = None
+        self._fatal: GinnelError | None = None
         self._changes: set[asyncio.Queue[Change]] = set()
         self._changed = asyncio.Event()
 
@@ -260,10 +261,7 @@ class Vpn:
                 await self._runner
         if self._client is not None:
             self._client.close()
-        if self._stack is not None:
-            await self._stack.aclose()
-        if self._device is not None:
-            self._device.close()
+        await self._close_device()
         if self._state is not State.CLOSED:
             self._announce(Down(None))
 
@@ -280,11 +278,8 @@ class Vpn:
     async def _start(self) -> None:
         if self._runner is not None:
             raise LocalProtocolError("this connection was entered before; make a new one with connect()")
-        self._device = MemoryDevice("tun", mtu=self._config.tun_mtu, queue=_QUEUE)
-        self._device.set_up(True)
-        self._stack = Stack(self._device.interface, budget=self._budget)
         self._client = Client(
-            self._config, self._device.application, login=self._login, ask=self._ask, on_change=self._on_change
+            self._config, self._open_device(), login=self._login, ask=self._ask, on_change=self._on_change
         )
         self._runner = asyncio.get_running_loop().create_task(self._run(self._client))
         first = asyncio.get_running_loop().create_task(self._changed.wait())
@@ -305,6 +300,18 @@ class Vpn:
         if self._state is not State.UP:
             raise self._timed_out()
 
+    def _open_device(self) -> DataPlane:
+        self._device = MemoryDevice("tun", mtu=self._config.tun_mtu, queue=_QUEUE)
+        self._device.set_up(True)
+        self._stack = Stack(self._device.interface, budget=self._budget)
+        return DataPlane(self._device.application)
+
+    async def _close_device(self) -> None:
+        if self._stack is not None:
+            await self._stack.aclose()
+        if self._device is not None:
+            self._device.close()
+
     def _timed_out(self) -> GinnelError:
         assert self._client is not None
         return UnreachableError(f"{self._client.progress}; gave up after {self._timeout:g} s")
@@ -315,7 +322,19 @@ class Vpn:
         except GinnelError as error:
             self._announce(Down(error))
             raise
+        except asyncio.CancelledError:
+            if self._fatal is None:
+                raise
+            self._announce(Down(self._fatal))
+            raise self._fatal from None
         self._announce(Down(None))
+
+    def _fail(self, error: GinnelError) -> None:
+        """Ends the connection: without what failed, no tunnel makes sense."""
+        if self._fatal is None and self._runner is not None and self._client is not None:
+            self._fatal = error
+            self._client.leave()
+            self._runner.cancel()
 
     def _on_change(self, change: aio.Change) -> None:
         match change:

@@ -18,6 +18,7 @@ import click
 
 from ginnel.cli.live import live_line
 from ginnel.cli.prompt import Asker
+from ginnel.cli.tunnel import Machine, Tunnel, held
 from ginnel.errors import ConfigError, GinnelError
 from ginnel.gateways.forward import Forward, Target
 from ginnel.gateways.http_proxy import HttpProxy
@@ -47,6 +48,9 @@ log = logging.getLogger("ginnel")
     multiple=True,
     help="Lead a local port to a host and port inside the tunnel. May be given again.",
 )
+@click.option("--tun", is_flag=True, help="Use a device of the kernel's: every program goes through it. Takes root.")
+@click.option("--dev", metavar="NAME", help="The name of that device; without it the next free tunN or tapN.")
+@click.option("--kill-switch", is_flag=True, help="With --tun: nothing leaves past the tunnel, also while it is down.")
 @click.option(
     "--auth-user-pass",
     metavar="FILE",
@@ -71,6 +75,9 @@ def command(
     http: str | None,
     socks_auth: Path | None,
     forwards: tuple[str, ...],
+    tun: bool,
+    dev: str | None,
+    kill_switch: bool,
     auth_user_pass: Path | None,
     timeout: float,
     opens: bool,
@@ -79,10 +86,13 @@ def command(
     """Connect to the OpenVPN server that FILE.ovpn names, without root.
 
     Nothing of this machine's network changes. Programs reach the other side through --socks and
-    --http, and through the ports given with -L; names are resolved there. Runs until SIGINT or SIGTERM.
+    --http, and through the ports given with -L; names are resolved there. With --tun every program
+    does, by addresses, routes and name servers of this machine, which are put back at the end. Runs
+    until SIGINT or SIGTERM.
     """
     reporter = Reporter(as_json, opens)
     try:
+        tunnel = Tunnel.parse(tun, dev, kill_switch, bool(socks or http or forwards))
         config = read_ovpn(file)
         _set_up_logging(ctx.obj or 0, config.verb)
         for warning in config.warnings:
@@ -96,7 +106,12 @@ def command(
             gateway_login=_gateway_login(socks, http, socks_auth),
             forwards=tuple(Target.parse(text) for text in forwards),
         )
-        asyncio.run(_connect(plan, reporter))
+        if tunnel is None:
+            asyncio.run(_connect(plan, reporter, None))
+        else:
+            with held(tunnel, config) as machine:
+                asyncio.run(_connect(plan, reporter, machine))
+        reporter.change(Down(None), {})
     except GinnelError as error:
         reporter.error(error)
         raise
@@ -157,7 +172,7 @@ class Reporter:
             print(text, file=sys.stderr, flush=True)
 
 
-async def _connect(plan: Plan, reporter: Reporter) -> None:
+async def _connect(plan: Plan, reporter: Reporter, machine: Machine | None) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -170,8 +185,11 @@ async def _connect(plan: Plan, reporter: Reporter) -> None:
                 (stack.enter_context(contextlib.closing(Listener(target.address))), target) for target in plan.forwards
             ],
         )
-        vpn = Vpn(plan.config, auth_user_pass=plan.login, ask=Asker(), timeout=plan.timeout)
-        session = loop.create_task(_hold(vpn, plan, reporter, listeners))
+        options: dict[str, Any] = {"auth_user_pass": plan.login, "ask": Asker(), "timeout": plan.timeout}
+        if machine is None:
+            session = loop.create_task(_hold(Vpn(plan.config, **options), plan, reporter, listeners))
+        else:
+            session = loop.create_task(_hold_device(machine, machine.vpn(**options), reporter))
         stopped = loop.create_task(stop.wait())
         try:
             await asyncio.wait({session, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -180,7 +198,8 @@ async def _connect(plan: Plan, reporter: Reporter) -> None:
             session.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await session
-    reporter.change(Down(None), {})
+        if machine is not None:
+            machine.end_as_asked()
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +226,19 @@ async def _hold(vpn: Vpn, plan: Plan, reporter: Reporter, listeners: _Listeners)
             stack.push_async_callback(HttpProxy(vpn.stack, listeners.http, plan.gateway_login).aclose)
         for listener, target in listeners.forwards:
             stack.push_async_callback(Forward(vpn.stack, listener, target).aclose)
+        if sys.stderr.isatty():
+            shown = asyncio.get_running_loop().create_task(live_line(vpn))
+            stack.callback(shown.cancel)
+        await vpn.wait_closed()
+
+
+async def _hold_device(machine: Machine, vpn: Vpn, reporter: Reporter) -> None:
+    changes = vpn.changes()
+    reports = asyncio.get_running_loop().create_task(_report(changes, reporter, {"device": machine.device}))
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(reports.cancel)
+        reporter.listening(f"the tunnel's device is {machine.device}")
+        await stack.enter_async_context(vpn)
         if sys.stderr.isatty():
             shown = asyncio.get_running_loop().create_task(live_line(vpn))
             stack.callback(shown.cancel)

@@ -112,13 +112,21 @@ class KernelDevice:
         With a ``vnet_header`` what the kernel's TCP sends is cut into packets there, and what belongs
         together is given to the kernel in one piece. The device stays this object's to configure.
         """
-        descriptor = os.dup(self.application.fileno())
-        udp = False
-        if self._flags & IFF_VNET_HDR:
-            udp = self._offload(descriptor)
-            # What is longer would not fit into one datagram train, and go out as a long and a short one.
-            self._change(gso_max_size=TRAIN, gso_ipv4_max_size=TRAIN)
-        return DataPlane.on_kernel_device(descriptor, self._kind, bool(self._flags & IFF_VNET_HDR), udp)
+        vnet = bool(self._flags & IFF_VNET_HDR)
+        udp = self.offload() if vnet else False
+        return DataPlane.on_kernel_device(os.dup(self.application.fileno()), self._kind, vnet, udp)
+
+    def offload(self) -> bool:
+        """Takes over what the kernel would do before it hands a packet over: checksums, and cutting what is long.
+        Returns whether UDP's is part of it (Linux 6.2). For a device with a ``vnet_header``."""
+        # What is longer would not fit into one datagram train, and go out as a long and a short one.
+        self._change(gso_max_size=TRAIN, gso_ipv4_max_size=TRAIN)
+        for udp in (TUN_F_USO4 | TUN_F_USO6, 0):
+            with contextlib.suppress(OSError):
+                flags = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | udp
+                fcntl.ioctl(self.application.fileno(), TUNSETOFFLOAD, flags)
+                return bool(udp)
+        return False
 
     @property
     def up(self) -> bool:
@@ -213,14 +221,6 @@ class KernelDevice:
     def _attach(self) -> DescriptorEnd:
         queue, self.name = attach(self.name, self._flags)
         return queue
-
-    def _offload(self, descriptor: int) -> bool:
-        """Takes over what the kernel would do by itself. Returns whether UDP is part of it (Linux 6.2)."""
-        for udp in (TUN_F_USO4 | TUN_F_USO6, 0):
-            with contextlib.suppress(OSError):
-                fcntl.ioctl(descriptor, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | udp)
-                return bool(udp)
-        return False
 
     def _set(self, request: int, value: int | None) -> None:
         if value is None:

@@ -7,6 +7,7 @@ commands from the session to the data plane and reports back, and starts again w
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import random
@@ -14,8 +15,8 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from ginnel._core import DataPlane, End
-from ginnel.errors import AuthError, ConfigError, GinnelError, RemoteProtocolError, UnreachableError
+from ginnel._core import DataPlane
+from ginnel.errors import AuthError, ConfigError, DeviceError, GinnelError, RemoteProtocolError, UnreachableError
 from ginnel.openvpn import events, settings
 from ginnel.openvpn.client import ClientPolicy
 from ginnel.openvpn.commands import REPORTS, carry_out
@@ -56,7 +57,7 @@ Change = Rose | Lost | events.Reconfigured | events.OpenUrl
 class Client:
     """Keeps a tunnel to one of the servers that a configuration names.
 
-    It takes over ``end``, the application end of a device. ``on_change`` is called from the event
+    It takes over ``plane``. ``on_change`` is called from the event
     loop with every change, after the data plane has been told. ``login`` is a user and a password
     that count more than the file's; what is missing is asked for by ``ask``.
     """
@@ -64,7 +65,7 @@ class Client:
     def __init__(
         self,
         config: ClientConfig,
-        end: End,
+        plane: DataPlane,
         *,
         login: tuple[str, str] | None,
         ask: Ask | None,
@@ -76,7 +77,7 @@ class Client:
         self._proxy_logins: dict[HttpProxy, tuple[str, str]] = {}
         self._ask_user = ask
         self._on_change = on_change
-        self._plane = DataPlane(end)
+        self._plane = plane
         self._attempt: _Attempt | None = None
         self._way: Way | Unresolved | None = None
         self._failure: GinnelError | None = None
@@ -386,6 +387,8 @@ class _Attempt:
             if kind == "control":
                 if fields[1][0] == self.path[0]:
                     self.session.receive_datagram(fields[0], fields[1], now)
+            elif kind == "device_closed":
+                self.session.finish(DeviceError(fields[0] or errno.EBADFD, "the tunnel's device is gone"), retry=False)
             else:
                 self.session.data_event(REPORTS[kind](*fields), now)
         self._advance()

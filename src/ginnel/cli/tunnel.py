@@ -1,0 +1,118 @@
+"""``ginnel connect --tun``: rights, device and kill switch around a connection on the kernel's device."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import logging
+import pkgutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ginnel.errors import ConfigError, DeviceError, UnreachableError
+from ginnel.network import rights
+from ginnel.network.session import KernelVpn, allowed, with_addresses
+from ginnel.openvpn.config import ClientConfig
+
+log = logging.getLogger("ginnel")
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """What the options ask for; ``name`` None for the next free one."""
+
+    name: str | None
+    kill_switch: bool
+
+    @classmethod
+    def parse(cls, tun: bool, name: str | None, kill_switch: bool, gateways: bool) -> Tunnel | None:
+        """Raises ConfigError for options that don't go together."""
+        for option, given in (("--dev", name is not None), ("--kill-switch", kill_switch)):
+            if given and not tun:
+                raise ConfigError(f"{option} is for a kernel's device", instead="add --tun, or leave it out")
+        if tun and gateways:
+            raise ConfigError(
+                "--socks, --http and -L lead into a tunnel in user space; with --tun every program is in it already",
+                instead="leave them out, or --tun",
+            )
+        return cls(name, kill_switch) if tun else None
+
+
+class Machine:
+    """What of this machine is changed, while the block of `held` runs."""
+
+    def __init__(self, config: ClientConfig, held: rights.Rights, device: tuple[int, str, bool]) -> None:
+        self._config = config
+        self._rights = held
+        self._device = device
+        self._vpn: KernelVpn | None = None
+        self._ended_as_asked = False
+
+    @property
+    def device(self) -> str:
+        return self._device[1]
+
+    def vpn(self, **options: Any) -> KernelVpn:
+        self._vpn = KernelVpn(self._config, self._rights, self._device, **options)
+        return self._vpn
+
+    def end_as_asked(self) -> None:
+        """The user wants the end: the kill switch goes, too."""
+        self._ended_as_asked = True
+
+    def close(self, *, kill_switch: bool) -> None:
+        self._rights.close(orderly=self._ended_as_asked)
+        if kill_switch and not self._ended_as_asked and self._vpn is not None and self._vpn.was_up:
+            log.warning("the kill switch stays up; connect again, or open it with: nft delete table inet ginnel")
+
+
+@contextlib.contextmanager
+def held(tunnel: Tunnel, config: ClientConfig) -> Iterator[Machine]:
+    """Makes the device, and gives up every right of this process; takes everything back after the block.
+
+    Raises DeviceError where the system refuses, UnreachableError when no server's name has an address.
+    """
+    rights.check()
+    helper = rights.Rights()
+    machine = None
+    try:
+        found, is_guarded = helper.recover(keep_guard=tunnel.kill_switch)
+        if found:
+            log.warning("an earlier run was killed: what it had changed of this machine's network is put back")
+        try:
+            config = with_addresses(config)
+        except UnreachableError as error:
+            if not is_guarded:
+                raise
+            raise UnreachableError(
+                f"{error}: the kill switch of an earlier run is up; name the server by its address, "
+                "or connect once without --kill-switch"
+            ) from None
+        device = helper.device(tunnel.name, config.dev_type)
+        if tunnel.kill_switch:
+            helper.guard(allowed(config))
+        _import_all()
+        rights.drop()
+        machine = Machine(config, helper, device)
+        yield machine
+    except ModuleNotFoundError as error:
+        raise DeviceError(
+            errno.EACCES,
+            f"{error.name} cannot be loaded without root's rights; install ginnel where everybody reads it",
+        ) from None
+    finally:
+        if machine is not None:
+            machine.close(kill_switch=tunnel.kill_switch)
+        else:
+            helper.close(orderly=False)
+
+
+def _import_all() -> None:
+    """Loads what would be loaded later: once the rights are gone, ginnel's own files may be unreadable."""
+    for package in ("ginnel.openvpn", "ginnel.transports", "ginnel.gateways", "ginnel.stack"):
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+            importlib.import_module(module.name)
+    for name in ("encodings.idna", "email.parser", "concurrent.futures.thread", "getpass"):
+        importlib.import_module(name)

@@ -1,0 +1,146 @@
+"""The process that keeps the rights: it knows five requests, and takes everything back when its asker ends.
+
+Requests and answers are objects of JSON, one a line, on a stream socket that is standard input. An answer has
+``ok``; one without has ``error`` and ``errno``. The device's descriptor comes with the answer to ``device``.
+
+- ``recover`` (``keep_guard``): undoes what dead processes left, but for their kill switch where it is to be kept.
+- ``device`` (``name`` or null, ``kind``): makes the device.
+- ``guard`` (``servers``): puts the kill switch up.
+- ``configure`` (``settings``): addresses, routes and name servers, as `plan.Settings` has them.
+- ``release``: takes everything back.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import socket
+from ipaddress import ip_address
+from typing import Any
+
+from ginnel.device.interface import check_name
+from ginnel.device.kernel import KernelDevice
+from ginnel.errors import DeviceError, GinnelError
+from ginnel.network.apply import Applied
+from ginnel.network.journal import Journal
+from ginnel.network.kill_switch import Server
+from ginnel.network.plan import MAX_SERVERS, Settings
+
+
+class Helper:
+    """Carries out requests. One device at most."""
+
+    def __init__(self) -> None:
+        self._device: KernelDevice | None = None
+        self._applied = Applied(Journal())
+        self._was_up = False
+        self._released = False
+
+    def answer(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        """The answer to a request, and the descriptors that go with it."""
+        try:
+            match request["do"]:
+                case "recover":
+                    found = self._applied.recover(keep_guard=bool(request["keep_guard"]))
+                    self._was_up = self._applied.guarded
+                    return {"ok": True, "found": found, "guarded": self._applied.guarded}, []
+                case "device":
+                    return self._make_device(request["name"], request["kind"])
+                case "guard":
+                    self._changes().guard(_servers(request["servers"]))
+                case "configure":
+                    self._changes().configure(Settings.parse(request["settings"]))
+                    self._was_up = True
+                case "release":
+                    self.release(keep_guard=False)
+                case _:
+                    raise ValueError("no such request")
+        except GinnelError as error:
+            return {"error": str(error), "errno": getattr(error, "errno", None) or errno.EIO}, []
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            return {"error": f"a request that cannot be: {error}", "errno": errno.EINVAL}, []
+        return {"ok": True}, []
+
+    def release(self, *, keep_guard: bool) -> None:
+        """Takes everything back. The kill switch stays, where wanted, once the tunnel was up. Idempotent."""
+        if self._released:
+            return
+        self._released = True
+        self._applied.release(keep_guard=keep_guard and self._was_up)
+        if self._device is not None:
+            self._device.close()
+            self._device = None
+
+    def _make_device(self, name: str | None, kind: str) -> tuple[dict[str, Any], list[int]]:
+        if self._device is not None or kind not in ("tun", "tap"):
+            raise ValueError("a second device, or one of no kind")
+        if name is not None:
+            check_name(name)
+            if name in (known for _, known in socket.if_nameindex()):
+                raise DeviceError(errno.EEXIST, f"{name} is there already; take another name with --dev")
+        device = KernelDevice(name, "tap" if kind == "tap" else "tun", vnet_header=True)
+        self._device = device
+        self._applied.device = device.name
+        return {"ok": True, "name": device.name, "udp_offload": device.offload()}, [device.application.fileno()]
+
+    def _changes(self) -> Applied:
+        if self._device is None:
+            raise ValueError("there is no device")
+        return self._applied
+
+
+def main() -> None:
+    """Serves the socket at standard input until its other end is closed."""
+    # A terminal's Ctrl-C, and a service's end, are for the one who asks; its end is what counts here.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    with socket.socket(fileno=0) as asker:
+        try:
+            helper = Helper()
+        except DeviceError as error:
+            asker.sendall(json.dumps({"error": str(error), "errno": error.errno}).encode() + b"\n")
+            return
+        try:
+            while (line := _read_line(asker)) is not None:
+                request = json.loads(line)
+                reply, descriptors = helper.answer(request if isinstance(request, dict) else {})
+                data = json.dumps(reply).encode() + b"\n"
+                if descriptors:
+                    socket.send_fds(asker, [data], descriptors)
+                else:
+                    asker.sendall(data)
+        except (OSError, ValueError):
+            pass
+        finally:
+            helper.release(keep_guard=True)
+
+
+def _servers(entries: list[list[Any]]) -> list[Server]:
+    if len(entries) > MAX_SERVERS:
+        raise ValueError("too many servers")
+    found = []
+    for host, port, protocol in entries:
+        if protocol not in ("udp", "tcp") or not 0 < int(port) < 65536:
+            raise ValueError("no server")
+        found.append((str(ip_address(host)), int(port), str(protocol)))
+    return found
+
+
+def _read_line(sock: socket.socket) -> bytes | None:
+    """A request; None at the end. Its asker waits for each answer, so there is never more than one."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        data = sock.recv(1 << 16)
+        if not data:
+            return None
+        line += data
+        if len(line) > MAX_REQUEST:
+            raise ValueError("a request that is too long")
+    return bytes(line)
+
+
+MAX_REQUEST = 8 << 20
+
+if __name__ == "__main__":
+    main()

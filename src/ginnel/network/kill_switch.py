@@ -1,0 +1,68 @@
+"""Nothing leaves but to the servers, on loopback and through the tunnel: a table of our own in nftables."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+from collections.abc import Iterable
+from ipaddress import ip_address
+
+from ginnel.errors import DeviceError
+
+Server = tuple[str, int, str]
+"""An address, a port, and ``udp`` or ``tcp``."""
+
+
+def rules(device: str, servers: Iterable[Server]) -> str:
+    """The table, as nft(8) reads it; it replaces an earlier one in one transaction."""
+    allowed = []
+    for host, port, protocol in servers:
+        address = ip_address(host)
+        family = "ip6" if address.version == 6 else "ip"
+        allowed.append(f"{family} daddr {address} {protocol} dport {port} accept")
+    lines = "\n        ".join([f'oifname {{ "lo", "{device}" }} accept', *dict.fromkeys(allowed), *HOUSEKEEPING])
+    return f"""table inet {TABLE}
+delete table inet {TABLE}
+table inet {TABLE} {{
+    chain output {{
+        type filter hook output priority filter; policy drop;
+        {lines}
+    }}
+    chain forward {{
+        type filter hook forward priority filter; policy drop;
+        oifname "{device}" accept
+        iifname "{device}" accept
+    }}
+}}
+"""
+
+
+def close(device: str, servers: Iterable[Server]) -> None:
+    """Puts it up, or another in its place without a gap. Raises DeviceError."""
+    _nft(rules(device, servers))
+
+
+def open_again() -> None:
+    """Takes it down, if it is there. Raises DeviceError."""
+    _nft(f"table inet {TABLE}\ndelete table inet {TABLE}\n")
+
+
+def _nft(text: str) -> None:
+    try:
+        done = subprocess.run(["nft", "-f", "-"], input=text.encode(), capture_output=True, timeout=10, check=False)
+    except FileNotFoundError:
+        raise DeviceError(errno.ENOENT, "--kill-switch needs the program nft (the package nftables)") from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DeviceError(errno.EIO, f"nft did not answer ({error})") from None
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip().splitlines()[:1]
+        raise DeviceError(errno.EIO, f"nft refused the kill switch: {''.join(reason)}")
+
+
+TABLE = "ginnel"
+# What keeps the link itself alive: DHCP's leases and the neighbours' addresses.
+HOUSEKEEPING = (
+    "udp sport 68 udp dport 67 accept",
+    "udp sport 546 udp dport 547 accept",
+    "icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert } accept",
+)

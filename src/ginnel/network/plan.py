@@ -1,0 +1,279 @@
+"""From what a server pushed, and the routes there are, to the changes of this machine: pure, no I/O.
+
+A redirected default is never replaced but covered by halves of it, as ``def1`` does: nothing has to be put
+back that was not ours. The server itself, and what the server says is outside, is reached through the
+gateway there was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+    ip_interface,
+    ip_network,
+)
+from typing import Any, Literal
+
+from ginnel.openvpn.push import PushReply
+
+IpAddress = IPv4Address | IPv6Address
+IpNetwork = IPv4Network | IPv6Network
+IpInterface = IPv4Interface | IPv6Interface
+
+
+@dataclass(frozen=True, slots=True)
+class RouteChange:
+    """A route of the main table. ``device`` is its name, None for one that leads nowhere."""
+
+    destination: IpNetwork
+    device: str | None
+    gateway: IpAddress | None = None
+    metric: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AddressChange:
+    """An address of the tunnel's device; ``peer`` is the other end of a point-to-point link."""
+
+    device: str
+    interface: IpInterface
+    peer: IpAddress | None = None
+
+
+Change = AddressChange | RouteChange
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A route that the tunnel is asked for. ``way``: ``tunnel``, or ``outside`` by the gateway there was.
+    ``network`` None stands for the server."""
+
+    network: IpNetwork | None
+    way: Literal["tunnel", "outside"] = "tunnel"
+    gateway: IpAddress | None = None
+    metric: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a tunnel wants of the machine. ``servers``: every address that the tunnel itself may go to;
+    ``flags``: those of redirect-gateway, None without it; ``mtu`` None leaves it."""
+
+    servers: tuple[IpAddress, ...] = ()
+    address: IpInterface | None = None
+    peer: IpAddress | None = None
+    address6: IpInterface | None = None
+    gateway: IpAddress | None = None
+    gateway6: IpAddress | None = None
+    routes: tuple[Wish, ...] = ()
+    flags: tuple[str, ...] | None = None
+    block_ipv6: bool = False
+    mtu: int | None = None
+    dns: tuple[IpAddress, ...] = ()
+    domains: tuple[str, ...] = ()
+
+    def emit(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "servers": [str(each) for each in self.servers],
+            **{name: _text(getattr(self, name)) for name in ("address", "peer", "address6", "gateway", "gateway6")},
+            "routes": [[_text(w.network), w.way, _text(w.gateway), w.metric] for w in self.routes],
+            "flags": None if self.flags is None else list(self.flags),
+            "block_ipv6": self.block_ipv6,
+            "mtu": self.mtu,
+            "dns": [str(each) for each in self.dns],
+            "domains": list(self.domains),
+        }
+
+    @classmethod
+    def parse(cls, fields: dict[str, Any]) -> Settings:
+        """The reverse, of fields from a process that is not trusted. Raises ValueError, TypeError or KeyError."""
+        mtu, flags = fields["mtu"], fields["flags"]
+        if mtu is not None and not 68 <= int(mtu) <= 65535:
+            raise ValueError(f"an MTU of {mtu}")
+        if len(fields["routes"]) > MAX_ROUTES or len(fields["servers"]) > MAX_SERVERS:
+            raise ValueError("too many routes or servers")
+        domains = tuple(map(str, fields["domains"]))
+        if any(not _is_domain(domain) for domain in domains):
+            raise ValueError("a domain that is none")
+        return cls(
+            servers=tuple(map(ip_address, fields["servers"])),
+            address=None if fields["address"] is None else ip_interface(fields["address"]),
+            peer=_address(fields["peer"]),
+            address6=None if fields["address6"] is None else ip_interface(fields["address6"]),
+            gateway=_address(fields["gateway"]),
+            gateway6=_address(fields["gateway6"]),
+            routes=tuple(_wish(*entry) for entry in fields["routes"]),
+            flags=None if flags is None else tuple(map(str, flags)),
+            block_ipv6=bool(fields["block_ipv6"]),
+            mtu=None if mtu is None else int(mtu),
+            dns=tuple(map(ip_address, fields["dns"]))[:MAX_DNS],
+            domains=domains[:MAX_DNS],
+        )
+
+
+def settings(push: PushReply, local: PushReply, servers: Iterable[str]) -> Settings:
+    """What a server pushed and what the file itself says (``local``), for a tunnel to one of ``servers``."""
+    ifconfig = push.ifconfig
+    peer = ifconfig.remote if ifconfig is not None and push.topology != "subnet" else None
+    gateway = next((g for g in (push.route_gateway, local.route_gateway) if isinstance(g, IPv4Address)), None)
+    metric = push.route_metric if push.route_metric is not None else local.route_metric or 0
+    wishes: list[Wish] = []
+    for route in (*local.routes, *push.routes):
+        way: Literal["tunnel", "outside"] = "outside" if route.gateway == "net_gateway" else "tunnel"
+        via = route.gateway if isinstance(route.gateway, IPv4Address) else None
+        if route.network == "remote_host":
+            wishes.append(Wish(None, way, via, metric if route.metric is None else route.metric))
+        elif isinstance(route.network, IPv4Network):
+            wishes.append(Wish(route.network, way, via, metric if route.metric is None else route.metric))
+        elif route.network == "vpn_gateway" and (gateway or peer):
+            wishes.append(Wish(IPv4Network(str(gateway or peer)), way, via, metric))
+    for route6 in (*local.routes_ipv6, *push.routes_ipv6):
+        wishes.append(Wish(route6.network, "tunnel", None, metric if route6.metric is None else route6.metric))
+    private = push.redirect_private or local.redirect_private
+    flags = push.redirect_gateway if push.redirect_gateway is not None else local.redirect_gateway
+    if flags is None and private is not None:
+        flags = (*(flag for flag in private if flag != "ipv6"), "!ipv4")
+    return Settings(
+        servers=tuple(dict.fromkeys(map(ip_address, servers))),
+        address=push.address or local.address,
+        peer=peer,
+        address6=push.address6 or local.address6,
+        gateway=gateway,
+        gateway6=push.ifconfig_ipv6.remote if push.ifconfig_ipv6 is not None else None,
+        routes=tuple(dict.fromkeys(wishes))[:MAX_ROUTES],
+        flags=flags,
+        block_ipv6=push.block_ipv6 or local.block_ipv6,
+        mtu=push.tun_mtu,
+        dns=(push.dns_servers or local.dns_servers)[:MAX_DNS],
+        domains=tuple(filter(_is_domain, push.search_domains or local.search_domains))[:MAX_DNS],
+    )
+
+
+def plan(wanted: Settings, device: str, present: Sequence[RouteChange]) -> list[Change]:
+    """The changes in the order in which they can be made. ``present``: the routes of the main table, of
+    which those through ``device`` don't count."""
+    outside = [route for route in present if route.device not in (device, None)]
+    changes: dict[tuple[object, ...], Change] = {}
+
+    def add(change: Change) -> None:
+        if isinstance(change, RouteChange) and change.destination.version == 6 and not change.metric:
+            change = replace(change, metric=METRIC6)
+        key: tuple[object, ...] = (
+            ("route", change.destination, change.metric)
+            if isinstance(change, RouteChange)
+            else ("address", change.interface)
+        )
+        changes.setdefault(key, change)
+
+    for own, peer in ((wanted.address, wanted.peer), (wanted.address6, None)):
+        if own is not None:
+            add(AddressChange(device, own, peer if own.version == 4 else None))
+    inward = [RouteChange(network, device, _via(None, network, wanted)) for network in _covered(wanted, outside)]
+    led = [change for wish in wanted.routes for change in _led(wish, wanted, device, outside)]
+    blocked = [RouteChange(network, None, metric=BLOCKING) for network in EVERYWHERE6 if wanted.block_ipv6]
+    taken = [change.destination for change in (*led, *inward, *blocked) if change.device in (device, None)]
+    # Before anything leads into the tunnel, what carries the tunnel must not.
+    for change in (*_bypasses(wanted, taken, outside), *led, *inward, *blocked):
+        add(change)
+    return list(changes.values())
+
+
+def way_to(address: IpAddress, routes: Iterable[RouteChange]) -> RouteChange | None:
+    """The route that a packet takes: the longest prefix, then the least metric."""
+    fitting = [r for r in routes if r.destination.version == address.version and address in r.destination]
+    return min(fitting, key=lambda r: (-r.destination.prefixlen, r.metric), default=None)
+
+
+def _bypasses(wanted: Settings, taken: Sequence[IpNetwork], outside: Sequence[RouteChange]) -> list[RouteChange]:
+    """The ways to the servers that the tunnel would take, as they were."""
+    flags = wanted.flags or ()
+    found = []
+    for server in wanted.servers:
+        way, host = way_to(server, outside), ip_network(str(server))
+        if way is None or way.destination == host or server.is_loopback or "local" in flags:
+            continue
+        if any(server in network and network.prefixlen >= way.destination.prefixlen for network in taken):
+            found.append(RouteChange(host, way.device, way.gateway))
+    if "block-local" in flags:
+        for way in _defaults(outside):
+            if way.gateway is not None:
+                found.append(RouteChange(ip_network(str(way.gateway)), way.device))
+    return found
+
+
+def _led(wish: Wish, wanted: Settings, device: str, outside: Sequence[RouteChange]) -> Iterator[RouteChange]:
+    for network in [wish.network] if wish.network else [ip_network(str(server)) for server in wanted.servers]:
+        if wish.way == "tunnel":
+            yield RouteChange(network, device, _via(wish.gateway, network, wanted), wish.metric)
+        elif (way := way_to(network.network_address, outside)) is not None:
+            yield RouteChange(network, way.device, way.gateway, wish.metric)
+
+
+def _via(gateway: IpAddress | None, network: IpNetwork, wanted: Settings) -> IpAddress | None:
+    """A gateway that is not on the link can't be told to the kernel. A TUN device needs none, a TAP device does."""
+    own, common = (wanted.address, wanted.gateway) if network.version == 4 else (wanted.address6, wanted.gateway6)
+    for via in (gateway, common):
+        if via is not None and own is not None and via in own.network and via != own.ip:
+            return via
+    return None
+
+
+def _covered(wanted: Settings, outside: Sequence[RouteChange]) -> list[IpNetwork]:
+    if wanted.flags is None:
+        return []
+    found: list[IpNetwork] = []
+    if "block-local" in wanted.flags:
+        ways = {way.device for way in _defaults(outside)}
+        for route in outside:
+            lan = route.destination
+            if route.device in ways and route.gateway is None and 0 < lan.prefixlen < lan.max_prefixlen:
+                found += list(lan.subnets(1))
+    if "!ipv4" not in wanted.flags and wanted.address is not None:
+        found += HALVES
+    if "ipv6" in wanted.flags and wanted.address6 is not None and not wanted.block_ipv6:
+        found += EVERYWHERE6
+    return found
+
+
+def _defaults(outside: Sequence[RouteChange]) -> list[RouteChange]:
+    return [route for route in outside if route.destination.prefixlen == 0]
+
+
+def _wish(network: str | None, way: str, gateway: str | None, metric: int) -> Wish:
+    if way not in ("tunnel", "outside") or not 0 <= int(metric) < 1 << 32:
+        raise ValueError(f"a route by {way!r} with the metric {metric}")
+    place: Literal["tunnel", "outside"] = "outside" if way == "outside" else "tunnel"
+    return Wish(None if network is None else ip_network(network), place, _address(gateway), int(metric))
+
+
+def _address(text: str | None) -> IpAddress | None:
+    return None if text is None else ip_address(text)
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _is_domain(text: str) -> bool:
+    return 0 < len(text) < 254 and all(c.isascii() and (c.isalnum() or c in "-_.") for c in text) and text[0] != "-"
+
+
+HALVES = [IPv4Network("0.0.0.0/1"), IPv4Network("128.0.0.0/1")]
+# All that is routed in the world, and all private addresses; link-local ones stay where they are.
+EVERYWHERE6 = [IPv6Network(text) for text in ("::/3", "2000::/4", "3000::/4", "fc00::/7")]
+# What the kernel makes of an IPv6 route without a metric.
+METRIC6 = 1024
+# Less wanted than any route that a tunnel leads to.
+BLOCKING = 4096
+MAX_ROUTES = 20_000
+MAX_SERVERS = 256
+MAX_DNS = 16

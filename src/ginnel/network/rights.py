@@ -1,0 +1,141 @@
+"""The unprivileged side: starts the helper, gives up every right of this process, and asks."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ginnel.errors import DeviceError
+from ginnel.network.kill_switch import Server
+from ginnel.network.plan import Settings
+
+
+class Rights:
+    """The helper, asked. Each method waits for its answer and raises DeviceError for one that refuses."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "ginnel.network.helper"],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self._socket = ours
+        self._socket.settimeout(PATIENCE)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def fileno(self) -> int:
+        """Readable, when nothing was asked, means that the helper has ended."""
+        return self._socket.fileno()
+
+    def recover(self, *, keep_guard: bool) -> tuple[int, bool]:
+        """Undoes what processes that were killed left behind: how many there were, and whether their kill switch
+        is up still, as ``keep_guard`` asks for."""
+        answer, _ = self._ask({"do": "recover", "keep_guard": keep_guard})
+        return int(answer["found"]), bool(answer["guarded"])
+
+    def device(self, name: str | None, kind: str) -> tuple[int, str, bool]:
+        """A new device's descriptor, with a vnet header, its name, and whether it hands over long datagrams."""
+        reply, descriptors = self._ask({"do": "device", "name": name, "kind": kind})
+        return descriptors[0], str(reply["name"]), bool(reply["udp_offload"])
+
+    def guard(self, servers: Iterable[Server]) -> None:
+        self._ask({"do": "guard", "servers": [list(server) for server in servers]})
+
+    def configure(self, settings: Settings) -> None:
+        self._ask({"do": "configure", "settings": settings.emit()})
+
+    def close(self, *, orderly: bool) -> None:
+        """Takes everything back, and waits until it has; not ``orderly``, the kill switch stays. Idempotent."""
+        if self._socket.fileno() < 0:
+            return
+        if orderly:
+            with contextlib.suppress(DeviceError):
+                self._ask({"do": "release"})
+        self._socket.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(PATIENCE)
+
+    def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        try:
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
+            data, descriptors, _, _ = socket.recv_fds(self._socket, 1 << 16, 1)
+            while data and not data.endswith(b"\n"):
+                data += self._socket.recv(1 << 16)
+        except OSError:
+            data, descriptors = b"", []
+        if not data:
+            raise RefusedError(errno.EIO, ENDED)
+        reply = json.loads(data)
+        if "ok" not in reply:
+            raise RefusedError(int(reply["errno"]), str(reply["error"]))
+        return reply, descriptors
+
+
+class RefusedError(DeviceError):
+    """What the helper says, or what is said of it, word for word."""
+
+    def __init__(self, number: int, text: str) -> None:
+        # EPIPE would be taken for a reader of our output that has gone.
+        super().__init__(errno.EIO if number == errno.EPIPE else number, text)
+        self.strerror = text
+
+
+def check() -> None:
+    """Raises DeviceError when this process may not make a kernel's device."""
+    if not Path("/dev/net/tun").exists():
+        raise RefusedError(
+            errno.ENOENT, "there is no /dev/net/tun here; `modprobe tun`, or leave out --tun, which needs none"
+        )
+    if not _capabilities() >> CAP_NET_ADMIN & 1:
+        raise RefusedError(
+            errno.EPERM, "--tun takes CAP_NET_ADMIN: use sudo, or leave out --tun, which needs no rights"
+        )
+
+
+def drop() -> None:
+    """Gives up all rights for good: root becomes the user who called sudo, else nobody; no capability stays.
+
+    To be called while the process has one thread. Raises DeviceError if anything of it stays.
+    """
+    if os.geteuid() == 0:
+        user = int(os.environ.get("SUDO_UID") or NOBODY) or NOBODY
+        group = int(os.environ.get("SUDO_GID") or NOBODY) or NOBODY
+        os.setgroups([])
+        os.setresgid(group, group, group)
+        os.setresuid(user, user, user)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    header = (ctypes.c_uint32 * 2)(LINUX_CAPABILITY_VERSION_3, 0)
+    libc.capset(header, (ctypes.c_uint32 * 6)())
+    if _capabilities() or os.geteuid() == 0:
+        raise DeviceError(errno.EPERM, "the rights of this process could not be given up")
+
+
+def _capabilities() -> int:
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        fields = dict(line.split(":", 1) for line in file if ":" in line)
+    return int(fields["CapEff"], 16)
+
+
+ENDED = "the helper that keeps the rights over addresses and routes has ended"
+PATIENCE = 20.0
+NOBODY = 65534
+CAP_NET_ADMIN = 12
+PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
+LINUX_CAPABILITY_VERSION_3 = 0x20080522

@@ -1,0 +1,107 @@
+"""``ginnel connect --tun`` as root in the client's namespace, and what it changes there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.harness.client import wait_until
+from tests.harness.network import Namespace, Network
+from tests.harness.process import Process, parse_event
+from tests.harness.profile import PORT, Profile
+
+RESOLV_CONF = "# the machine's own\nnameserver 192.0.2.53\n"
+
+
+class Machine:
+    """The client's side as a machine: its network, and a resolv.conf of its own."""
+
+    def __init__(self, network: Network) -> None:
+        self.namespace: Namespace = network.client
+        self._folder = tempfile.TemporaryDirectory(prefix="ginnel-machine-")
+        self.folder = Path(self._folder.name)
+        self.resolv_conf = self.folder / "resolv.conf"
+        self.resolv_conf.write_text(RESOLV_CONF)
+        self.resolv_conf.chmod(0o644)
+        # Addresses of the link that are still being tried out would look like a change.
+        wait_until(lambda: "tentative" not in self.state()["addresses"], 10, lambda: self.state()["addresses"])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._folder.cleanup()
+
+    def state(self) -> dict[str, str]:
+        """Everything that a tunnel may change."""
+        commands = {
+            "links": ["ip", "-o", "link"],
+            "addresses": ["ip", "-o", "address"],
+            "routes": ["ip", "-4", "route", "show", "table", "all"],
+            "routes6": ["ip", "-6", "route", "show", "table", "all"],
+            "rules": ["ip", "rule"],
+            "nft": ["nft", "list", "ruleset"],
+        }
+        state = {name: self.namespace.run(command) for name, command in commands.items()}
+        return {**state, "resolv.conf": self.resolv_conf.read_text()}
+
+    def start(self, profile: Profile, *options: str, port: int = PORT) -> TunClient:
+        file = self.folder / "office.ovpn"
+        file.write_text(profile.client_file(port))
+        file.chmod(0o600)
+        bind = 'mount --bind "$1" /etc/resolv.conf; shift; exec "$@"'
+        words = [_GINNEL, "connect", file, "--tun", "--json", *options]
+        command = ["unshare", "--mount", "sh", "-ec", bind, "sh", self.resolv_conf, *words]
+        return TunClient(self, self.namespace.start(command, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}))
+
+
+class TunClient:
+    def __init__(self, machine: Machine, process: Process) -> None:
+        self.machine = machine
+        self.process = process
+        self._seen = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.process.close()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def helper(self) -> int:
+        """The process that kept the rights."""
+        (child,) = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return int(child)
+
+    def wait_next(self, name: str, timeout: float = 30) -> dict[str, Any]:
+        """The next event of a kind after the one that was waited for last."""
+        line = self.process.wait_line(f'"event": "{name}"', timeout, self._seen)
+        self._seen = self.process.out.all().index(line, self._seen) + 1
+        return parse_event(line)
+
+    def run(self, *command: str, **options: Any) -> str:
+        """Runs a program of this machine, which sees the same resolv.conf."""
+        return self.machine.namespace.run(["nsenter", f"--mount=/proc/{self.pid}/ns/mnt", *command], **options)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Ends it as a user does; it must end well and say so."""
+        status = self.process.stop(number, 15)
+        assert status == 0, str(self.process)
+        assert parse_event(self.process.out.all()[-1])["event"] == "down", str(self.process)
+
+
+# Below root's home, where nobody else reads: what the session loads once it is nobody, it can't.
+_GINNEL = Path(sys.executable).with_name("ginnel")

@@ -1,0 +1,289 @@
+"""``ginnel connect --tun`` against a stock server: what it changes of a machine, and that all of it comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import network as places
+from tests.harness import office
+from tests.harness.client import curl, wait_until
+from tests.harness.environment import Environment
+from tests.harness.network import ORDINARY_ID, Network
+from tests.harness.profile import Profile
+from tests.harness.relay import Relay
+from tests.harness.server import Office, StockServer
+from tests.harness.tun_client import RESOLV_CONF, Machine, TunClient
+
+# Everything is drawn into the tunnel, the server's own address by name: it has to stay outside.
+EVERYTHING = (
+    'push "redirect-gateway def1 ipv6"',
+    f'push "route {places.SERVER} 255.255.255.255"',
+    'push "route 198.51.100.0 255.255.255.0 net_gateway"',
+    "tun-mtu 1400",
+)
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Network]:
+    with Network() as network, Office(network.server):
+        network.client.ip(f"route add default via {places.SERVER}", f"route add default via {places.SERVER6}")
+        yield network
+
+
+@pytest.fixture(scope="module")
+def machine(network: Network) -> Iterator[Machine]:
+    with Machine(network) as machine:
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def profile() -> Profile:
+    return Profile(keepalive=(1, 4), server_options=EVERYTHING)
+
+
+@pytest.fixture(scope="module")
+def server(network: Network, profile: Profile) -> Iterator[StockServer]:
+    with StockServer(network, profile) as server:
+        yield server
+
+
+def test_every_program_is_inside(machine: Machine, server: StockServer) -> None:
+    before = machine.state()
+    with machine.start(server.profile, "--dev", "office0") as client:
+        up = client.wait_next("up")
+        assert up["device"] == "office0"
+        # Names are asked of the server that was pushed, with the domain that was.
+        for host in (office.ADDRESS, f"[{office.ADDRESS6}]", "wiki.office", "wiki"):
+            assert client.run("curl", "--silent", "--show-error", "--max-time", "10", f"http://{host}/").encode() == (
+                office.PAGE
+            ), host
+        ways = {where: way(client, where) for where in ("1.2.3.4", "2600::1", "fd12::1", places.SERVER)}
+        assert ways == {"1.2.3.4": "office0", "2600::1": "office0", "fd12::1": "office0", places.SERVER: "eth0"}
+        assert way(client, "198.51.100.9") == "eth0"
+        assert "mtu 1400" in client.run("ip", "link", "show", "office0")
+        client.stop()
+    assert machine.state() == before
+
+
+def test_the_session_has_no_rights_left(machine: Machine, server: StockServer) -> None:
+    with machine.start(server.profile) as client:
+        client.wait_next("up")
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{client.pid}/status").read_text().splitlines())
+        assert status["Uid"].split() == status["Gid"].split() == [str(ORDINARY_ID)] * 4
+        assert {status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
+        assert status["NoNewPrivs"] == "1"
+        threads = [(entry / "status").read_text() for entry in Path(f"/proc/{client.pid}/task").iterdir()]
+        assert all("CapEff:\t" + "0" * 16 in thread for thread in threads)
+        client.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize("stage", ["dialing", "up", "reconnecting"])
+def test_all_comes_back(machine: Machine, server: StockServer, stage: str, number: signal.Signals) -> None:
+    before = machine.state()
+    with contextlib.ExitStack() as stack:
+        if stage == "dialing":
+            relay = stack.enter_context(Relay(server.network, 1))
+            client = stack.enter_context(machine.start(server.profile, port=relay.PORT))
+            assert relay.held.wait(20), str(client.process)
+        else:
+            client = stack.enter_context(machine.start(server.profile))
+            client.wait_next("up")
+        if stage == "reconnecting":
+            server.kill()
+            stack.callback(server.start)
+            client.wait_next("reconnecting")
+        if number == signal.SIGKILL:
+            client.process.stop(number)
+        else:
+            client.stop(number)
+        # What the helper does when nobody is left to ask it.
+        wait_until(lambda: machine.state() == before, 10, lambda: (before, machine.state()))
+    assert journals() == []
+
+
+def test_a_next_run_puts_back_what_killed_ones_left(machine: Machine, server: StockServer) -> None:
+    before = machine.state()
+    with machine.start(server.profile, "--kill-switch") as client:
+        client.wait_next("up")
+        os.kill(client.helper, signal.SIGKILL)
+        client.process.stop(signal.SIGKILL)
+    left = machine.state()
+    assert left["resolv.conf"] != RESOLV_CONF
+    assert left["nft"] != before["nft"]
+    assert left["routes"] != before["routes"]
+    with machine.start(server.profile) as client:
+        client.wait_next("up")
+        assert machine.state()["nft"] == before["nft"]
+        client.stop()
+        assert "an earlier run was killed" in "\n".join(client.process.err.all())
+    assert machine.state() == before
+    assert journals() == []
+
+
+def test_without_its_helper_it_ends(machine: Machine, server: StockServer) -> None:
+    before = machine.state()
+    with machine.start(server.profile) as client:
+        client.wait_next("up")
+        os.kill(client.helper, signal.SIGKILL)
+        assert client.process.wait(10) == 6, str(client.process)
+        assert "helper" in client.process.err.all()[-1]
+    with machine.start(server.profile) as client:
+        client.wait_next("up")
+        client.stop()
+    assert machine.state() == before
+
+
+def test_a_new_address_comes_to_the_same_device(network: Network, machine: Machine, server: StockServer) -> None:
+    before = machine.state()
+    server.kill()
+    first = Profile(keepalive=(1, 4))
+    other = Profile(server_options=("server 10.9.0.0 255.255.255.0", "server-ipv6 fd09::/64"))
+    with machine.start(first) as client:
+        with StockServer(network, first):
+            client.wait_next("up")
+            index = client.run("ip", "-o", "link", "show", "tun0").split()[0]
+        client.wait_next("reconnecting")
+        with StockServer(network, other):
+            up = client.wait_next("up")
+            assert up["address"].startswith("10.9.0.")
+            addresses = client.run("ip", "-o", "address", "show", "tun0")
+            assert "10.9.0." in addresses
+            assert "10.8.0." not in addresses
+            assert "fd08:" not in addresses
+            assert client.run("ip", "-o", "link", "show", "tun0").split()[0] == index
+            client.stop()
+    server.start()
+    assert machine.state() == before
+
+
+def test_the_kill_switch_holds_while_it_reconnects(machine: Machine, server: StockServer) -> None:
+    before = machine.state()
+    with Wire(server.network) as wire, machine.start(server.profile, "--kill-switch") as client:
+        client.wait_next("up")
+        wire.take()
+        server.kill()
+        try:
+            send_anywhere(client)
+            client.wait_next("reconnecting")
+            send_anywhere(client)
+        finally:
+            server.start()
+        client.wait_next("up")
+        send_anywhere(client)
+        assert curl(server.network.client, f"http://{office.ADDRESS}/").encode() == office.PAGE
+        seen = wire.take()
+        assert seen
+        assert {kind for kind in seen if kind[:2] != (places.SERVER, 17)} == set()
+        client.stop()
+        # The wire does see what leaves without it.
+        send_anywhere(client)
+        assert ("203.0.113.9", 17) in wire.take()
+    assert machine.state() == before
+
+
+def test_the_kill_switch_outlives_a_killed_session(machine: Machine, server: StockServer) -> None:
+    before = machine.state()
+    with machine.start(server.profile, "--kill-switch") as client:
+        client.wait_next("up")
+        client.process.stop(signal.SIGKILL)
+    wait_until(lambda: machine.state()["routes"] == before["routes"], 10, machine.state)
+    assert "table inet ginnel" in machine.state()["nft"]
+    with Wire(server.network) as wire, machine.start(server.profile, "--kill-switch") as client:
+        client.wait_next("up")
+        assert {kind for kind in wire.take() if kind[:2] != (places.SERVER, 17)} == set()
+        client.stop()
+    wait_until(lambda: machine.state() == before, 10, lambda: (before, machine.state()))
+
+
+def test_what_it_says_where_it_cannot(machine: Machine, ordinary_env: Environment, server: StockServer) -> None:
+    before = machine.state()
+
+    def fail(status: int, words: str, *options: str, ordinary: bool = False) -> None:
+        command = [ordinary_env.ginnel, "connect", machine.folder / "office.ovpn", *options]
+        with machine.namespace.start(command, ordinary=ordinary, cwd=Path("/")) as process:
+            assert process.wait(20) == status, str(process)
+            lines = process.err.all()
+            assert len(lines) == 1, str(process)
+            assert words in lines[0]
+
+    file = machine.folder / "office.ovpn"
+    file.write_text(server.profile.client_file())
+    machine.folder.chmod(0o755)
+    file.chmod(0o644)
+    fail(6, "leave out --tun", "--tun", ordinary=True)
+    fail(6, "there already", "--tun", "--dev", "eth0")
+    fail(6, "no name for a device", "--tun", "--dev", 'x"y')
+    fail(2, "--tun", "--dev", "tun5")
+    fail(2, "--tun", "--kill-switch")
+    fail(2, "leave them out", "--tun", "--socks", "1080")
+    assert machine.state() == before
+    assert journals() == []
+
+
+class Wire:
+    """What arrives at the server's side of the link: destinations and protocols of IP packets."""
+
+    def __init__(self, network: Network) -> None:
+        self._socket = network.server.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        self._socket.bind(("eth0", 3))
+        self._socket.setblocking(False)
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._socket.close()
+
+    def take(self) -> set[tuple[str, int]]:
+        seen = set()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                frame, (_, _, direction, *_) = self._socket.recvfrom(2048)
+                (kind,) = struct.unpack_from("!H", frame, 12)
+                # Our own answers are not the client's; neighbours look for each other.
+                if direction == 4 or kind not in (0x0800, 0x86DD):
+                    continue
+                if kind == 0x0800:
+                    seen.add((socket.inet_ntoa(frame[30:34]), frame[23]))
+                elif not (frame[20] == 58 and frame[54] in range(133, 138)) and frame[20] != 0:
+                    seen.add((socket.inet_ntop(socket.AF_INET6, frame[38:54]), frame[20]))
+        return seen
+
+
+def send_anywhere(client: TunClient) -> None:
+    """What programs send while nobody looks after them; that it fails is well."""
+    with client.machine.namespace.entered():
+        for family, address in (
+            (socket.AF_INET, "203.0.113.9"),
+            (socket.AF_INET, places.SERVER),
+            (socket.AF_INET6, "2001:db8:1::9"),
+            (socket.AF_INET6, places.SERVER6),
+        ):
+            for kind, port in ((socket.SOCK_DGRAM, 53), (socket.SOCK_DGRAM, 5353), (socket.SOCK_STREAM, 80)):
+                with socket.socket(family, kind) as sock, contextlib.suppress(OSError):
+                    sock.setblocking(False)
+                    if kind == socket.SOCK_DGRAM:
+                        sock.sendto(b"leak", (address, port))
+                    else:
+                        sock.connect((address, port))
+
+
+def way(client: TunClient, address: str) -> str:
+    """The device that packets to an address leave by."""
+    (route,) = json.loads(client.run("ip", "-json", "route", "get", address))
+    return str(route["dev"])
+
+
+def journals() -> list[str]:
+    folder = Path("/run/ginnel")
+    return sorted(map(str, folder.iterdir())) if folder.exists() else []

@@ -1,0 +1,192 @@
+"""From what is pushed, and the routes there are, to the changes of a machine; and what the helper refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ginnel.errors import DeviceError
+from ginnel.network.journal import Journal, recover
+from ginnel.network.kill_switch import rules
+from ginnel.network.plan import AddressChange, RouteChange, Settings, plan, settings
+from ginnel.openvpn.push import PushReply
+
+HOME = RouteChange(ip_network("0.0.0.0/0"), "wlan0", ip_address("192.168.1.1"), 600)
+LAN = RouteChange(ip_network("192.168.1.0/24"), "wlan0", None, 600)
+HOME6 = RouteChange(ip_network("::/0"), "wlan0", ip_address("fe80::1"), 1024)
+PRESENT = [HOME, LAN, HOME6]
+TUNNEL = (
+    "ifconfig 10.8.0.2 255.255.255.0",
+    "topology subnet",
+    "route-gateway 10.8.0.1",
+    "ifconfig-ipv6 fd08::2/64 fd08::1",
+)
+
+
+def changes(*options: str, servers: tuple[str, ...] = ("203.0.113.5",)) -> dict[str, tuple[str | None, str | None]]:
+    """Destinations, each with its device and gateway."""
+    wanted = settings(PushReply.parse([*TUNNEL, *options]), PushReply(), servers)
+    made = plan(Settings.parse(json.loads(json.dumps(wanted.emit()))), "tun0", PRESENT)
+    assert [change.interface for change in made if isinstance(change, AddressChange)] == [
+        ip_interface("10.8.0.2/24"),
+        ip_interface("fd08::2/64"),
+    ]
+    routes = [change for change in made if isinstance(change, RouteChange)]
+    return {str(route.destination): (route.device, route.gateway and str(route.gateway)) for route in routes}
+
+
+def test_some_networks_leave_the_server_where_it_is() -> None:
+    assert changes("route 10.77.0.0 255.255.0.0", "route-ipv6 fd77::/64") == {
+        "10.77.0.0/16": ("tun0", "10.8.0.1"),
+        "fd77::/64": ("tun0", "fd08::1"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("server", "bypass"),
+    [("203.0.113.5", ("wlan0", "192.168.1.1")), ("2001:db8::5", ("wlan0", "fe80::1"))],
+)
+def test_a_server_stays_outside_of_everything(server: str, bypass: tuple[str, str]) -> None:
+    made = changes("redirect-gateway def1 ipv6", servers=(server,))
+    assert made[f"{server}/{32 if '.' in server else 128}"] == bypass
+    assert {"0.0.0.0/1", "128.0.0.0/1", "::/3", "2000::/4", "3000::/4", "fc00::/7"} < set(made)
+
+
+def test_a_server_on_the_link_needs_no_way_of_its_own() -> None:
+    assert "192.168.1.9/32" not in changes("redirect-gateway def1", servers=("192.168.1.9",))
+
+
+@pytest.mark.parametrize("network", ["192.168.1.0 255.255.255.0", "192.168.1.8 255.255.255.252", "192.168.1.9"])
+def test_unless_its_network_is_drawn_in(network: str) -> None:
+    made = changes(f"route {network}", servers=("192.168.1.9",))
+    assert made["192.168.1.9/32"] == ("wlan0", None)
+
+
+def test_the_flags_of_redirect_gateway() -> None:
+    assert "0.0.0.0/1" not in changes("redirect-gateway ipv6 !ipv4")
+    assert "::/3" not in changes("redirect-gateway def1")
+    assert "203.0.113.5/32" not in changes("redirect-gateway def1 local")
+    blocked = changes("redirect-gateway def1 block-local", servers=("192.168.1.9",))
+    assert blocked["192.168.1.0/25"] == blocked["192.168.1.128/25"] == ("tun0", "10.8.0.1")
+    assert blocked["192.168.1.9/32"] == blocked["192.168.1.1/32"] == ("wlan0", None)
+
+
+def test_block_ipv6_leads_nowhere() -> None:
+    made = changes("block-ipv6")
+    assert {network for network, way in made.items() if way == (None, None)} == {
+        "::/3",
+        "2000::/4",
+        "3000::/4",
+        "fc00::/7",
+    }
+    assert changes("block-ipv6", servers=("2001:db8::5",))["2001:db8::5/128"] == ("wlan0", "fe80::1")
+
+
+def test_a_gateway_of_the_network_there_was() -> None:
+    made = changes("route 198.51.100.0 255.255.255.0 net_gateway", "route 10.1.0.0 255.255.0.0 vpn_gateway 7")
+    assert made == {"198.51.100.0/24": ("wlan0", "192.168.1.1"), "10.1.0.0/16": ("tun0", "10.8.0.1")}
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["10.8.0.2/24", "::1"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+FIELDS = list(Settings().emit())
+
+
+@given(fields=st.fixed_dictionaries(dict.fromkeys(FIELDS, JSON)))
+def test_settings_of_anything_are_settings_or_refused(fields: dict[str, Any]) -> None:
+    try:
+        wanted = Settings.parse(fields)
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return
+    assert Settings.parse(json.loads(json.dumps(wanted.emit()))) == wanted
+
+
+@given(domain=st.text(max_size=20))
+def test_a_domain_brings_no_line_into_resolv_conf(domain: str) -> None:
+    fields = {**Settings().emit(), "domains": [domain]}
+    try:
+        wanted = Settings.parse(fields)
+    except ValueError:
+        return
+    assert not set("".join(wanted.domains)) & set(" \n\t#;\0")
+
+
+def test_a_helper_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        command = [sys.executable, "-m", "ginnel.network.helper"]
+        runtime = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+        with subprocess.Popen(command, stdin=theirs.fileno(), env=runtime) as helper:
+            theirs.close()
+            lines = ours.makefile("rb")
+            for request in (
+                {"do": "exec", "command": "id"},
+                {"do": "device", "name": "../x", "kind": "tun"},
+                {"do": "device", "name": None, "kind": "macvlan"},
+                {"do": "configure", "settings": {}},
+                {"do": "guard", "servers": [["203.0.113.5; accept", 1194, "udp"]]},
+                {},
+                [],
+            ):
+                ours.sendall(json.dumps(request).encode() + b"\n")
+                answer = json.loads(lines.readline())
+                assert "ok" not in answer, request
+                assert answer["error"]
+            ours.sendall(b"no json\n")
+            assert lines.readline() == b""
+            assert helper.wait(10) == 0
+
+
+def test_a_kill_switch_names_every_server() -> None:
+    text = rules("tun0", [("203.0.113.5", 1194, "udp"), ("2001:db8::5", 443, "tcp")])
+    assert "ip daddr 203.0.113.5 udp dport 1194 accept" in text
+    assert "ip6 daddr 2001:db8::5 tcp dport 443 accept" in text
+    with pytest.raises(ValueError, match="does not appear"):
+        rules("tun0", [("host; accept", 1194, "udp")])
+
+
+def test_a_journal_that_cannot_be_read_is_kept(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.write([{"undo": "kill_switch"}])
+    journal.close(keep=True)
+    (path,) = tmp_path.glob("*.json")
+    undone: list[dict[str, Any]] = []
+    for content in ("[{", "{}", '["x"]'):
+        path.write_text(content)
+        with pytest.raises(DeviceError, match="by hand"):
+            recover(undone.append, tmp_path)
+        assert path.exists()
+    path.write_text('[{"undo": "kill_switch"}, {"undo": "later"}]')
+    assert recover(undone.append, tmp_path) == 1
+    assert undone == [{"undo": "later"}, {"undo": "kill_switch"}]
+    assert list(tmp_path.iterdir()) == []
+    assert recover(undone.append, tmp_path) == 0
+
+
+def test_nobody_undoes_what_a_living_process_has_changed(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.write([{"undo": "kill_switch"}])
+    other = Journal(tmp_path)
+    assert recover(lambda entry: pytest.fail(str(entry)), tmp_path) == 0
+    assert other.of_others() == [{"undo": "kill_switch"}]
+    assert journal.of_others() == []
+    journal.close()
+    other.close()
