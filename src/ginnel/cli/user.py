@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 
@@ -43,8 +44,8 @@ def command() -> None:
 def add(name: str, directory: Path | None, output: Path | None, days: int, password: bool, public: str | None) -> None:
     """Add a user, and print the file that any OpenVPN client opens."""
     asked = click.prompt("Password", hide_input=True, confirmation_prompt=True) if password else None
-    with _Opened(directory) as store:
-        _write(store, store.add_user(name, days=days, password=asked), output, public, password=password)
+    with _Opened(directory) as store, _Delivery(store, output, public, password=password) as delivery:
+        store.add_user(name, days=days, password=asked, deliver=delivery.take)
 
 
 @command.command()
@@ -56,9 +57,10 @@ def add(name: str, directory: Path | None, output: Path | None, days: int, passw
 def renew(name: str, directory: Path | None, output: Path | None, days: int, public: str | None) -> None:
     """Make a user a new file. The one before it opens nothing any longer."""
     with _Opened(directory) as store:
-        issued = store.renew_user(name, days=days)
         user = store.user(name)
-        _write(store, issued, output, public, password=user is not None and user.has_password)
+        has_password = user is not None and user.has_password
+        with _Delivery(store, output, public, password=has_password) as delivery:
+            store.renew_user(name, days=days, deliver=delivery.take)
 
 
 @command.command(name="set")
@@ -82,6 +84,21 @@ def set_user(
         raise ConfigError(str(error), instead="write ADDR, and networks like 192.0.2.0/24") from None
     with _Opened(directory) as store:
         store.set_user(name, address=fixed, address6=fixed6, networks=behind)
+
+
+@command.command(name="password")
+@click.argument("name")
+@DIRECTORY
+@click.option("--remove", is_flag=True, help="Ask her for none any longer.")
+def set_password(name: str, directory: Path | None, remove: bool) -> None:
+    """Ask for the password that a user needs beside her file. It counts from the next connection on."""
+    with _Opened(directory) as store:
+        if store.user(name) is None:
+            raise ConfigError(f"there is no user {name}", instead="see: ginnel user list")
+        asked = None if remove else click.prompt("Password", hide_input=True, confirmation_prompt=True)
+        store.set_password(name, asked)
+    if not remove:
+        print(f"{name}'s client asks for it if her file has the line auth-user-pass", file=sys.stderr)
 
 
 @command.command()
@@ -154,26 +171,64 @@ class _Opened:
         self._store.close()
 
 
-def _write(store: Store, issued: Issued, output: Path | None, public: str | None, *, password: bool) -> None:
-    from ginnel.server.client_file import client_file, remotes
+class _Delivery:
+    """A user's file on its way: whole at its place at the end of the block, or not there at all."""
 
-    listeners, known = store.listeners()
-    places, warning = remotes(listeners, public or known)
-    if warning is not None:
-        print(f"warning: {warning}", file=sys.stderr)
-    text = client_file(store.identity, issued, store.make_wrap_key(), places, password=password)
-    if output is None:
-        print(text, end="")
-        return
-    try:
-        # It holds a key: whoever had the file before gets no look at the new one.
-        temporary = output.with_name(f".{output.name}.{os.getpid()}")
-        with open(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600), "w") as file:
-            file.write(text)
-        temporary.replace(output)
-    except OSError as error:
-        raise ConfigError(f"{output}: {error.strerror}") from None
-    print(f"{output} opens in any OpenVPN client; good until {issued.expires:%Y-%m-%d}", file=sys.stderr)
+    def __init__(self, store: Store, output: Path | None, public: str | None, *, password: bool) -> None:
+        """Raises ConfigError for a ``public`` that cannot be, and for an ``output`` that is a folder."""
+        from ginnel.server.client_file import remotes
+
+        if output is not None and output.is_dir():
+            raise ConfigError(f"{output} is a directory", instead=f"write -o {output / 'NAME.ovpn'}")
+        listeners, known = store.listeners()
+        self._places, self._warning = remotes(listeners, public or known)
+        # Before a transaction, in which nothing else is asked of the store.
+        self._identity, self._wrap_key = store.identity, store.make_wrap_key()
+        self._output = output
+        self._temporary = None if output is None else output.with_name(f".{output.name}.{os.getpid()}")
+        self._password = password
+        self._issued: Issued | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self._warning is not None:
+            print(f"warning: {self._warning}", file=sys.stderr)
+        if self._output is None or self._temporary is None:
+            return
+        try:
+            if kind is None:
+                self._temporary.replace(self._output)
+        except OSError as error:
+            raise ConfigError(f"{self._output}: {error.strerror}; see: ginnel user renew") from None
+        finally:
+            with contextlib.suppress(OSError):
+                self._temporary.unlink(missing_ok=True)
+        if kind is None and self._issued is not None:
+            print(
+                f"{self._output} opens in any OpenVPN client; good until {self._issued.expires:%Y-%m-%d}",
+                file=sys.stderr,
+            )
+
+    def take(self, issued: Issued) -> None:
+        """Writes the file beside its place, or to stdout. Raises ConfigError."""
+        from ginnel.server.client_file import client_file
+
+        text = client_file(self._identity, issued, self._wrap_key, self._places, password=self._password)
+        self._issued = issued
+        try:
+            if self._temporary is None:
+                print(text, end="", flush=True)
+                return
+            # It holds a key: whoever had the file before gets no look at the new one.
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+            with open(os.open(self._temporary, flags, 0o600), "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ConfigError(f"{self._output or 'stdout'}: {error.strerror}; nothing was changed") from None
 
 
 def _state(user: User) -> str:

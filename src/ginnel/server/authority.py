@@ -91,17 +91,17 @@ class Authority:
         )
         return Issued(_pem(certificate), _key_pem(key), certificate.serial_number, expires)
 
-    def revocation_list(self, serials: Iterable[int], now: datetime) -> str:
-        """The list in PEM, good for `LIST_DAYS`."""
+    def revocation_list(self, revoked: Iterable[tuple[int, datetime]], now: datetime) -> str:
+        """The list of serial numbers, each with the time of its revocation, in PEM; good for `LIST_DAYS`."""
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self._certificate.subject)
             .last_update(now - SKEW)
             .next_update(now + timedelta(days=LIST_DAYS))
         )
-        for serial in serials:
-            revoked = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
-            builder = builder.add_revoked_certificate(revoked)
+        for serial, at in revoked:
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(at).build()
+            builder = builder.add_revoked_certificate(entry)
         return builder.sign(self._signer(), hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
 
     def _signer(self) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import re
 import socket
 
 from ginnel.errors import ConfigError
@@ -30,19 +32,23 @@ def client_file(
 
 
 def remotes(listeners: list[str], public: str | None) -> tuple[list[tuple[str, str, int]], str | None]:
-    """What a client file names, from where the server listens and how it is reached; and a warning.
-
-    Raises ConfigError when no server has said yet where it listens, and nobody says it now.
+    """What a client file names, from where the server listens and how it is reached; and a warning, where
+    something had to be guessed. Raises ConfigError for a ``public`` that cannot be.
     """
-    places = [_place(line) for line in listeners] or [("udp", "0.0.0.0", 1194)]
+    warning = None
+    places = [_place(line) for line in listeners]
+    if not places:
+        places = [("udp", "0.0.0.0", 1194)]
+        warning = "no server has run here yet; the file names UDP port 1194, where one listens unless told otherwise"
     if public is not None:
         name, given = split_host(public)
-        return [(protocol, name, given or port) for protocol, _, port in places], None
-    found, warning = [], None
+        named = [(protocol, name, given or port) for protocol, _, port in places]
+        return list(dict.fromkeys(named)), None if given else warning
+    found = []
     for protocol, address, port in places:
         host = address
         if ipaddress.ip_address(address).is_unspecified:
-            host = default_address()
+            host = default_address(ipaddress.ip_address(address).version)
             warning = f"client files name {host}, this machine's address; if it is reached by another, give --public"
         found.append((protocol, host, port))
     return list(dict.fromkeys(found)), warning
@@ -62,19 +68,30 @@ def split_host(public: str) -> tuple[str, int | None]:
         port = port.removeprefix(":")
     elif public.count(":") == 1:
         host, _, port = public.partition(":")
-    if not host or any(letter.isspace() for letter in host) or (port and not port.isdecimal()):
-        raise ConfigError(f"--public {public}: not a host, or a host and a port", instead="write HOST[:PORT]")
+    colon_alone = public.endswith(":") and public.count(":") == 1
+    if not _is_host(host) or colon_alone or (port and not (port.isdecimal() and 0 < int(port) < 65536)):
+        instead = "write HOST[:PORT], an IPv6 address with a port in brackets"
+        raise ConfigError(f"--public {public}: not a host, or a host and a port", instead=instead)
     return host, int(port) if port else None
 
 
-def default_address() -> str:
-    """The address from which this machine reaches others. Raises ConfigError without a default route."""
-    for family, far in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            try:
-                # Sends nothing: only the route is looked up.
-                probe.connect((far, 9))
-            except OSError:
-                continue
-            return str(probe.getsockname()[0])
-    raise ConfigError("this machine has no default route to take its address from", instead="give --public HOST")
+def _is_host(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return not ipaddress.ip_address(text).is_unspecified
+    return len(text) < 254 and all(_LABEL.fullmatch(label) for label in text.removesuffix(".").split("."))
+
+
+def default_address(version: int) -> str:
+    """The IPv4 or IPv6 address from which this machine reaches others. Raises ConfigError without a default route."""
+    family, far = _FAR[version]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        # Sends nothing: only the route is looked up.
+        probe.connect((far, 9))
+        return str(probe.getsockname()[0])
+    what = f"this machine has no default route for IPv{version} to take its address from"
+    raise ConfigError(what, instead="give --public HOST")
+
+
+# Addresses set aside for documentation (RFC 5737, RFC 3849): the way to them is the default route.
+_FAR = {4: (socket.AF_INET, "192.0.2.1"), 6: (socket.AF_INET6, "2001:db8::1")}
+_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")

@@ -14,7 +14,7 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -30,6 +30,9 @@ from ginnel.server.authority import Authority, Issued
 from ginnel.server.easyrsa import Imported
 from ginnel.server.notes import Notes
 from ginnel.server.passwords import hash_password, verify_password
+
+Deliver = Callable[[Issued], None]
+"""Takes a new certificate to where it belongs; what it raises leaves everything as it was."""
 
 WARN_DAYS = 30
 USER_DAYS = 825
@@ -131,31 +134,52 @@ class Store:
     def users(self) -> list[User]:
         return [_user(row) for row in self._query(f"{USERS} ORDER BY name")]
 
-    def add_user(self, name: str, *, days: int = USER_DAYS, password: str | None = None) -> Issued:
-        """Raises ConfigError for a name that cannot be or is taken."""
+    def add_user(
+        self, name: str, *, days: int = USER_DAYS, password: str | None = None, deliver: Deliver | None = None
+    ) -> Issued:
+        """A certificate for a new user, who is one only if ``deliver`` takes it. Raises ConfigError for a name that
+        cannot be or is taken, and what ``deliver`` raises."""
         _check_name(name)
-        if self.user(name) is not None:
+        if (user := self.user(name)) is not None:
+            if user.revoked:
+                raise ConfigError(f"{name} was revoked, and stays so", instead="take another name")
             raise ConfigError(f"there is a user {name} already", instead=f"write: ginnel user renew {name}")
         issued = self._authority.issue(name, "client", authority.now(), days)
         hashed = None if password is None else hash_password(password)
-        self._change(
-            "INSERT INTO users (name, serial, expires, password) VALUES (?, ?, ?, ?)",
-            (name, f"{issued.serial:x}", issued.expires.timestamp(), hashed),
-        )
+        with self._refusals(), self._transaction():
+            self._database.execute(
+                "INSERT INTO users (name, serial, expires, password) VALUES (?, ?, ?, ?)",
+                (name, f"{issued.serial:x}", issued.expires.timestamp(), hashed),
+            )
+            if deliver is not None:
+                deliver(issued)
         return issued
 
-    def renew_user(self, name: str, *, days: int = USER_DAYS) -> Issued:
-        """A new certificate; the one before it is taken back, and a revocation with it."""
+    def renew_user(self, name: str, *, days: int = USER_DAYS, deliver: Deliver | None = None) -> Issued:
+        """A new certificate; the one before it is taken back if ``deliver`` takes the new one.
+
+        Raises ConfigError for a user who was revoked, and what ``deliver`` raises.
+        """
         user = self._known(name)
+        if user.revoked:
+            raise ConfigError(f"{name} was revoked, and stays so", instead="add a user with another name")
         issued = self._authority.issue(name, "client", authority.now(), days)
         with self._refusals(), self._transaction():
             self._revoke(user.serial)
             self._database.execute(
-                "UPDATE users SET serial = ?, expires = ?, revoked = 0 WHERE name = ?",
+                "UPDATE users SET serial = ?, expires = ? WHERE name = ?",
                 (f"{issued.serial:x}", issued.expires.timestamp(), name),
             )
             self._sign_list()
+            if deliver is not None:
+                deliver(issued)
         return issued
+
+    def set_password(self, name: str, password: str | None) -> None:
+        """What the user needs beside the file from the next connection on; None for nothing."""
+        self._known(name)
+        hashed = None if password is None else hash_password(password)
+        self._change("UPDATE users SET password = ? WHERE name = ?", (hashed, name))
 
     def revoke_user(self, name: str) -> None:
         user = self._known(name)
@@ -317,7 +341,8 @@ class Store:
             values = (f"{user.serial:x}", user.expires.timestamp(), user.serial in imported.revoked)
             self._database.execute(statement, (user.name, *values))
         if own.can_sign:
-            self._set_text("crl", own.revocation_list(sorted(imported.revoked), authority.now()))
+            now = authority.now()
+            self._set_text("crl", own.revocation_list([(serial, now) for serial in sorted(imported.revoked)], now))
 
     def _renew_server(self) -> None:
         """An imported authority may live longer than its server's certificate."""
@@ -338,11 +363,13 @@ class Store:
         """The list is for others: this server looks revocations up."""
         if not self._authority.can_sign:
             return
-        serials = [int(serial, 16) for (serial,) in self._database.execute("SELECT serial FROM revoked")]
-        self._set_text("crl", self._authority.revocation_list(serials, authority.now()))
+        rows = self._database.execute("SELECT serial, at FROM revoked ORDER BY at, serial")
+        revoked = [(int(serial, 16), datetime.fromtimestamp(at, UTC)) for serial, at in rows]
+        self._set_text("crl", self._authority.revocation_list(revoked, authority.now()))
 
     def _revoke(self, serial: int) -> None:
-        self._database.execute("INSERT OR IGNORE INTO revoked (serial) VALUES (?)", (f"{serial:x}",))
+        values = (f"{serial:x}", authority.now().timestamp())
+        self._database.execute("INSERT OR IGNORE INTO revoked (serial, at) VALUES (?, ?)", values)
 
     def _set_text(self, key: str, value: str) -> None:
         self._database.execute("INSERT OR REPLACE INTO texts (key, value) VALUES (?, ?)", (key, value))
@@ -426,7 +453,7 @@ SCHEMA = (
     "CREATE TABLE IF NOT EXISTS texts (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS users (name TEXT PRIMARY KEY, serial TEXT NOT NULL, revoked INTEGER DEFAULT 0, "
     "expires REAL NOT NULL, address TEXT, address6 TEXT, routes TEXT DEFAULT '', password TEXT)",
-    "CREATE TABLE IF NOT EXISTS revoked (serial TEXT PRIMARY KEY)",
+    "CREATE TABLE IF NOT EXISTS revoked (serial TEXT PRIMARY KEY, at REAL NOT NULL)",
     "CREATE TABLE IF NOT EXISTS leases (name TEXT PRIMARY KEY, address TEXT, address6 TEXT)",
     "CREATE TABLE IF NOT EXISTS sessions (id INTEGER PRIMARY KEY, name TEXT NOT NULL, remote TEXT NOT NULL, "
     "began REAL NOT NULL, ended REAL, rx INTEGER DEFAULT 0, tx INTEGER DEFAULT 0, reason TEXT)",

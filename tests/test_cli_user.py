@@ -1,0 +1,170 @@
+"""``ginnel user`` as it is typed: files that are whole or not there, and users who have them or don't exist."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from ginnel.openvpn.ovpn_file import read_ovpn
+from ginnel.server.store import Store, open_store
+
+PUBLIC = ("--public", "vpn.example.net")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with contextlib.closing(open_store(tmp_path / "state")) as store:
+        store.set_listeners(["udp 127.0.0.1:1194"], None)
+        yield store
+
+
+def user(store_path: Path, *words: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    command, rest = words[0], words[1:]
+    line = [sys.executable, "-m", "ginnel", "user", command, "--dir", store_path / "state", *rest]
+    return subprocess.run(list(map(str, line)), capture_output=True, text=True, timeout=60, check=False, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def refused(done: subprocess.CompletedProcess[str], words: str) -> None:
+    assert done.returncode == 2, done
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--public", "two words"), "--public"),
+        (("--public", "host:99999"), "--public"),
+        (("--public", "host:0"), "--public"),
+        (("--public", "host:"), "--public"),
+        (("--public", "a..b"), "--public"),
+        (("--public", 'x"; evil'), "--public"),
+        (("--public", "::"), "--public"),
+        (("-o", "nowhere/alice.ovpn"), "No such file"),
+        (("-o", "."), "directory"),
+    ],
+)
+def test_who_gets_no_file_is_no_user(store: Store, tmp_path: Path, options: tuple[str, ...], words: str) -> None:
+    refused(user(tmp_path, "add", "alice", *options, cwd=tmp_path), words)
+    assert store.users() == []
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_full_disk_leaves_the_user_and_the_file_of_before(store: Store, tmp_path: Path) -> None:
+    """/dev/full takes nothing; a folder of it is one that is full."""
+    for number in ("add", "renew"):
+        if number == "renew":
+            store.add_user("alice")
+        before = store.users()
+        with open("/dev/full", "w") as full:
+            line = [sys.executable, "-m", "ginnel", "user", number, "--dir", tmp_path / "state", "alice"]
+            done = subprocess.run(list(map(str, line)), stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == 2, done
+        assert "No space left" in done.stderr
+        assert store.users() == before
+
+
+def test_a_renewal_that_fails_takes_nothing_back(store: Store, tmp_path: Path) -> None:
+    issued = store.add_user("alice")
+    refused(user(tmp_path, "renew", "alice", "-o", tmp_path / "no" / "file"), "No such file")
+    assert not store.is_revoked(issued.serial)
+    kept = store.user("alice")
+    assert kept is not None
+    assert kept.serial == issued.serial
+
+
+def test_a_file_is_the_users_alone_and_replaces_the_one_before(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "alice.ovpn"
+    assert user(tmp_path, "add", "alice", "-o", file, *PUBLIC).returncode == 0
+    first = file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert user(tmp_path, "renew", "alice", "-o", file).returncode == 0
+    assert file.read_text() != first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alice.ovpn", "state"]
+
+
+def test_revoked_is_for_ever(store: Store, tmp_path: Path) -> None:
+    issued = store.add_user("alice")
+    assert user(tmp_path, "revoke", "alice").returncode == 0
+    refused(user(tmp_path, "renew", "alice"), "was revoked")
+    refused(user(tmp_path, "add", "alice"), "was revoked")
+    assert store.is_revoked(issued.serial)
+
+
+def test_a_revocation_keeps_its_date(store: Store) -> None:
+    serials = []
+    for name in ("alice", "bob"):
+        serials.append(store.add_user(name).serial)
+        store.revoke_user(name)
+        if name == "alice":
+            before = time.time()
+            while int(time.time()) == int(before):
+                time.sleep(0.05)
+    dates = []
+    for _ in range(2):
+        crl = x509.load_pem_x509_crl(store.identity.crl.encode())
+        entries = [crl.get_revoked_certificate_by_serial_number(serial) for serial in serials]
+        dates.append([entry.revocation_date_utc for entry in entries if entry is not None])
+    assert dates[0] == dates[1]
+    assert dates[0][0] < dates[0][1]
+
+
+def test_before_the_first_start_the_port_is_a_guess_that_is_said(tmp_path: Path) -> None:
+    done = user(tmp_path, "add", "alice", "--public", "vpn.example.net")
+    assert done.returncode == 0
+    assert "no server has run here yet" in done.stderr
+    assert "remote vpn.example.net 1194 udp" in done.stdout
+    done = user(tmp_path, "add", "bob", "--public", "[2001:db8::1]:443")
+    assert done.stderr == ""
+    assert "remote 2001:db8::1 443 udp" in done.stdout
+
+
+def test_a_listener_on_all_of_ipv6_is_named_by_an_ipv6_address(store: Store, tmp_path: Path) -> None:
+    store.set_listeners(["udp [::]:1194"], None)
+    script = "ip link set lo up; ip link add d0 type veth peer name d1; ip link set d1 up; ip link set d0 up; ip address add 192.0.2.9/24 dev d0;"
+    script += "ip address add 2001:db8::9/64 dev d0 nodad; ip route add default dev d0; ip -6 route add default dev d0;"
+    line = f"{script} exec {sys.executable} -m ginnel user add alice --dir {tmp_path / 'state'}"
+    done = subprocess.run(["unshare", "--net", "sh", "-ec", line], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "remote 2001:db8::9 1194 udp" in done.stdout
+
+
+def test_a_password_is_changed_and_taken_away(store: Store, tmp_path: Path) -> None:
+    store.add_user("alice", password="first")
+    word = "second ‘word’"
+    parent, child = pty.openpty()
+    line = [sys.executable, "-m", "ginnel", "user", "password", "--dir", str(tmp_path / "state"), "alice"]
+    with subprocess.Popen(line, stdin=child, stdout=child, stderr=child, start_new_session=True) as process:
+        os.close(child)
+        shown = b""
+        for _ in range(2):
+            while not shown.endswith(b": "):
+                shown += os.read(parent, 4096)
+            os.write(parent, f"{word}\n".encode())
+            shown = b""
+        assert process.wait(30) == 0
+    os.close(parent)
+    assert store.check_password("alice", word)
+    assert not store.check_password("alice", "first")
+    assert user(tmp_path, "password", "alice", "--remove").returncode == 0
+    (row,) = json.loads(user(tmp_path, "list", "--json").stdout)
+    assert row["password"] is False
+    refused(user(tmp_path, "password", "bob"), "no user bob")
+
+
+def test_its_file_is_read_by_our_own_client(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "alice.ovpn"
+    user(tmp_path, "add", "alice", "-o", file, *PUBLIC)
+    (remote,) = read_ovpn(file).remotes
+    assert (remote.host, remote.port, remote.proto) == ("vpn.example.net", 1194, "udp")
