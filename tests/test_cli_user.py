@@ -132,9 +132,17 @@ def test_before_the_first_start_the_port_is_a_guess_that_is_said(tmp_path: Path)
 
 def test_a_listener_on_all_of_ipv6_is_named_by_an_ipv6_address(store: Store, tmp_path: Path) -> None:
     store.set_listeners(["udp [::]:1194"], None)
-    script = "ip link set lo up; ip link add d0 type veth peer name d1; ip link set d1 up; ip link set d0 up; ip address add 192.0.2.9/24 dev d0;"
-    script += "ip address add 2001:db8::9/64 dev d0 nodad; ip route add default dev d0; ip -6 route add default dev d0;"
-    line = f"{script} exec {sys.executable} -m ginnel user add alice --dir {tmp_path / 'state'}"
+    lines = (
+        "link add d0 type veth peer name d1",
+        "link set d1 up",
+        "link set d0 up",
+        "address add 192.0.2.9/24 dev d0",
+        "address add 2001:db8::9/64 dev d0 nodad",
+        "route add default dev d0",
+        "route add ::/0 dev d0",
+    )
+    script = "".join(f"ip {line}; " for line in lines)
+    line = f"{script}exec {sys.executable} -m ginnel user add alice --dir {tmp_path / 'state'}"
     done = subprocess.run(["unshare", "--net", "sh", "-ec", line], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "remote 2001:db8::9 1194 udp" in done.stdout
