@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import json
 import logging
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,13 +18,15 @@ from typing import Any
 
 import click
 
-from ginnel.errors import ConfigError, GinnelError
+from ginnel.errors import ConfigError, DeviceError, GinnelError
+from ginnel.network import rights
 from ginnel.openvpn.tls_crypt_v2 import ServerKey, TlsCryptV2Server
 from ginnel.openvpn.wrap import StaticKey, TlsAuth, TlsCrypt
 from ginnel.server.config import Listen, Publish, ServerConfig
 from ginnel.server.control import Control
 from ginnel.server.directory import state_directory
 from ginnel.server.easyrsa import read_pki
+from ginnel.server.inner import Routed
 from ginnel.server.journal import tell
 from ginnel.server.monitor import Monitor
 from ginnel.server.service import Server
@@ -39,6 +43,8 @@ from ginnel.server.store import Store, open_store
     help="Await clients here, over UDP and TCP. May be given again. Port 1194 of every address without it.",
 )
 @click.option("--public", metavar="HOST[:PORT]", help="What client files name: how this machine is reached.")
+@click.option("--tun", is_flag=True, help="Use a device of the kernel's, which forwards and hides clients. Takes root.")
+@click.option("--dev", metavar="NAME", help="The name of that device; without it the next free tunN.")
 @click.option("--allow", metavar="CIDR", multiple=True, help="A private network that clients may reach from here.")
 @click.option("--publish", metavar="PORT:USER:PORT", multiple=True, help="Lead a port of this machine to a client's.")
 @click.option(
@@ -55,12 +61,14 @@ def command(
     directory: Path | None,
     places: tuple[str, ...],
     public: str | None,
+    tun: bool,
+    dev: str | None,
     allow: tuple[str, ...],
     publish: tuple[str, ...],
     pki: Path | None,
     as_json: bool,
 ) -> int:
-    """Serve OpenVPN clients, stock ones too, without root.
+    """Serve OpenVPN clients, stock ones too, without root; with --tun by the kernel's routing, which takes it.
 
     Makes its own keys at the first start; `ginnel user add NAME` makes a client's file. Runs until SIGINT or SIGTERM.
     """
@@ -73,7 +81,15 @@ def command(
             allow=tuple(map(_network, allow)),
             publish=tuple(map(Publish.parse, publish)),
         )
-        asyncio.run(_serve(config, state_directory(directory), pki, reporter))
+        directory = state_directory(directory)
+        if dev is not None and not tun:
+            raise ConfigError("--dev is for a kernel's device", instead="add --tun, or leave it out")
+        if not tun:
+            asyncio.run(_serve(config, directory, pki, reporter, None))
+        else:
+            with _routed(config, dev) as (config, routed):
+                asyncio.run(_serve(config, directory, pki, reporter, routed))
+        reporter.event("down")
     except GinnelError as error:
         reporter.event("error", code=error.exit_status, message=str(error))
         raise
@@ -103,7 +119,31 @@ class Reporter(logging.Handler):
             print(f"{record.levelname}: {record.getMessage()}", file=sys.stderr, flush=True)
 
 
-async def _serve(config: ServerConfig, directory: Path, pki: Path | None, reporter: Reporter) -> None:
+@contextlib.contextmanager
+def _routed(config: ServerConfig, name: str | None) -> Iterator[tuple[ServerConfig, Routed]]:
+    """Makes the device, and gives up every right of this process but to ports below 1024; takes all of it back."""
+    if config.publish:
+        what = "--publish is for a server in user space"
+        raise ConfigError(what, instead="with --tun programs of this machine reach clients at their addresses")
+    rights.check()
+    helper = rights.Rights()
+    try:
+        if helper.recover(keep_guard=False)[0]:
+            tell(
+                "put_back", level=logging.WARNING, what="the network of this machine, as a killed server had changed it"
+            )
+        device = helper.device(name, "tun")
+        rights.drop(keep_user=True)
+        # There is nobody at the inner address who would know names.
+        config = config if config.dns is not None else replace(config, dns=())
+        yield config, Routed(config, helper, device)
+    finally:
+        helper.close(orderly=True)
+
+
+async def _serve(
+    config: ServerConfig, directory: Path, pki: Path | None, reporter: Reporter, routed: Routed | None
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -112,7 +152,11 @@ async def _serve(config: ServerConfig, directory: Path, pki: Path | None, report
     config = replace(config, wrap=_wrap(store))
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(asyncio.to_thread, store.close)
-        server = await stack.enter_async_context(Server(store, config))
+        if routed is not None:
+            ended = routed.helper_descriptor
+            loop.add_reader(ended, stop.set)
+            stack.callback(loop.remove_reader, ended)
+        server = await stack.enter_async_context(Server(store, config, routed))
         control = await Control.open(server, directory)
         stack.push_async_callback(control.aclose)
         # Only now is it certain that no other server uses the directory.
@@ -127,12 +171,14 @@ async def _serve(config: ServerConfig, directory: Path, pki: Path | None, report
             server=store.identity.name,
             listen=listen,
             directory=str(directory),
+            **({} if routed is None else {"device": routed.device}),
         )
         warnings = asyncio.create_task(_warn(store))
         stack.callback(warnings.cancel)
         reporter.say(f"serving on {', '.join(listen)}; state in {directory}")
         await stop.wait()
-    reporter.event("down")
+        if routed is not None and routed.helper_ended:
+            raise DeviceError(errno.EIO, rights.ENDED)
 
 
 async def _warn(store: Store) -> None:

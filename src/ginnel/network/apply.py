@@ -14,7 +14,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from ginnel.device.kernel import MAIN_TABLE
 from ginnel.errors import DeviceError
-from ginnel.network import dns, kill_switch
+from ginnel.network import dns, kill_switch, masquerade
 from ginnel.network.journal import Entry, Journal, recover
 from ginnel.network.plan import AddressChange, Change, RouteChange, Settings, plan
 
@@ -29,6 +29,7 @@ class Applied:
         self._names: Entry | None = None
         self._named: object = None
         self._guarded = False
+        self._way_out: list[Entry] = []
 
     @property
     def guarded(self) -> bool:
@@ -81,6 +82,12 @@ class Applied:
         self._name(wanted)
         self._journal.write(self._entries(self._changes))
 
+    def open_way_out(self, gate: masquerade.Gate) -> None:
+        """Forwards what comes from the device, and hides who sends it. Raises DeviceError."""
+        self._way_out = masquerade.begin(self.device, gate)
+        self._journal.write(self._entries(self._changes))
+        masquerade.make(self._way_out, self.device, gate)
+
     def release(self, *, keep_guard: bool) -> None:
         """Takes everything back, latest first; with ``keep_guard`` all but the kill switch."""
         entries = self._entries(self._changes)
@@ -88,7 +95,7 @@ class Applied:
         for entry in reversed(entries):
             if entry not in kept:
                 undo(entry)
-        self._changes, self._names, self._named = [], None, None
+        self._changes, self._names, self._named, self._way_out = [], None, None, []
         if kept:
             self._journal.write(kept)
         self._journal.close(keep=bool(kept))
@@ -109,7 +116,7 @@ class Applied:
 
     def _entries(self, changes: list[Change]) -> list[Entry]:
         entries: list[Entry] = [{"undo": "kill_switch"}] if self._guarded else []
-        entries += [_entry(change) for change in dict.fromkeys(changes)]
+        entries += [*self._way_out, *(_entry(change) for change in dict.fromkeys(changes))]
         return [*entries, self._names] if self._names is not None else entries
 
 
@@ -127,6 +134,9 @@ def undo(entry: Entry) -> None:
                 _take_back(ip, _change(entry))
         case "resolvectl" | "resolvconf" | "resolv.conf":
             dns.undo(entry)
+        case "sysctl" | "masquerade":
+            with contextlib.suppress(DeviceError, OSError):
+                masquerade.undo(entry)
         case other:
             raise ValueError(f"nothing is known of {other!r}")
 

@@ -1,4 +1,4 @@
-"""The process that keeps the rights: it knows five requests, and takes everything back when its asker ends.
+"""The process that keeps the rights: it knows six requests, and takes everything back when its asker ends.
 
 Requests and answers are objects of JSON, one a line, on a stream socket that is standard input. An answer has
 ``ok``; one without has ``error`` and ``errno``. The device's descriptor comes with the answer to ``device``.
@@ -7,6 +7,7 @@ Requests and answers are objects of JSON, one a line, on a stream socket that is
 - ``device`` (``name`` or null, ``kind``): makes the device.
 - ``guard`` (``servers``): puts the kill switch up.
 - ``configure`` (``settings``): addresses, routes and name servers, as `plan.Settings` has them.
+- ``masquerade`` (``gate``): a server's way out, as `masquerade.Gate` has it.
 - ``release``: takes everything back.
 """
 
@@ -25,6 +26,7 @@ from ginnel.errors import DeviceError, GinnelError
 from ginnel.network.apply import Applied
 from ginnel.network.journal import Journal
 from ginnel.network.kill_switch import Server
+from ginnel.network.masquerade import Gate
 from ginnel.network.plan import MAX_SERVERS, Settings
 
 
@@ -52,6 +54,8 @@ class Helper:
                 case "configure":
                     self._changes().configure(Settings.parse(request["settings"]))
                     self._was_up = True
+                case "masquerade":
+                    self._changes().open_way_out(Gate.parse(request["gate"]))
                 case "release":
                     self.release(keep_guard=False)
                 case _:

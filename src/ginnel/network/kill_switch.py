@@ -39,24 +39,25 @@ table inet {TABLE} {{
 
 def close(device: str, servers: Iterable[Server]) -> None:
     """Puts it up, or another in its place without a gap. Raises DeviceError."""
-    _nft(rules(device, servers))
+    load(rules(device, servers), "the kill switch")
 
 
 def open_again() -> None:
     """Takes it down, if it is there. Raises DeviceError."""
-    _nft(f"table inet {TABLE}\ndelete table inet {TABLE}\n")
+    load(f"table inet {TABLE}\ndelete table inet {TABLE}\n", "the end of the kill switch")
 
 
-def _nft(text: str) -> None:
+def load(text: str, what: str) -> None:
+    """Has nft(8) carry a text out, whole or not at all. Raises DeviceError, with ``what`` it was."""
     try:
         done = subprocess.run(["nft", "-f", "-"], input=text.encode(), capture_output=True, timeout=10, check=False)
     except FileNotFoundError:
-        raise DeviceError(errno.ENOENT, "--kill-switch needs the program nft (the package nftables)") from None
+        raise DeviceError(errno.ENOENT, f"{what} needs the program nft (the package nftables)") from None
     except (OSError, subprocess.TimeoutExpired) as error:
         raise DeviceError(errno.EIO, f"nft did not answer ({error})") from None
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip().splitlines()[:1]
-        raise DeviceError(errno.EIO, f"nft refused the kill switch: {''.join(reason)}")
+        raise DeviceError(errno.EIO, f"nft refused {what}: {''.join(reason)}")
 
 
 TABLE = "ginnel"

@@ -105,17 +105,17 @@ class Settings:
         if any(not _is_domain(domain) for domain in domains):
             raise ValueError("a domain that is none")
         return cls(
-            servers=tuple(map(ip_address, fields["servers"])),
-            address=None if fields["address"] is None else ip_interface(fields["address"]),
+            servers=tuple(ip_address(_word(each)) for each in fields["servers"]),
+            address=_interface(fields["address"]),
             peer=_address(fields["peer"]),
-            address6=None if fields["address6"] is None else ip_interface(fields["address6"]),
+            address6=_interface(fields["address6"]),
             gateway=_address(fields["gateway"]),
             gateway6=_address(fields["gateway6"]),
             routes=tuple(_wish(*entry) for entry in fields["routes"]),
             flags=None if flags is None else tuple(map(str, flags)),
             block_ipv6=bool(fields["block_ipv6"]),
             mtu=None if mtu is None else int(mtu),
-            dns=tuple(map(ip_address, fields["dns"]))[:MAX_DNS],
+            dns=tuple(ip_address(_word(each)) for each in fields["dns"])[:MAX_DNS],
             domains=domains[:MAX_DNS],
         )
 
@@ -252,11 +252,22 @@ def _wish(network: str | None, way: str, gateway: str | None, metric: int) -> Wi
     if way not in ("tunnel", "outside") or not 0 <= int(metric) < 1 << 32:
         raise ValueError(f"a route by {way!r} with the metric {metric}")
     place: Literal["tunnel", "outside"] = "outside" if way == "outside" else "tunnel"
-    return Wish(None if network is None else ip_network(network), place, _address(gateway), int(metric))
+    return Wish(None if network is None else ip_network(_word(network)), place, _address(gateway), int(metric))
 
 
-def _address(text: str | None) -> IpAddress | None:
-    return None if text is None else ip_address(text)
+def _address(text: object) -> IpAddress | None:
+    return None if text is None else ip_address(_word(text))
+
+
+def _interface(text: object) -> IpInterface | None:
+    return None if text is None else ip_interface(_word(text))
+
+
+def _word(text: object) -> str:
+    """`ipaddress` takes numbers, too, which nobody has asked for."""
+    if not isinstance(text, str):
+        raise TypeError(f"{text!r} in the place of an address")
+    return text
 
 
 def _text(value: object) -> str | None:

@@ -10,12 +10,14 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ginnel.errors import DeviceError
 from ginnel.network.kill_switch import Server
+from ginnel.network.masquerade import Gate
 from ginnel.network.plan import Settings
 
 
@@ -33,14 +35,16 @@ class Rights:
             )
         self._socket = ours
         self._socket.settimeout(PATIENCE)
+        self._ended = os.pidfd_open(self._process.pid)
+        self._asking = threading.Lock()
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
     def fileno(self) -> int:
-        """Readable, when nothing was asked, means that the helper has ended."""
-        return self._socket.fileno()
+        """Readable when the helper has ended."""
+        return self._ended
 
     def recover(self, *, keep_guard: bool) -> tuple[int, bool]:
         """Undoes what processes that were killed left behind: how many there were, and whether their kill switch
@@ -59,6 +63,9 @@ class Rights:
     def configure(self, settings: Settings) -> None:
         self._ask({"do": "configure", "settings": settings.emit()})
 
+    def open_way_out(self, gate: Gate) -> None:
+        self._ask({"do": "masquerade", "gate": gate.emit()})
+
     def close(self, *, orderly: bool) -> None:
         """Takes everything back, and waits until it has; not ``orderly``, the kill switch stays. Idempotent."""
         if self._socket.fileno() < 0:
@@ -69,21 +76,28 @@ class Rights:
         self._socket.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(PATIENCE)
+        os.close(self._ended)
 
     def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
-        try:
-            self._socket.sendall(json.dumps(request).encode() + b"\n")
-            data, descriptors, _, _ = socket.recv_fds(self._socket, 1 << 16, 1)
-            while data and not data.endswith(b"\n"):
-                data += self._socket.recv(1 << 16)
-        except OSError:
-            data, descriptors = b"", []
+        with self._asking:
+            data, descriptors = self._exchange(json.dumps(request).encode() + b"\n")
         if not data:
             raise RefusedError(errno.EIO, ENDED)
         reply = json.loads(data)
         if "ok" not in reply:
             raise RefusedError(int(reply["errno"]), str(reply["error"]))
         return reply, descriptors
+
+    def _exchange(self, request: bytes) -> tuple[bytes, list[int]]:
+        """The answer's line, empty where there is none."""
+        try:
+            self._socket.sendall(request)
+            data, descriptors, _, _ = socket.recv_fds(self._socket, 1 << 16, 1)
+            while data and not data.endswith(b"\n"):
+                data += self._socket.recv(1 << 16)
+        except OSError:
+            return b"", []
+        return data, descriptors
 
 
 class RefusedError(DeviceError):
@@ -107,23 +121,25 @@ def check() -> None:
         )
 
 
-def drop() -> None:
+def drop(*, keep_user: bool = False) -> None:
     """Gives up all rights for good: root becomes the user who called sudo, else nobody; no capability stays.
 
-    To be called while the process has one thread. Raises DeviceError if anything of it stays.
+    With ``keep_user`` it stays who it is, and with it the owner of its files, and may use ports below 1024. To be
+    called while the process has one thread. Raises DeviceError if anything else stays.
     """
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and not keep_user:
         user = int(os.environ.get("SUDO_UID") or NOBODY) or NOBODY
         group = int(os.environ.get("SUDO_GID") or NOBODY) or NOBODY
         os.setgroups([])
         os.setresgid(group, group, group)
         os.setresuid(user, user, user)
+    kept = 1 << CAP_NET_BIND_SERVICE & _capabilities() if keep_user else 0
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     header = (ctypes.c_uint32 * 2)(LINUX_CAPABILITY_VERSION_3, 0)
-    libc.capset(header, (ctypes.c_uint32 * 6)())
-    if _capabilities() or os.geteuid() == 0:
+    libc.capset(header, (ctypes.c_uint32 * 6)(kept, kept, 0, 0, 0, 0))
+    if _capabilities() != kept or (os.geteuid() == 0 and not keep_user):
         raise DeviceError(errno.EPERM, "the rights of this process could not be given up")
 
 
@@ -136,6 +152,6 @@ def _capabilities() -> int:
 ENDED = "the helper that keeps the rights over addresses and routes has ended"
 PATIENCE = 20.0
 NOBODY = 65534
-CAP_NET_ADMIN = 12
+CAP_NET_BIND_SERVICE, CAP_NET_ADMIN = 10, 12
 PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
 LINUX_CAPABILITY_VERSION_3 = 0x20080522

@@ -78,20 +78,11 @@ class KernelVpn(Vpn):
             try:
                 # After a loss, too: the way to the server may be another one by now.
                 if self._push is not None:
-                    await self._set_up(self._wanted(self._push))
+                    await asyncio.to_thread(self._rights.configure, self._wanted(self._push))
             except DeviceError as error:
                 self._fail(error)
                 return
             super()._on_change(change)
-
-    async def _set_up(self, wanted: Settings) -> None:
-        loop = asyncio.get_running_loop()
-        # An answer is no end of the helper.
-        loop.remove_reader(self._rights.fileno())
-        try:
-            await asyncio.shield(loop.run_in_executor(None, self._rights.configure, wanted))
-        finally:
-            loop.add_reader(self._rights.fileno(), self._helper_ended)
 
     def _wanted(self, push: PushReply) -> Settings:
         wanted = settings(push, self._config.local, (remote.host for remote in carriers(self._config)))

@@ -9,15 +9,10 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
-from ginnel._core import DataPlane
-from ginnel.device.memory import MemoryDevice
 from ginnel.errors import GinnelError
-from ginnel.gateways.egress import Egress
-from ginnel.gateways.relay import Address, Listener
 from ginnel.openvpn import events
 from ginnel.openvpn.commands import REPORTS, carry_out
 from ginnel.openvpn.endpoint import Endpoint, Limits
@@ -27,6 +22,7 @@ from ginnel.openvpn.tls_crypt_v2 import ServerKey, TlsCryptV2Server
 from ginnel.server.admission import Admission
 from ginnel.server.clients import Client
 from ginnel.server.config import Listen, ServerConfig
+from ginnel.server.inner import Inner, UserSpace
 from ginnel.server.journal import tell
 from ginnel.server.listeners import Listeners
 from ginnel.server.pool import Pool
@@ -41,11 +37,13 @@ P = ParamSpec("P")
 class Server:
     """A running server: an asynchronous context manager, made and used in one event loop.
 
-    ``stack`` is at the server's inner address; what runs on it is reached by clients alone.
+    ``inner`` is where clients' packets come out, a stack in user space with None. ``stack`` is at the server's
+    inner address; what runs on it is reached by clients alone.
     """
 
-    def __init__(self, store: Store, config: ServerConfig | None = None) -> None:
+    def __init__(self, store: Store, config: ServerConfig | None = None, inner: Inner | None = None) -> None:
         self.config = config or ServerConfig()
+        self._inner = inner
         self.store = store
         self.started = time.time()
         self._exit = contextlib.AsyncExitStack()
@@ -79,6 +77,11 @@ class Server:
             await self._dismiss()
             await asyncio.to_thread(self.store.settle)
         await self._exit.aclose()
+
+    @property
+    def stack(self) -> Stack:
+        """LocalProtocolError before the start, and where the kernel has the inner address."""
+        return self._inside.stack
 
     @property
     def places(self) -> list[Listen]:
@@ -124,7 +127,7 @@ class Server:
         return {
             "endpoint": self._endpoint.statistics(),
             "plane": self._plane.statistics(),
-            "egress": self._egress.statistics(),
+            "egress": self._inside.statistics(),
         }
 
     # Start and end.
@@ -132,15 +135,13 @@ class Server:
     async def _start(self) -> None:
         config = self.config
         self._loop = asyncio.get_running_loop()
-        self._device = MemoryDevice("tun", config.tun_mtu)
-        self._device.set_up(True)
-        self._plane = DataPlane(self._device.application)
-        self._exit.callback(self._plane.close)
+        self._inside = self._inner or UserSpace(config)
+        self._plane = self._inside.plane
+        self._exit.push_async_callback(self._inside.aclose)
         self._plane.set_relaying(config.client_to_client)
         # The endpoint counts exactly, as clients that prove their address don't count; this is what it has time for.
         most, period = config.connect_freq_initial
         self._plane.limit_strangers(STRANGERS * most, period)
-        self.stack = await self._exit.enter_async_context(Stack(self._device.interface))
         self._listeners = Listeners(
             self._plane,
             config.listen,
@@ -159,8 +160,7 @@ class Server:
             decide=self._decide,
             inform=lambda peer, text: self._policies[peer].tell(text),
         )
-        self._set_up_stack()
-        await self._open_way_out()
+        await self._inside.open(self._admission.pool, self._address_of)
         self._settings = _settings(config, self.store)
         self._endpoint = Endpoint(
             self._settings,
@@ -180,21 +180,6 @@ class Server:
         self._exit.push_async_callback(self._end_tasks)
         self._spawn(self._watch())
         self.store.set_listeners([str(place) for place in self.places], config.public)
-
-    def _set_up_stack(self) -> None:
-        pool = self._admission.pool
-        addresses = [f"{pool.address}/{pool.network.prefixlen}"]
-        if pool.address6 is not None and pool.network6 is not None:
-            addresses.append(f"{pool.address6}/{pool.network6.prefixlen}")
-        self.stack.set_addresses(addresses)
-
-    async def _open_way_out(self) -> None:
-        """Clients' flows leave through this host's sockets, and published ports lead to them."""
-        allow = [str(network) for network in self.config.allow]
-        self._egress = await self._exit.enter_async_context(Egress(self.stack, allow=allow))
-        for published in self.config.publish:
-            listener = Listener(Address("0.0.0.0", published.port))
-            self._egress.publish(listener, partial(self._address_of, published.user), published.target)
 
     def _address_of(self, name: str) -> str | None:
         return next((str(client.address) for client in self.clients if client.name == name), None)
@@ -331,6 +316,7 @@ class Server:
             own.append(f"{client.address6}/128")
         inner = [*own, *client.routes]
         self._plane.set_routes(client.peer, inner, inner)
+        self._inside.lead_to(client)
 
     def _welcome(self, client: Client, news: events.Established) -> None:
         client.cipher, client.tls, client.since = news.cipher, news.tls, time.time()
@@ -346,8 +332,7 @@ class Server:
         client = self._admission.forget(peer)
         path = client.path if client is not None else None
         if client is not None:
-            for address in filter(None, (client.address, client.address6)):
-                self._egress.forget(str(address))
+            self._inside.forget(client)
         if client is None or client.session is None:
             _, host, port = policy.path
             name = None if client is None else client.name

@@ -1,0 +1,162 @@
+"""A server's way out through the kernel: forwarding, and a table of nftables that hides clients behind this machine.
+
+What clients may reach is what they may in user space (`ginnel.gateways.access`): public addresses, and networks that
+are allowed by name; neither private ranges nor this machine itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ginnel.errors import DeviceError
+from ginnel.gateways.access import CLOSED, COMPATIBLE, NAT64
+from ginnel.network.journal import Entry
+from ginnel.network.kill_switch import load
+from ginnel.network.plan import IpNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """``inside``: the networks of the clients; ``allow``: what is open beside public addresses; ``relaying``: clients
+    reach each other."""
+
+    inside: tuple[IpNetwork, ...]
+    allow: tuple[IpNetwork, ...] = ()
+    relaying: bool = False
+
+    def emit(self) -> dict[str, Any]:
+        return {
+            "inside": [str(network) for network in self.inside],
+            "allow": [str(network) for network in self.allow],
+            "relaying": self.relaying,
+        }
+
+    @classmethod
+    def parse(cls, fields: dict[str, Any]) -> Gate:
+        """The reverse. Raises ValueError, TypeError or KeyError."""
+        inside, allow = (tuple(map(ipaddress.ip_network, fields[name])) for name in ("inside", "allow"))
+        if len(inside) + len(allow) > MAX_NETWORKS:
+            raise ValueError("too many networks")
+        return cls(inside, allow, bool(fields["relaying"]))
+
+
+def table(device: str) -> str:
+    """The name of a device's table."""
+    return f"ginnel_serve_{re.sub(r'[^A-Za-z0-9]', '_', device)}"
+
+
+def rules(device: str, gate: Gate) -> str:
+    """The table, as nft(8) reads it; it replaces an earlier one in one transaction."""
+    name = table(device)
+    translated = [NAT64, COMPATIBLE, TUNNELLED]
+    allowed = [f"{_matches('daddr', [network])} accept" for network in gate.allow]
+    closed = [
+        f"{_matches('daddr', [network])} reject with icmpx admin-prohibited" for network in (*CLOSED, *translated)
+    ]
+    own = [f"{_matches('daddr', [network])} meta l4proto {{ icmp, ipv6-icmp }} accept" for network in gate.inside]
+    hidden = [f'{_matches("saddr", [network])} oifname != "{device}" masquerade' for network in gate.inside]
+    among = "accept" if gate.relaying else "reject with icmpx admin-prohibited"
+    return f"""table inet {name}
+delete table inet {name}
+table inet {name} {{
+    chain forward {{
+        type filter hook forward priority filter; policy accept;
+        iifname "{device}" jump out
+        oifname "{device}" ct state established,related accept
+        oifname "{device}" iifname != "{device}" reject with icmpx admin-prohibited
+    }}
+    chain out {{
+        oifname "{device}" {among}
+        {_lines(allowed)}
+        {_lines(closed)}
+    }}
+    chain input {{
+        type filter hook input priority filter; policy accept;
+        iifname != "{device}" return
+        ct state established,related accept
+        {_lines(own)}
+        {_lines(allowed)}
+        reject with icmpx admin-prohibited
+    }}
+    chain postrouting {{
+        type nat hook postrouting priority srcnat; policy accept;
+        {_lines(hidden)}
+    }}
+}}
+"""
+
+
+def begin(device: str, gate: Gate) -> list[Entry]:
+    """What `undo` needs to know, in the order in which it is to be made. Nothing is changed yet."""
+    entries = [entry for network in gate.inside for entry in _forwarding(network.version)]
+    return [*{entry["path"]: entry for entry in entries}.values(), {"undo": "masquerade", "table": table(device)}]
+
+
+def make(entries: Sequence[Entry], device: str, gate: Gate) -> None:
+    """Raises DeviceError."""
+    for entry in entries:
+        if entry["undo"] == "sysctl" and entry["ours"] is not None:
+            try:
+                (SYSCTL / entry["path"]).write_text(entry["ours"])
+            except OSError as error:
+                what = entry["path"].replace("/", ".")
+                raise DeviceError(error.errno or errno.EIO, f"cannot set {what} = {entry['ours']}") from None
+    load(rules(device, gate), "the way out")
+
+
+def undo(entry: Entry) -> None:
+    """Takes one back; what somebody else has set since is left as it is. Raises DeviceError."""
+    if entry["undo"] == "masquerade":
+        name = re.sub(r"[^A-Za-z0-9_]", "_", entry["table"])
+        load(f"table inet {name}\ndelete table inet {name}\n", "the end of the way out")
+        return
+    path = SYSCTL / entry["path"]
+    if path.exists() and entry["ours"] in (None, path.read_text().strip()):
+        path.write_text(entry["before"])
+
+
+def _forwarding(version: int) -> Iterator[Entry]:
+    """Forwarding is off until somebody needs it. For IPv6 it makes a host a router, which takes no more addresses and
+    routes from others: unless it is told to (accept_ra 2)."""
+    family = f"ipv{version}"
+    switch = Path("net", family, "ip_forward" if version == 4 else "conf/all/forwarding")
+    if _value(switch) != "0":
+        return
+    for interface in sorted((SYSCTL / "net" / family / "conf").iterdir()):
+        each = Path("net", family, "conf", interface.name)
+        if interface.name in ("all", "default"):
+            continue
+        if _value(each / "forwarding") == "1":
+            # The switch below sets all of them, on and off.
+            yield {"undo": "sysctl", "path": str(each / "forwarding"), "before": "1", "ours": None}
+        if version == 6 and _value(each / "accept_ra") == "1":
+            yield {"undo": "sysctl", "path": str(each / "accept_ra"), "before": "1", "ours": "2"}
+    yield {"undo": "sysctl", "path": str(switch), "before": "0", "ours": "1"}
+
+
+def _value(path: Path) -> str:
+    try:
+        return (SYSCTL / path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _matches(field: str, networks: Sequence[IpNetwork]) -> str:
+    family = "ip6" if networks[0].version == 6 else "ip"
+    return f"{family} {field} {{ {', '.join(map(str, networks))} }}"
+
+
+def _lines(lines: Sequence[str]) -> str:
+    return "\n        ".join(lines)
+
+
+SYSCTL = Path("/proc/sys")
+MAX_NETWORKS = 1024
+# 6to4 (RFC 3056): whoever routes it leads to the IPv4 address within.
+TUNNELLED = ipaddress.IPv6Network("2002::/16")

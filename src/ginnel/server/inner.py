@@ -1,0 +1,161 @@
+"""The inner end of a server, where its clients' packets come out: in user space, or on a device of the kernel's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import select
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_network
+from typing import Protocol
+
+from ginnel._core import DataPlane
+from ginnel.device.memory import MemoryDevice
+from ginnel.errors import LocalProtocolError
+from ginnel.gateways.egress import Egress
+from ginnel.gateways.relay import Address, Listener
+from ginnel.network.masquerade import Gate
+from ginnel.network.plan import Settings, Wish
+from ginnel.network.rights import Rights
+from ginnel.server.clients import Client
+from ginnel.server.config import ServerConfig
+from ginnel.server.pool import Pool
+from ginnel.stack import Stack
+
+
+class Inner(Protocol):
+    plane: DataPlane
+
+    @property
+    def stack(self) -> Stack:
+        """At the server's inner address. LocalProtocolError where the kernel has that."""
+
+    async def open(self, pool: Pool, address_of: Callable[[str], str | None]) -> None:
+        """Takes its addresses, and opens the way out. ``address_of`` a user: the inner one, None while away."""
+
+    def lead_to(self, client: Client) -> None:
+        """Networks behind a client are reached through it from now on."""
+
+    def forget(self, client: Client) -> None: ...
+
+    def statistics(self) -> dict[str, int]: ...
+
+    async def aclose(self) -> None:
+        """Idempotent."""
+
+
+class UserSpace:
+    """A stack of our own; clients' flows leave through this host's sockets, and published ports lead to them."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._device = MemoryDevice("tun", config.tun_mtu)
+        self._device.set_up(True)
+        self.plane = DataPlane(self._device.application)
+        self._stack: Stack | None = None
+        self._egress: Egress | None = None
+        self._exit = contextlib.AsyncExitStack()
+        self._exit.callback(self.plane.close)
+
+    @property
+    def stack(self) -> Stack:
+        if self._stack is None:
+            raise LocalProtocolError("the server was not started; enter it with 'async with' first")
+        return self._stack
+
+    async def open(self, pool: Pool, address_of: Callable[[str], str | None]) -> None:
+        self._stack = await self._exit.enter_async_context(Stack(self._device.interface))
+        self._stack.set_addresses([str(address) for address in _addresses(pool) if address is not None])
+        allow = [str(network) for network in self._config.allow]
+        self._egress = await self._exit.enter_async_context(Egress(self._stack, allow=allow))
+        for published in self._config.publish:
+            listener = Listener(Address("0.0.0.0", published.port))
+            self._egress.publish(listener, partial(address_of, published.user), published.target)
+
+    def lead_to(self, client: Client) -> None:
+        """The data plane knows the way, and all of the stack's packets go there."""
+
+    def forget(self, client: Client) -> None:
+        if self._egress is not None:
+            for address in filter(None, (client.address, client.address6)):
+                self._egress.forget(str(address))
+
+    def statistics(self) -> dict[str, int]:
+        return {} if self._egress is None else self._egress.statistics()
+
+    async def aclose(self) -> None:
+        await self._exit.aclose()
+
+
+class Routed:
+    """A device of the kernel's, which forwards what clients send. All that takes rights is asked of ``rights``."""
+
+    def __init__(self, config: ServerConfig, rights: Rights, device: tuple[int, str, bool]) -> None:
+        self._config = config
+        self._rights = rights
+        descriptor, self.device, udp_offload = device
+        self.plane = DataPlane.on_kernel_device(descriptor, "tun", True, udp_offload)
+        self._settings = Settings(mtu=config.tun_mtu)
+        self._behind: dict[int, tuple[str, ...]] = {}
+        # One at a time, and in their order.
+        self._asking = ThreadPoolExecutor(1)
+
+    @property
+    def helper_descriptor(self) -> int:
+        """Readable when the helper has ended."""
+        return self._rights.fileno()
+
+    @property
+    def helper_ended(self) -> bool:
+        return bool(select.select([self._rights.fileno()], [], [], 0)[0])
+
+    @property
+    def stack(self) -> Stack:
+        raise LocalProtocolError(f"the server's inner address is the kernel's, on {self.device}; use ordinary sockets")
+
+    async def open(self, pool: Pool, address_of: Callable[[str], str | None]) -> None:
+        """Raises DeviceError."""
+        address, address6 = _addresses(pool)
+        self._settings = Settings(address=address, address6=address6, mtu=self._config.tun_mtu)
+        inside: tuple[IPv4Network | IPv6Network, ...] = (pool.network,)
+        if pool.network6 is not None:
+            inside += (pool.network6,)
+        gate = Gate(inside, self._config.allow, self._config.client_to_client)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._asking, self._rights.configure, self._settings)
+        await loop.run_in_executor(self._asking, self._rights.open_way_out, gate)
+
+    def lead_to(self, client: Client) -> None:
+        if client.routes:
+            self._behind[client.peer] = client.routes
+            self._route()
+
+    def forget(self, client: Client) -> None:
+        if self._behind.pop(client.peer, None):
+            self._route()
+
+    def statistics(self) -> dict[str, int]:
+        return {}
+
+    async def aclose(self) -> None:
+        await asyncio.to_thread(self._asking.shutdown)
+        self.plane.close()
+
+    def _route(self) -> None:
+        wishes = tuple(Wish(ip_network(network)) for networks in self._behind.values() for network in networks)
+        settings = Settings(
+            address=self._settings.address,
+            address6=self._settings.address6,
+            mtu=self._settings.mtu,
+            routes=tuple(dict.fromkeys(wishes)),
+        )
+        self._asking.submit(self._rights.configure, settings)
+
+
+def _addresses(pool: Pool) -> tuple[IPv4Interface, IPv6Interface | None]:
+    own = IPv4Interface((pool.address, pool.network.prefixlen))
+    if pool.address6 is None or pool.network6 is None:
+        return own, None
+    return own, IPv6Interface((pool.address6, pool.network6.prefixlen))
