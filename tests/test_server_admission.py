@@ -137,6 +137,17 @@ async def test_a_client_that_begins_anew_at_its_address_replaces_itself() -> Non
     await house.enter(house.login("bob", 2, path=(0, "192.0.2.1", 999)))
 
 
+async def test_who_is_revoked_while_others_are_asked_stays_out() -> None:
+    house = House()
+
+    async def authenticate(login: ClientLogin) -> None:
+        house.people.revoke("alice")
+
+    house.admission.use(replace(ServerConfig(), authenticate=authenticate))
+    assert await house.ask(house.login("alice", 1, "secret")) == Refusal("the certificate is revoked")
+    assert house.clients == {}
+
+
 async def test_no_address_is_free_for_now() -> None:
     house = House(network=IPv4Network("10.8.0.0/29"), network6=None)
     for number in range(5):

@@ -74,5 +74,10 @@ async def test_monitors_find_their_files(tmp_path: Path) -> None:
         text = metrics(describe(server))
         assert "ginnel_client_since" not in text
         assert 'ginnel_client_received_bytes_total{name="alice",peer="0",transport="udp"}' in text
-        assert "\nEND\n" in status_file(describe(server), "0")
+        described = describe(server)
+        described["clients"][0]["username"] = "x\nCLIENT_LIST\tadmin"
+        shown = status_file(described, "0")
+        assert "\nEND\n" in shown
+        assert shown.count("\nCLIENT_LIST\t") == 1
+        assert "x\\nCLIENT_LIST\\tadmin" in shown
     assert left_in(tmp_path) == []

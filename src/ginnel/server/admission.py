@@ -164,6 +164,10 @@ class Admission:
         try:
             if asked:
                 await self._ask(login, user)
+                # Who was revoked meanwhile is on nobody's list of those to throw out.
+                found = self._identify(login)
+                if isinstance(found, Refusal):
+                    raise AuthError(found.reason, found.reason)
                 token = None if self._tokens is None else self._tokens.first(login.username, time.time())
             verdict = self._let_in(login, user, token)
             if self._config.connected is not None and isinstance(verdict, PushReply) and not login.again:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from ginnel.openvpn.words import escape
+
 if TYPE_CHECKING:
     from ginnel.server.service import Server
 
@@ -33,7 +35,8 @@ def status_file(description: Mapping[str, Any], version: str) -> str:
         for address in filter(None, (client["address"], client["address6"])):
             lines.append(("ROUTING_TABLE", address, client["name"], client["remote"], _local(now), int(now)))
     lines += [("GLOBAL_STATS", "Max bcast/mcast queue length", 0), ("GLOBAL_STATS", "dco_enabled", 0), ("END",)]
-    return "".join("\t".join(map(str, line)) + "\n" for line in lines)
+    # Some of it was said by clients: none may begin a field or a line of their own.
+    return "".join("\t".join(escape(str(field)) for field in line) + "\n" for line in lines)
 
 
 def table(description: Mapping[str, Any]) -> str:
