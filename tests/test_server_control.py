@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import stat
 from pathlib import Path
 
 import pytest
 
 from ginnel.errors import AuthError, ConfigError, UnreachableError
+from ginnel.gateways.relay import Address, Listener
 from ginnel.server.control import NAME, Control, ask
+from ginnel.server.exporter import Exporter
 from ginnel.server.metrics import metrics
 from ginnel.server.monitor import METRICS, STATUS, Monitor
 from ginnel.server.status import describe, status_file, table
@@ -80,4 +83,35 @@ async def test_monitors_find_their_files(tmp_path: Path) -> None:
         assert "\nEND\n" in shown
         assert shown.count("\nCLIENT_LIST\t") == 1
         assert "x\\nCLIENT_LIST\\tadmin" in shown
+    assert left_in(tmp_path) == []
+
+
+async def test_prometheus_fetches_counters(tmp_path: Path) -> None:
+    people = People()
+    people.add("alice")
+    path = tmp_path / "metrics"
+    async with serving(people) as server, connecting(server, people, "alice") as alice:
+        await reaches(alice, server)
+        exporter = Exporter(server, Listener(Address(path=path)))
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+        async def fetch(request: bytes) -> bytes:
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(request)
+            answer = await asyncio.wait_for(reader.read(), 20)
+            writer.close()
+            return answer
+
+        head, _, body = (await fetch(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200")
+        assert b"ginnel_clients 1\n" in body
+        assert b'ginnel_client_received_bytes_total{name="alice"' in body
+        assert (await fetch(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")).startswith(b"HTTP/1.1 404")
+        assert (await fetch(b"POST /metrics HTTP/1.1\r\nHost: x\r\n\r\n")).startswith(b"HTTP/1.1 405")
+        for hostile in (b"\0\0\0\n\n", b"GET /" + b"x" * 100_000, b"GET /metrics HTTP/1.1\r\n\r\n"):
+            # What it does not even read to its end, it resets.
+            with contextlib.suppress(ConnectionError):
+                assert b"200" not in await fetch(hostile)
+        assert await alice.ping(str(server.pool.address)) < 20
+        await exporter.aclose()
     assert left_in(tmp_path) == []

@@ -50,3 +50,9 @@ def test_what_another_holds_or_is_no_clients_is_not_had_again() -> None:
         assert lease is not None
         assert str(lease.address) != last
         pool.give_back(2, lease)
+
+
+@pytest.mark.parametrize("fixed", ["10.8.0.0", "10.8.0.1", "10.8.0.255", "10.9.0.7", "192.0.2.1"])
+def test_a_fixed_address_is_one_of_a_clients(fixed: str) -> None:
+    assert make().take(1, fixed=IPv4Address(fixed)) is None
+    assert make().take(1, fixed=IPv4Address("10.8.0.77")) is not None

@@ -115,10 +115,11 @@ def test_a_second_login_is_refused_until_the_first_is_gone(network: Network) -> 
             # It is told to try again, and does.
             first.close()
             other.wait_line(UP, 60)
+            server.wait_line('"remote": "192.0.2.88:', 10)
             remotes = [parse_event(line)["remote"] for line in server.out.all() if '"event": "connected"' in line]
             assert [remote.partition(":")[0] for remote in remotes] == ["192.0.2.2", "192.0.2.88"]
         finally:
-            network.client.ip("address del 192.0.2.88/24 dev eth0")
+            network.client.ip("route change 192.0.2.0/24 dev eth0 src 192.0.2.2", "address del 192.0.2.88/24 dev eth0")
 
 
 def test_a_network_behind_a_client_may_send_through_it(network: Network) -> None:

@@ -8,6 +8,7 @@ import errno
 import ipaddress
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -19,13 +20,16 @@ from typing import Any
 import click
 
 from ginnel.errors import ConfigError, DeviceError, GinnelError
+from ginnel.gateways.relay import Address, Listener
 from ginnel.network import rights
 from ginnel.openvpn.tls_crypt_v2 import ServerKey, TlsCryptV2Server
 from ginnel.openvpn.wrap import StaticKey, TlsAuth, TlsCrypt
+from ginnel.server.client_file import split_host
 from ginnel.server.config import Listen, Publish, ServerConfig
 from ginnel.server.control import Control
 from ginnel.server.directory import state_directory
 from ginnel.server.easyrsa import read_pki
+from ginnel.server.exporter import Exporter
 from ginnel.server.inner import Routed
 from ginnel.server.journal import tell
 from ginnel.server.monitor import Monitor
@@ -47,6 +51,7 @@ from ginnel.server.store import Store, open_store
 @click.option("--dev", metavar="NAME", help="The name of that device; without it the next free tunN.")
 @click.option("--allow", metavar="CIDR", multiple=True, help="A private network that clients may reach from here.")
 @click.option("--publish", metavar="PORT:USER:PORT", multiple=True, help="Lead a port of this machine to a client's.")
+@click.option("--metrics", metavar="[ADDR:]PORT|unix:PATH", help="Serve counters for Prometheus, at /metrics.")
 @click.option(
     "--import",
     "pki",
@@ -65,6 +70,7 @@ def command(
     dev: str | None,
     allow: tuple[str, ...],
     publish: tuple[str, ...],
+    metrics: str | None,
     pki: Path | None,
     as_json: bool,
 ) -> int:
@@ -75,6 +81,9 @@ def command(
     reporter = Reporter(as_json)
     _set_up_logging(reporter, ctx.obj or 0)
     try:
+        if public is not None:
+            split_host(public)
+        exported = None if metrics is None else Address.parse(metrics)
         config = ServerConfig(
             listen=tuple(place for text in places for place in Listen.parse(text)),
             public=public,
@@ -85,10 +94,10 @@ def command(
         if dev is not None and not tun:
             raise ConfigError("--dev is for a kernel's device", instead="add --tun, or leave it out")
         if not tun:
-            asyncio.run(_serve(config, directory, pki, reporter, None))
+            asyncio.run(_serve(config, directory, pki, reporter, None, exported))
         else:
             with _routed(config, dev) as (config, routed):
-                asyncio.run(_serve(config, directory, pki, reporter, routed))
+                asyncio.run(_serve(config, directory, pki, reporter, routed, exported))
         reporter.event("down")
     except GinnelError as error:
         reporter.event("error", code=error.exit_status, message=str(error))
@@ -105,7 +114,11 @@ class Reporter(logging.Handler):
 
     def event(self, event: str, **fields: Any) -> None:
         if self._as_json:
-            print(json.dumps({"event": event, **fields}, default=str), flush=True)
+            try:
+                print(json.dumps({"event": event, **fields}, default=str), flush=True)
+            except BrokenPipeError:
+                # Nobody reads any longer; the clients have nothing to do with that.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def say(self, text: str) -> None:
         if not self._as_json:
@@ -142,7 +155,12 @@ def _routed(config: ServerConfig, name: str | None) -> Iterator[tuple[ServerConf
 
 
 async def _serve(
-    config: ServerConfig, directory: Path, pki: Path | None, reporter: Reporter, routed: Routed | None
+    config: ServerConfig,
+    directory: Path,
+    pki: Path | None,
+    reporter: Reporter,
+    routed: Routed | None,
+    exported: Address | None,
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -152,6 +170,7 @@ async def _serve(
     config = replace(config, wrap=_wrap(store))
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(asyncio.to_thread, store.close)
+        listener = None if exported is None else stack.enter_context(contextlib.closing(Listener(exported)))
         if routed is not None:
             ended = routed.helper_descriptor
             loop.add_reader(ended, stop.set)
@@ -162,6 +181,8 @@ async def _serve(
         # Only now is it certain that no other server uses the directory.
         store.end_lost_sessions()
         stack.push_async_callback(Monitor(server, directory).aclose)
+        if listener is not None:
+            stack.push_async_callback(Exporter(server, listener).aclose)
         pool = server.pool
         listen = [str(place) for place in server.places]
         reporter.event(
@@ -172,6 +193,7 @@ async def _serve(
             listen=listen,
             directory=str(directory),
             **({} if routed is None else {"device": routed.device}),
+            **({} if listener is None else {"metrics": str(listener.address)}),
         )
         warnings = asyncio.create_task(_warn(store))
         stack.callback(warnings.cancel)

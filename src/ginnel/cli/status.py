@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from pathlib import Path
 
 import click
@@ -14,9 +16,30 @@ from ginnel.server.status import table
 
 @click.command(name="status")
 @click.option("--dir", "directory", metavar="DIR", type=click.Path(path_type=Path), help="The server's state.")
+@click.option("--once", is_flag=True, help="On a terminal, too, show it once and end.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with all counters.")
-def command(directory: Path | None, as_json: bool) -> int:
-    """Show the clients of the server that runs on this machine."""
-    description = ask(state_directory(directory), {"command": "status"})
-    click.echo(json.dumps(description) if as_json else table(description), nl=as_json)
+def command(directory: Path | None, once: bool, as_json: bool) -> int:
+    """Show the clients of the server that runs on this machine.
+
+    On a terminal it stays and is shown anew each second, until Ctrl-C or until the server ends.
+    """
+    folder = state_directory(directory)
+    description = ask(folder, {"command": "status"})
+    if as_json or once or not sys.stdout.isatty():
+        click.echo(json.dumps(description) if as_json else table(description), nl=as_json)
+    else:
+        _watch(folder)
     return 0
+
+
+def _watch(folder: Path) -> None:
+    from rich.live import Live
+    from rich.text import Text
+
+    try:
+        with Live(auto_refresh=False, screen=False) as live:
+            while True:
+                live.update(Text(table(ask(folder, {"command": "status"})).rstrip()), refresh=True)
+                time.sleep(1)
+    except KeyboardInterrupt:
+        return

@@ -19,4 +19,5 @@ def tell(event: str, *, level: int = logging.INFO, **fields: Any) -> None:
 
 def _word(value: Any) -> str:
     text = escape(str(value))
-    return f'"{text}"' if " " in text or not text else text
+    quoted = text.replace('"', '\\"')
+    return f'"{quoted}"' if " " in text or '"' in text or not text else text

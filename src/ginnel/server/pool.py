@@ -44,9 +44,10 @@ class Pool:
         fixed6: IPv6Address | None = None,
         last: IPv4Address | None = None,
     ) -> Lease | None:
-        """Addresses for a holder, which is a number of the caller's; None where all are taken, or a fixed one is."""
+        """Addresses for a holder, which is a number of the caller's; None where all are taken, or a fixed one is,
+        or is none of a client's."""
         address = fixed or self._free(last)
-        if address is None or self._held.get(address, holder) != holder:
+        if address is None or not self._is_clients(address) or self._held.get(address, holder) != holder:
             return None
         address6 = fixed6 or self._beside(address)
         if address6 is not None and self._held6.get(address6, holder) != holder:

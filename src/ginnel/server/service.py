@@ -376,24 +376,32 @@ class Server:
         version, counted_at = self._stored(0, self.store.version), self._loop.time()
         while True:
             await asyncio.sleep(POLL)
-            if (latest := self._stored(version, self.store.version)) != version:
+            if (latest := self._stored(version, self.store.version)) != version and self._expel_revoked():
                 version = latest
-                self._expel_revoked()
             now = self._loop.time()
             if now >= counted_at + ACCOUNTING:
                 self._account(now - counted_at)
                 counted_at = now
 
-    def _expel_revoked(self) -> None:
+    def _expel_revoked(self) -> bool:
+        """False where the store would not say of everybody: it is to be asked again."""
+        known = True
         for peer, client in list(self._clients.items()):
-            if self._stored(False, self._is_revoked, client):
-                tell("expelled", level=logging.WARNING, name=client.name, remote=client.remote, reason="revoked")
-                self._expel(peer, "the user is revoked")
+            reason = self._stored(UNKNOWN, self._revocation, client)
+            known = known and reason is not UNKNOWN
+            if reason is not None and reason is not UNKNOWN:
+                tell("expelled", level=logging.WARNING, name=client.name, remote=client.remote, reason=reason)
+                self._expel(peer, reason)
         self._advance()
+        return known
 
-    def _is_revoked(self, client: Client) -> bool:
+    def _revocation(self, client: Client) -> str | None:
+        """Why a client may stay no longer."""
         user, serial = self.store.user(client.name), client.serial
-        return user is None or user.revoked or (serial is not None and self.store.is_revoked(serial))
+        if user is None or user.revoked:
+            return "the user is revoked"
+        is_revoked = serial is not None and self.store.is_revoked(serial)
+        return "the certificate was replaced by a new one" if is_revoked else None
 
     def _account(self, elapsed: float) -> None:
         for client in self.clients:
@@ -442,6 +450,8 @@ def _settings(config: ServerConfig, store: Store) -> ServerSettings:
     )
 
 
+# What the store could not say.
+UNKNOWN = "unknown"
 # So many times the answers that are allowed are looked at.
 STRANGERS = 10
 # Seconds between two looks at the store, and between two at the counters.

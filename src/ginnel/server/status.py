@@ -29,7 +29,7 @@ def status_file(description: Mapping[str, Any], version: str) -> str:
     now = time.time()
     lines: list[Sequence[object]] = [("TITLE", f"ginnel {version}"), ("TIME", _local(now), int(now))]
     lines.append(("HEADER", "CLIENT_LIST", *CLIENT_LIST))
-    lines += [_client_line(number, client) for number, client in enumerate(description["clients"])]
+    lines += [_client_line(client) for client in description["clients"]]
     lines.append(("HEADER", "ROUTING_TABLE", *ROUTING_TABLE))
     for client in description["clients"]:
         for address in filter(None, (client["address"], client["address6"])):
@@ -71,12 +71,12 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def _client_line(number: int, client: Mapping[str, Any]) -> list[object]:
+def _client_line(client: Mapping[str, Any]) -> list[object]:
     since = client["since"]
     places = (client["remote"], client["address"], client["address6"] or "")
     return [
         *("CLIENT_LIST", client["name"], *places, client["rx"], client["tx"], _local(since), int(since)),
-        *(client["username"] or "UNDEF", number, client["peer"], client["cipher"]),
+        *(client["username"] or "UNDEF", client["peer"], client["peer"], client["cipher"]),
     ]
 
 
