@@ -32,7 +32,7 @@ from ginnel.openvpn.tls_crypt_v2 import (
     negotiates_early,
     split_wrapped_key,
 )
-from ginnel.openvpn.wrap import NoWrap, ReplayError, StaticKey, TlsAuth, TlsCrypt, UnauthenticatedError, aes_ctr, renew
+from ginnel.openvpn.wrap import AesCtr, NoWrap, ReplayError, StaticKey, TlsAuth, TlsCrypt, UnauthenticatedError, renew
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "openvpn.json").read_text())
 KEYS = VECTORS["tls_crypt_v2"]
@@ -84,7 +84,7 @@ def test_openvpns_own_key_of_a_renegotiation() -> None:
     )
     key = StaticKey(wrapper.secret)
     tag = hmac.digest(key.hmac(1)[:32], vector["packet_id"] + vector["plain"], "sha256")
-    assert tag + aes_ctr(key.cipher(1)[:32], tag[:16], vector["plain"]) == vector["wrapped"]
+    assert tag + AesCtr(key.cipher(1)[:32])(tag[:16], vector["plain"]) == vector["wrapped"]
 
 
 @pytest.mark.parametrize("wrap", [TlsCrypt(STATIC), TlsAuth(STATIC), TlsCryptV2(ClientKey(STATIC, CLIENT.wrapped))])
@@ -265,7 +265,7 @@ def test_a_key_without_metadata_is_taken_where_nobody_asks_for_it() -> None:
     # No server of ours makes one, but stock's reads one.
     size = MIN_WRAPPED.to_bytes(2, "big")
     tag = hmac.digest(SERVER.data[64:96], size + STATIC.data, "sha256")
-    wrapped = tag + aes_ctr(SERVER.data[:32], tag[:16], STATIC.data) + size
+    wrapped = tag + AesCtr(SERVER.data[:32])(tag[:16], STATIC.data) + size
     assert SERVER.unwrap(wrapped) == (STATIC, None)
     datagram = sent(RESET, ClientKey(STATIC, wrapped))
     assert opened(datagram, TlsCryptV2Server(SERVER)) == RESET

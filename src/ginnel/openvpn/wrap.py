@@ -199,8 +199,8 @@ class TlsCryptWrapper:
         wrapped_key: bytes = b"",
     ) -> None:
         send, receive = (0, 1) if server else (1, 0)
-        self._send = key.cipher(send)[:32], key.hmac(send)[:32]
-        self._receive = key.cipher(receive)[:32], key.hmac(receive)[:32]
+        self._send = AesCtr(key.cipher(send)[:32]), key.hmac(send)[:32]
+        self._receive = AesCtr(key.cipher(receive)[:32]), key.hmac(receive)[:32]
         self._sender = PacketIdSender(_net_clock(unix_time, now), sent)
         self._window = ReplayWindow()
         self.secret = key.data
@@ -212,7 +212,7 @@ class TlsCryptWrapper:
         body = packet[HEADER_SIZE:]
         tag = hmac.digest(mac, head + body, "sha256")
         tail = self.wrapped_key if packet[0] >> 3 in WITH_WRAPPED_KEY else b""
-        return head + tag + aes_ctr(cipher, tag[:16], body) + tail
+        return head + tag + cipher(tag[:16], body) + tail
 
     def unwrap(self, datagram: bytes) -> bytes:
         cipher, mac = self._receive
@@ -221,7 +221,7 @@ class TlsCryptWrapper:
         if len(datagram) < body_at:
             raise PacketError("too short for tls-crypt")
         head, tag = datagram[:tag_at], datagram[tag_at:body_at]
-        body = aes_ctr(cipher, tag[:16], datagram[body_at:])
+        body = cipher(tag[:16], datagram[body_at:])
         if not hmac.compare_digest(tag, hmac.digest(mac, head + body, "sha256")):
             raise UnauthenticatedError("the tag is wrong")
         self._window.accept(head[HEADER_SIZE:])
@@ -282,8 +282,16 @@ def _net_clock(unix_time: float, start: float) -> NetClock:
     return lambda now: int(unix_time + (now - start)) & 0xFFFFFFFF
 
 
-def aes_ctr(key: bytes, counter: bytes, data: bytes) -> bytes:
-    return Cipher(algorithms.AES(key), modes.CTR(counter)).encryptor().update(data)
+class AesCtr:
+    """AES in counter mode under one key, which encrypts as it decrypts: from 16 bytes of counter and the data."""
+
+    def __init__(self, key: bytes) -> None:
+        # Made once: that takes longer than what it then does for a packet.
+        self._context = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+
+    def __call__(self, counter: bytes, data: bytes) -> bytes:
+        self._context.reset_nonce(counter)
+        return self._context.update(data)
 
 
 RENEW_LABEL = b"EXPORTER-OpenVPN-dynamic-tls-crypt"
