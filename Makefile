@@ -11,7 +11,7 @@ MANIFESTS := pyproject.toml Cargo.toml Cargo.lock
 RUST := $(MANIFESTS) $(shell find rust -name '*.rs' -o -name Cargo.toml)
 PACKAGE := $(RUST) README.md LICENSE $(shell find src -name '*.py' -o -name '*.pyi' -o -name py.typed)
 
-.PHONY: build wheel demo test check bench soak clean
+.PHONY: build wheel demo test check interop bench soak clean
 
 build: $(VENV)/.built
 
@@ -32,6 +32,10 @@ check: $(VENV)/.built
 	$(BIN)/mypy
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+
+# The page of what is tried with stock OpenVPN, made of the table that the tests run.
+interop: $(VENV)/.built
+	@$(BIN)/python -m tests.interop.page
 
 bench: $(VENV)/.built target/wheels/.built
 	@scripts/need root openvpn curl ip setpriv /usr/bin/python3

@@ -301,7 +301,7 @@ class Vpn:
             raise self._timed_out()
 
     def _open_device(self) -> DataPlane:
-        self._device = MemoryDevice("tun", mtu=self._config.tun_mtu, queue=_QUEUE)
+        self._device = MemoryDevice(self._config.dev_type, mtu=self._config.tun_mtu, queue=_QUEUE)
         self._device.set_up(True)
         self._stack = Stack(self._device.interface, budget=self._budget)
         return DataPlane(self._device.application)
@@ -359,6 +359,8 @@ class Vpn:
         if push.tun_mtu is not None:
             self._device.set_mtu(push.tun_mtu)
         self._stack.set_addresses([str(address) for address in (push.address, push.address6) if address])
+        if self._config.dev_type == "tap":
+            self._stack.set_routes(_gateways(push))
         local = self._config.local
         servers = push.dns_servers or local.dns_servers
         self._stack.set_dns([str(server) for server in servers], push.search_domains or local.search_domains)
@@ -380,6 +382,16 @@ class Vpn:
 
 def _addresses(push: PushReply) -> tuple[str | None, str | None]:
     return (str(push.address) if push.address else None, str(push.address6) if push.address6 else None)
+
+
+def _gateways(push: PushReply) -> list[tuple[str, str | None]]:
+    """On Ethernet somebody has to carry on what is not for the link: whoever the server says, for everything."""
+    routes: list[tuple[str, str | None]] = []
+    if push.route_gateway not in (None, "dhcp"):
+        routes.append(("0.0.0.0/0", str(push.route_gateway)))
+    if push.ifconfig_ipv6 is not None:
+        routes.append(("::/0", str(push.ifconfig_ipv6.remote)))
+    return routes
 
 
 def _info(rose: Rose) -> Info:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,19 @@ def self_signed(name: str, *, server: bool = False) -> Identity:
     return _identity(builder.sign(key, hashes.SHA256()), key)
 
 
+def rsa_authority(bits: int) -> tuple[str, Identity, Identity]:
+    """An authority's certificate, a server and a client, each with an RSA key of so few bits."""
+    own = rsa.generate_private_key(65537, bits)
+    name = _name("Old CA")
+    root = _builder(name, name, own).add_extension(x509.BasicConstraints(True, None), True).sign(own, hashes.SHA256())
+
+    def issue(subject: str, server: bool) -> Identity:
+        key = rsa.generate_private_key(65537, bits)
+        return _identity(_for_use(_builder(_name(subject), name, key), server).sign(own, hashes.SHA256()), key)
+
+    return _pem(root), issue("server", True), issue("client", False)
+
+
 def static_key() -> str:
     """A key for tls-auth or tls-crypt, in the form of ``openvpn --genkey secret``."""
     digits = os.urandom(256).hex()
@@ -72,9 +87,7 @@ def static_key() -> str:
     return "\n".join(["-----BEGIN OpenVPN Static key V1-----", *lines, "-----END OpenVPN Static key V1-----", ""])
 
 
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int = 30
-) -> x509.CertificateBuilder:
+def _builder(subject: x509.Name, issuer: x509.Name, key: PrivateKey, days: int = 30) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
@@ -94,11 +107,11 @@ def _for_use(builder: x509.CertificateBuilder, server: bool) -> x509.Certificate
     return builder.add_extension(x509.ExtendedKeyUsage([role]), False).add_extension(usage, True)
 
 
-def _identity(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> Identity:
+def _identity(certificate: x509.Certificate, key: PrivateKey) -> Identity:
     return Identity(_pem(certificate), _private_pem(key), certificate.fingerprint(hashes.SHA256()).hex(":").upper())
 
 
-def _private_pem(key: ec.EllipticCurvePrivateKey) -> str:
+def _private_pem(key: PrivateKey) -> str:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     ).decode()

@@ -1,4 +1,4 @@
-"""A relay on the way to the server that stops when it is told to: it holds a handshake at any point."""
+"""A relay on the way to the server: it holds a handshake at any point, or forgets as routers do."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ class Relay:
         self.held = threading.Event()
         self._left = count
         self._front = network.server.socket(kind=socket.SOCK_DGRAM)
-        self._back = network.server.socket(kind=socket.SOCK_DGRAM)
+        self._network = network
+        self._back = self._connected()
         self._front.bind((SERVER, self.PORT))
-        self._back.connect((SERVER, 1194))
+        self._forgetting = threading.Event()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -40,12 +41,27 @@ class Relay:
         self._front.close()
         self._back.close()
 
+    def forget(self) -> None:
+        """From the next packet on the server sees the client at another port, and the old one leads nowhere."""
+        self._forgetting.set()
+
+    def _connected(self) -> socket.socket:
+        back = self._network.server.socket(kind=socket.SOCK_DGRAM)
+        back.connect((SERVER, 1194))
+        return back
+
     def _run(self) -> None:
         client = None
         with selectors.DefaultSelector() as selector:
             selector.register(self._front, selectors.EVENT_READ)
             selector.register(self._back, selectors.EVENT_READ)
             while not self._ending.is_set():
+                if self._forgetting.is_set():
+                    self._forgetting.clear()
+                    selector.unregister(self._back)
+                    self._back.close()
+                    self._back = self._connected()
+                    selector.register(self._back, selectors.EVENT_READ)
                 for key, _ in selector.select(0.1):
                     # A server that is gone answers with a refusal, which is none of our business.
                     with contextlib.suppress(ConnectionRefusedError):

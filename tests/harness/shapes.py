@@ -70,8 +70,8 @@ def encrypt(key: str) -> str:
     ).decode()
 
 
-def bundle(keys: Keys) -> bytes:
-    """PKCS #12 with certificate, key and authority, without a password."""
+def bundle(keys: Keys, password: str | None = None) -> bytes:
+    """PKCS #12 with certificate, key and authority."""
     key = serialization.load_pem_private_key(keys.client.key.encode(), None)
     certificate = x509.load_pem_x509_certificate(keys.client.certificate.encode())
     authority = x509.load_pem_x509_certificate(keys.ca.encode())
@@ -80,5 +80,5 @@ def bundle(keys: Keys) -> bytes:
         key,  # type: ignore[arg-type]
         certificate,
         [authority],
-        serialization.NoEncryption(),
+        serialization.BestAvailableEncryption(password.encode()) if password else serialization.NoEncryption(),
     )

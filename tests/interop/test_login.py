@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import office
-from tests.harness.client import GinnelClient, program_folder
+from tests.harness.client import GinnelClient, program_folder, wait_until
 from tests.harness.environment import Environment
 from tests.harness.network import Network
 from tests.harness.profile import LOGIN, Profile
@@ -109,6 +109,44 @@ def test_a_token_takes_the_place_of_a_password_that_works_once(
         client.wait_next("reconnecting")
         server.start()
         client.wait_next("up", 30)
+        assert client.curl("http://wiki.office/") == office.PAGE.decode()
+        client.stop()
+
+
+def test_a_token_is_renewed(network: Network, ordinary_env: Environment, tmp_path: Path) -> None:
+    """At each renegotiation, in a message of its own."""
+    used = tmp_path / "used"
+    check = script(tmp_path, f"[ ! -e {used} ] && touch {used}")
+    options = (f"auth-user-pass-verify {check} via-file", "auth-gen-token 600 120", "reneg-sec 2 2")
+    profile = Profile(server_options=options, client_options=("auth-user-pass", "reneg-sec 0"))
+    with (
+        StockServer(network, profile) as server,
+        GinnelClient(network, ordinary_env, profile, login=LOGIN) as client,
+    ):
+        client.wait_up()
+        wait_until(lambda: sum("auth-tokenSESS_ID" in line for line in server.log) >= 3, 30, lambda: server.log)
+        assert client.curl("http://wiki.office/") == office.PAGE.decode()
+        assert [event["event"] for event in client.events] == ["up"]
+        client.stop()
+
+
+def test_an_expired_token_makes_way_for_the_password(
+    network: Network, ordinary_env: Environment, tmp_path: Path
+) -> None:
+    secret = tmp_path / "token-secret"
+    subprocess.run(["openvpn", "--genkey", "auth-token", secret], check=True, timeout=20)
+    options = ("auth-gen-token 1", f"auth-gen-token-secret {secret}", "verb 4")
+    profile = Profile(password=True, server_options=options, keepalive=(1, 3))
+    with (
+        StockServer(network, profile) as server,
+        GinnelClient(network, ordinary_env, profile, login=LOGIN) as client,
+    ):
+        client.wait_next("up")
+        server.kill()
+        client.wait_next("reconnecting")
+        server.start()
+        client.wait_next("up", 30)
+        assert server.wait_log("expired")
         assert client.curl("http://wiki.office/") == office.PAGE.decode()
         client.stop()
 

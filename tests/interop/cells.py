@@ -1,0 +1,338 @@
+"""What is tried with stock OpenVPN, as data: `test_cells` runs it, and `docs/interop.md` is made of it (`page`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from ginnel.errors import AuthError, ConfigError, RemoteProtocolError, UnreachableError
+from tests.harness.pki import Authority, rsa_authority
+from tests.harness.profile import COMMON_KEYS, Profile
+from tests.harness.shapes import KEY_PASSWORD, bundle
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Both sides' options beside the ordinary ones, and what becomes of it.
+
+    ``why`` says what can break. ``up`` are fields of the ``up`` event and how they begin, ``server`` is
+    what its log then says. ``fails`` is the error that ginnel must end with, and words of its line;
+    without it a page must come through the tunnel. ``profile`` is made when the cell runs: keys take time.
+    """
+
+    subject: str
+    name: str
+    why: str
+    theirs: tuple[str, ...] = ()
+    ours: tuple[str, ...] = ()
+    up: dict[str, str] = field(default_factory=dict)
+    server: str = ""
+    fails: tuple[type[Exception], str] | None = None
+    profile: Callable[[], Profile] = Profile
+    files: Callable[[], dict[str, str | bytes]] = dict
+    login: bool = False
+    without: str = ""
+    """A line of the client's file that the cell is without."""
+
+    def make_profile(self) -> Profile:
+        profile = self.profile()
+        return replace(
+            profile,
+            server_options=(*profile.server_options, *self.theirs),
+            client_options=(*profile.client_options, *self.ours),
+        )
+
+    @property
+    def result(self) -> str:
+        if self.fails is None:
+            return "connects"
+        kind, words = self.fails
+        status = kind.exit_status  # type: ignore[attr-defined]
+        return f"ends with status {status}" + (f": “… {words} …”" if words else "")
+
+
+def wrapped(**values: Any) -> Callable[[], Profile]:
+    return partial(Profile, **values)
+
+
+def revoked(*, server: bool) -> dict[str, str | bytes]:
+    """A list of the server's own authority, with the server's certificate or without."""
+    authority, keys = _known_authority()
+    return {"revoked.pem": authority.revocation_list(*([keys.server] if server else []))}
+
+
+def listed() -> Profile:
+    return replace(Profile(), keys=_known_authority()[1])
+
+
+def small() -> Profile:
+    """The server has an RSA key of 1,024 bits."""
+    authority, server, client = rsa_authority(1024)
+    return Profile(tls="1.2").with_keys(ca=authority, server=server, client=client)
+
+
+def small_server() -> Profile:
+    """So has it here, but ours is as good as any, and never looked at."""
+    return small().with_keys(client=COMMON_KEYS.ca_signed.client)
+
+
+def encrypted_bundle() -> dict[str, str | bytes]:
+    return {"own.p12": bundle(COMMON_KEYS.ca_signed, KEY_PASSWORD), "key-password": KEY_PASSWORD + "\n"}
+
+
+def _known_authority() -> Any:
+    if not _KNOWN:
+        authority = Authority()
+        keys = replace(
+            COMMON_KEYS.ca_signed,
+            ca=authority.certificate,
+            server=authority.issue("server", server=True),
+            client=authority.issue("client"),
+        )
+        _KNOWN.append((authority, keys))
+    return _KNOWN[0]
+
+
+_KNOWN: list[tuple[Authority, Any]] = []
+
+TLS12 = wrapped(tls="1.2")
+CELLS = [
+    # TLS.
+    Cell(
+        "TLS",
+        "tls-cipher in OpenVPN's name",
+        "the name is not OpenSSL's: translated wrongly, nothing is left",
+        ours=("tls-cipher TLS-ECDHE-ECDSA-WITH-CHACHA20-POLY1305-SHA256",),
+        profile=TLS12,
+        up={"tls": "TLSv1.2 ECDHE-ECDSA-CHACHA20-POLY1305"},
+    ),
+    Cell(
+        "TLS",
+        "tls-cipher at the server alone",
+        "our list must hold what the other side insists on",
+        theirs=("tls-cipher TLS-ECDHE-ECDSA-WITH-AES-128-GCM-SHA256",),
+        profile=TLS12,
+        up={"tls": "TLSv1.2 ECDHE-ECDSA-AES128-GCM-SHA256"},
+    ),
+    Cell(
+        "TLS",
+        "tls-ciphersuites",
+        "TLS 1.3 has a list of its own",
+        ours=("tls-ciphersuites TLS-CHACHA20-POLY1305-SHA256",),
+        up={"tls": "TLSv1.3 TLS_CHACHA20_POLY1305_SHA256"},
+    ),
+    Cell(
+        "TLS",
+        "tls-groups, other than our first",
+        "the server asks again (HelloRetryRequest): one more flight",
+        theirs=("tls-groups secp521r1",),
+        ours=("tls-groups X25519:secp521r1",),
+        server="521",
+    ),
+    Cell(
+        "TLS",
+        "tls-version-max below the server's",
+        "which side decides",
+        ours=("tls-version-max 1.2",),
+        up={"tls": "TLSv1.2"},
+    ),
+    Cell(
+        "TLS",
+        "RSA of 1,024 bits, SECLEVEL=0 in the file",
+        "OpenSSL refuses such a certificate by itself",
+        theirs=("tls-cipher DEFAULT:@SECLEVEL=0",),
+        ours=("tls-cipher DEFAULT:@SECLEVEL=0",),
+        profile=small,
+        up={"tls": "TLSv1.2"},
+    ),
+    Cell(
+        "TLS",
+        "RSA of 1,024 bits, tls-cert-profile preferred",
+        "a level that is not set lets it in",
+        theirs=("tls-cipher DEFAULT:@SECLEVEL=0",),
+        ours=("tls-cert-profile preferred",),
+        profile=small_server,
+        fails=(RemoteProtocolError, ""),
+    ),
+    Cell(
+        "TLS",
+        "no TLS version in common",
+        "must not fall back; stock sends no alert",
+        theirs=("tls-version-max 1.2",),
+        ours=("tls-version-min 1.3",),
+        fails=(UnreachableError, "the handshake did not end"),
+    ),
+    Cell(
+        "TLS",
+        "no group in common",
+        "must not fall back; stock sends no alert",
+        theirs=("tls-groups secp521r1",),
+        ours=("tls-groups X25519",),
+        fails=(UnreachableError, "the handshake did not end"),
+    ),
+    # Certificates.
+    Cell(
+        "certificates",
+        "crl-verify without the server in it",
+        "a list switches checks on that fail without reason",
+        ours=("crl-verify revoked.pem",),
+        profile=listed,
+        files=partial(revoked, server=False),
+    ),
+    Cell(
+        "certificates",
+        "crl-verify with the server in it",
+        "a revoked server must not be taken",
+        ours=("crl-verify revoked.pem",),
+        profile=listed,
+        files=partial(revoked, server=True),
+        fails=(RemoteProtocolError, "revoked"),
+    ),
+    Cell(
+        "certificates",
+        "pkcs12 with askpass",
+        "the password is the container's, not a key's",
+        ours=("pkcs12 own.p12", "askpass key-password"),
+        files=encrypted_bundle,
+        without="cert key",
+    ),
+    Cell(
+        "certificates", "verify-x509-name, name", "what is compared with what", ours=("verify-x509-name server name",)
+    ),
+    Cell(
+        "certificates",
+        "verify-x509-name, name-prefix",
+        "what is compared with what",
+        ours=("verify-x509-name ser name-prefix",),
+    ),
+    Cell(
+        "certificates", "verify-x509-name, subject", "stock's form of a subject", ours=("verify-x509-name CN=server",)
+    ),
+    Cell(
+        "certificates",
+        "verify-x509-name, a prefix taken for a name",
+        "must not be taken for a prefix",
+        ours=("verify-x509-name serve name",),
+        fails=(RemoteProtocolError, "name"),
+    ),
+    Cell(
+        "certificates",
+        "remote-cert-ku and remote-cert-eku",
+        "numbers in hexadecimal, bits in DER's order",
+        ours=("remote-cert-ku 80 a0", 'remote-cert-eku "TLS Web Server Authentication"'),
+    ),
+    Cell(
+        "certificates",
+        "remote-cert-eku that is not there",
+        "must not be taken",
+        ours=("remote-cert-eku 1.3.6.1.5.5.7.3.4",),
+        fails=(RemoteProtocolError, ""),
+    ),
+    # Wrapping.
+    Cell(
+        "wrapping",
+        "tls-auth, digests that differ",
+        "looks as if nobody were there",
+        theirs=("auth SHA1",),
+        profile=wrapped(wrap="tls-auth"),
+        fails=(UnreachableError, "no answer"),
+    ),
+    Cell(
+        "wrapping",
+        "tls-crypt at the server alone",
+        "looks as if nobody were there",
+        profile=wrapped(wrap="tls-crypt"),
+        without="tls-crypt",
+        fails=(UnreachableError, "no answer"),
+    ),
+    # Data.
+    Cell(
+        "data",
+        "ciphers: the server's first that we have",
+        "the order is the server's",
+        theirs=("data-ciphers CHACHA20-POLY1305:AES-256-GCM",),
+        ours=("data-ciphers AES-256-GCM:CHACHA20-POLY1305",),
+        up={"cipher": "CHACHA20-POLY1305"},
+        without="data-ciphers",
+    ),
+    Cell(
+        "data",
+        "no cipher in common",
+        "must not fall back; stock says why",
+        theirs=("data-ciphers CHACHA20-POLY1305",),
+        fails=(AuthError, "cipher"),
+    ),
+    Cell(
+        "data",
+        "tun-mtu pushed",
+        "packets of the old size are lost without a word",
+        theirs=("tun-mtu 1400", 'push "tun-mtu 1400"'),
+    ),
+    Cell(
+        "data",
+        "real compression pushed",
+        "must not be taken (VORACLE)",
+        theirs=("allow-compression yes", 'push "compress lz4-v2"'),
+        fails=(RemoteProtocolError, "compress"),
+    ),
+    Cell(
+        "data",
+        "fragment in the file",
+        "both ends need it: nothing would pass",
+        ours=("fragment 1400",),
+        fails=(ConfigError, "fragment is not supported"),
+    ),
+    # What is pushed.
+    Cell(
+        "push",
+        "an Ethernet tunnel (dev tap)",
+        "frames in place of packets, neighbours have to be found",
+        theirs=("dev tap0",),
+        ours=("dev tap",),
+    ),
+    Cell("push", "topology net30", "two addresses, no mask", theirs=("topology net30",), up={"address": "10.8.0.6"}),
+    Cell("push", "topology p2p", "one address and a peer's", theirs=("topology p2p",), up={"address": "10.8.0."}),
+    Cell(
+        "push",
+        "more than one message holds",
+        "the last piece says that it is the last",
+        theirs=tuple(f'push "route 10.{number}.0.0 255.255.0.0"' for number in range(90, 180)),
+        server="push-continuation 1",
+    ),
+    Cell(
+        "push",
+        "pull-filter ignore, and the file's own",
+        "order and prefix of filters",
+        ours=(
+            'pull-filter accept "dhcp-option DOMAIN"',
+            'pull-filter ignore "dhcp-option"',
+            "dhcp-option DNS 10.77.0.1",
+        ),
+        theirs=('push "dhcp-option DNS 10.99.0.1"',),
+    ),
+    Cell(
+        "push",
+        "pull-filter reject",
+        "must end the connection",
+        ours=("pull-filter reject route",),
+        fails=(RemoteProtocolError, "pull-filter"),
+    ),
+    Cell(
+        "push",
+        "route-nopull, and the file's own",
+        "addresses are taken all the same",
+        ours=("route-nopull", "route 10.77.0.0 255.255.255.0", "dhcp-option DNS 10.77.0.1"),
+    ),
+    # Logging in.
+    Cell(
+        "login",
+        "a user and a password, no certificate",
+        "the client sends no certificate at all",
+        theirs=("verify-client-cert none",),
+        profile=wrapped(password=True),
+        login=True,
+        without="cert key",
+    ),
+]

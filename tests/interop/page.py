@@ -1,0 +1,332 @@
+"""`docs/interop.md`: the cells, and the tests that need more than options.
+
+``make interop`` writes the page anew.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.interop.cells import CELLS, Cell
+
+PAGE = Path(__file__).parents[2] / "docs" / "interop.md"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A test in ``tests/interop``: module and function, and what it shows."""
+
+    subject: str
+    name: str
+    why: str
+    test: str
+    result: str = "connects"
+
+
+ROWS = [
+    Row(
+        "transports",
+        "UDP, IPv4; every wrap × AES-128-GCM, AES-256-GCM, ChaCha20 × TLS 1.2, 1.3 × PRF, exporter",
+        "each moves bytes of the other's packets or keys",
+        "test_matrix::test_cell",
+    ),
+    Row("transports", "UDP, IPv6", "another family, a smaller payload", "test_matrix::test_outer_ipv6"),
+    Row(
+        "transports",
+        "TCP, IPv4 and IPv6, each wrap",
+        "lengths in front, packets in pieces",
+        "test_transports::test_tcp",
+    ),
+    Row(
+        "transports",
+        "the server goes and comes back, TCP",
+        "a closed connection is no silence",
+        "test_transports::test_tcp_comes_back_when_the_server_does",
+        "connects again",
+    ),
+    Row(
+        "transports",
+        "http-proxy, Basic and Digest",
+        "two requests on one connection, digests over the target",
+        "test_transports::test_http_proxy",
+    ),
+    Row(
+        "transports",
+        "http-proxy with a wrong login",
+        "the guess must not be shown, nor tried again",
+        "test_transports::test_wrong_login_of_a_proxy",
+        "ends with status 4",
+    ),
+    Row(
+        "transports",
+        "socks-proxy over TCP, with a login",
+        "its login is not HTTP's",
+        "test_transports::test_socks_proxy",
+    ),
+    Row(
+        "transports",
+        "two remotes, UDP and TCP; nothing listens at the first",
+        "how long the first is waited for",
+        "test_transports::test_the_second_remote_when_nothing_listens_at_the_first",
+    ),
+    Row("transports", "local and lport", "bound before connecting", "test_transports::test_where_the_socket_is_bound"),
+    Row(
+        "transports",
+        "our own address changes",
+        "nothing else would notice for a long time",
+        "test_transports::test_another_address_of_our_own_is_noticed_at_once",
+        "connects again",
+    ),
+    Row(
+        "transports",
+        "a router on the way changes our port (float)",
+        "the server must find the client by its peer id",
+        "test_float::test_a_router_forgets_us",
+        "the stream goes on",
+    ),
+    Row(
+        "transports",
+        "paths narrower than the tunnel's packets",
+        "packets vanish without a word",
+        "test_mtu::test_both_ways",
+    ),
+    Row(
+        "wrapping",
+        "tls-auth: SHA1, SHA256, SHA512, with key-direction and without",
+        "which half of the key is whose",
+        "test_matrix::test_tls_auth",
+    ),
+    Row(
+        "wrapping",
+        "tls-crypt-v2, force-cookie and allow-noncookie, keys small and large",
+        "a key too long for the packet is sent again when the server asks (RESEND_WKC)",
+        "test_wraps::test_our_client_at_a_stock_server",
+    ),
+    Row(
+        "wrapping",
+        "dyn-tls-crypt, renegotiated every 3 s",
+        "both sides must change wraps at the same packet",
+        "test_wraps::test_our_client_at_a_stock_server_that_renegotiates_every_three_seconds",
+    ),
+    Row(
+        "wrapping",
+        "another static key",
+        "looks as if nobody were there",
+        "test_auth::test_wrong_static_key",
+        "ends with status 3",
+    ),
+    Row(
+        "data",
+        "AES-CBC with SHA1, SHA256, SHA384, SHA512 and none; AES-192-GCM; none",
+        "offsets of the parts",
+        "test_data_formats::test_ciphers",
+    ),
+    Row("data", "AES-CBC over TCP", "lengths in front of blocks", "test_data_formats::test_cbc_over_tcp"),
+    Row(
+        "data",
+        "no peer id (P_DATA_V1), CBC and GCM, UDP and TCP",
+        "a header of one byte",
+        "test_data_formats::test_without_a_peer_id",
+    ),
+    Row(
+        "data",
+        "comp-lzo no, compress, stub, stub-v2, migrate; pushed or in the file",
+        "a byte more, before or after the packet",
+        "test_data_formats::test_framings",
+    ),
+    Row(
+        "data",
+        "mssfix, mtu, fixed, 0; GCM, CBC, TCP",
+        "the two sides must come to the same number",
+        "test_data_formats::test_mssfix_is_stocks",
+    ),
+    Row(
+        "push",
+        "name servers: dns server, dhcp-option DNS6",
+        "two languages for one thing",
+        "test_matrix::test_pushed_name_servers",
+    ),
+    Row(
+        "login",
+        "certificates, or peer-fingerprint without an authority",
+        "two ways of trust",
+        "test_auth::test_certificates",
+    ),
+    Row(
+        "login",
+        "another authority, another fingerprint, another name",
+        "must not be taken",
+        "test_auth::test_wrong_authority",
+        "ends with status 5",
+    ),
+    Row(
+        "login",
+        "a client's certificate at the server",
+        "must not be taken (remote-cert-tls)",
+        "test_auth::test_server_with_a_client_certificate",
+        "ends with status 5",
+    ),
+    Row("login", "user and password", "key-method 2's fields", "test_auth::test_password"),
+    Row(
+        "login",
+        "a wrong password",
+        "the guess must not be shown",
+        "test_auth::test_wrong_password",
+        "ends with status 4",
+    ),
+    Row(
+        "login",
+        "refused with a reason",
+        "the user must read it",
+        "test_login::test_a_refusal_has_the_servers_reason",
+        "ends with status 4: “… your account is locked …”",
+    ),
+    Row(
+        "login",
+        "static-challenge, scrv1 and concat",
+        "two encodings of one answer",
+        "test_login::test_user_password_and_code_are_asked_for_and_the_secret_is_hidden",
+    ),
+    Row(
+        "login",
+        "a password that works once, auth-gen-token, the server restarts",
+        "the token must take its place",
+        "test_login::test_a_token_takes_the_place_of_a_password_that_works_once",
+        "connects again",
+    ),
+    Row(
+        "login",
+        "auth-gen-token that is renewed at each renegotiation",
+        "an old token is refused after a while",
+        "test_login::test_a_token_is_renewed",
+        "stays up",
+    ),
+    Row(
+        "login",
+        "a token that has expired",
+        "the password counts again",
+        "test_login::test_an_expired_token_makes_way_for_the_password",
+        "connects again",
+    ),
+    Row(
+        "login",
+        "deferred by a script, OPEN_URL",
+        "the wait must not count as silence",
+        "test_login::test_a_login_in_the_browser",
+    ),
+    Row(
+        "login",
+        "CRV1, then CR_TEXT, by the management interface",
+        "a refusal that is none; an answer within a session",
+        "test_questions::test_a_challenge_and_then_a_question",
+    ),
+    Row(
+        "login",
+        "WEB_AUTH, by the management interface",
+        "another form of address than OPEN_URL",
+        "test_questions::test_a_login_on_the_web",
+    ),
+    Row(
+        "login",
+        "AUTH_FAILED,TEMP with backoff",
+        "a refusal that is none: no password is wrong",
+        "test_questions::test_a_server_that_is_busy_for_a_moment",
+        "waits as long as it says, then connects",
+    ),
+    Row(
+        "staying up",
+        "renegotiation under traffic, from either side, UDP and TCP",
+        "data with the old key, the new key, both",
+        "test_renegotiation::test_under_traffic",
+        "no byte is lost",
+    ),
+    Row(
+        "staying up",
+        "the server is killed and comes back",
+        "nobody says goodbye",
+        "test_restart::test_killed_and_restarted",
+        "connects again",
+    ),
+    Row(
+        "staying up",
+        "the same, with a stream open",
+        "the same address again",
+        "test_restart::test_a_stream_lives_on",
+        "the stream goes on",
+    ),
+    Row(
+        "staying up",
+        "the server ends in order (RESTART)",
+        "no need to wait for silence",
+        "test_restart::test_server_says_restart",
+        "connects again",
+    ),
+    Row(
+        "files",
+        "a file of each shape in `tests/profiles`",
+        "quoting, CRLF, blocks, files beside it",
+        "test_profiles::test_a_file_connects",
+    ),
+    Row(
+        "files",
+        "every option that stock takes or refuses",
+        "what one takes the other refuses",
+        "test_differential::test_stock_and_ginnel_agree_or_the_difference_is_listed",
+        "as listed in `check.md`",
+    ),
+]
+
+
+def page() -> str:
+    lines = [*INTRODUCTION, ""]
+    for subject in SUBJECTS:
+        lines += [
+            f"## {subject[0].upper()}{subject[1:]}",
+            "",
+            "| what | set | why it can break | result |",
+            "|---|---|---|---|",
+        ]
+        for entry in (*ROWS, *CELLS):
+            if entry.subject == subject:
+                lines.append(f"| {entry.name} | {_set(entry)} | {entry.why} | {entry.result} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _set(entry: Cell | Row) -> str:
+    """Both sides' options, or the test that has them."""
+    if isinstance(entry, Row):
+        return f"`{entry.test}`"
+    sides = []
+    for side, options in (("server", entry.theirs), ("client", entry.ours)):
+        if options:
+            shown = [f"`{option}`" for option in options[:2]]
+            more = [f"and {len(options) - 2} more"] if len(options) > 2 else []
+            sides.append(f"{side}: {', '.join(shown + more)}")
+    if entry.without:
+        sides.append(f"client without {', '.join(f'`{option}`' for option in entry.without.split())}")
+    return "; ".join(sides) or "–"
+
+
+def runs(test: str) -> bool:
+    """Whether there is such a test."""
+    module, name = test.split("::")
+    return hasattr(importlib.import_module(f"tests.interop.{module}"), name)
+
+
+SUBJECTS = ["transports", "wrapping", "TLS", "certificates", "data", "push", "login", "staying up", "files"]
+INTRODUCTION = """\
+# With stock OpenVPN
+
+What `ginnel connect` is tried with, against a stock OpenVPN 2.6 server in a network namespace of its own: made by
+`make interop` of the table that the tests run, and held to it by a test. Chosen by what can break.
+
+“Connects” means that a page came through the tunnel, found by its name. What must fail does so with the exit status and
+the words given. Where a test is named, it is in `tests/interop` and needs more than options.
+""".splitlines()
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
