@@ -195,3 +195,24 @@ def test_a_pushed_mtu_past_our_own_limit_is_left_out_and_told() -> None:
     assert up.push.tun_mtu is None
     notices = [event.text for event in pair.client.events if isinstance(event, events.Notice)]
     assert any("tun-mtu-max" in text for text in notices)
+
+
+@pytest.mark.parametrize(
+    ("form", "login", "answer", "password"),
+    [
+        ("scrv1", ("cuser", "cpassword"), "challenge_response", "SCRV1:Y3Bhc3N3b3Jk:Y2hhbGxlbmdlX3Jlc3BvbnNl"),
+        ("concat", ("c1user", "c1password"), "0123456", "c1password0123456"),
+    ],
+)
+def test_openvpns_own_static_challenges(form: str, login: tuple[str, str], answer: str, password: str) -> None:
+    challenge = StaticChallenge("Please enter token PIN", False, form)  # type: ignore[arg-type]
+    ours = answered(Login(*login, static_challenge=challenge), answer)
+    assert ours.credentials == Credentials(login[0], password)
+
+
+def test_openvpns_own_dynamic_challenge() -> None:
+    ours = Login("UT", "x")
+    assert ours.refused("CRV1:R,E:Om01u7Fh4LrGBS7uh0SWmzwabUiGiW6l:Y3Ix:Please enter token PIN")
+    assert ours.prompt == events.Prompt("challenge", "Please enter token PIN", echo=True)
+    answered(ours, "challenge_response")
+    assert ours.credentials == Credentials("cr1", "CRV1::Om01u7Fh4LrGBS7uh0SWmzwabUiGiW6l::challenge_response")

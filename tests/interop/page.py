@@ -271,6 +271,13 @@ ROWS = [
     ),
     Row(
         "files",
+        "certificates, keys, passwords and cipher names that OpenSSL does not take",
+        "`ginnel check` must say what stock says when it starts",
+        "test_differential::test_what_openssl_does_not_take_is_refused_by_both_before_they_connect",
+        "both refuse them",
+    ),
+    Row(
+        "files",
         "every option that stock takes or refuses",
         "what one takes the other refuses",
         "test_differential::test_stock_and_ginnel_agree_or_the_difference_is_listed",

@@ -15,14 +15,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from ginnel.cli.check import command as check
 from ginnel.openvpn.directives import DIRECTIVES, Verdict
 from ginnel.openvpn.ovpn_file import report_ovpn
 from ginnel.openvpn.tls_crypt_v2 import Metadata, ServerKey
+from tests.harness.network import Network
 from tests.harness.pki import Authority, static_key
 from tests.harness.profile import COMMON_KEYS
+from tests.harness.shapes import encrypt
 
 PAGE = Path(__file__).parents[2] / "docs" / "check.md"
+# What the file is without, and what it has instead.
+SPOILT: dict[str, tuple[str, tuple[str, ...]]] = {
+    "good": ("", ()),
+    "no certificate": ("cert", ("cert login",)),
+    "a damaged certificate": ("cert", ("cert damaged.crt",)),
+    "another certificate's key": ("key cert", ("cert own.crt", "key other.key")),
+    "a damaged authority": ("ca", ("ca damaged.crt",)),
+    "no PKCS #12": ("ca cert key", ("pkcs12 login",)),
+    "a wrong password of the key": ("key", ("askpass login", "key encrypted.key")),
+    "unknown ciphers": ("", ("tls-cipher NO-SUCH",)),
+    "unknown suites of TLS 1.3": ("", ("tls-ciphersuites NO-SUCH",)),
+    "unknown groups": ("", ("tls-groups no-such",)),
+    "no static key": ("", ("tls-crypt login",)),
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +75,26 @@ def test_what_stock_takes_and_we_refuse_has_its_reason_from_the_one_table(outcom
             assert name in WIDER, outcome
 
 
+@pytest.mark.parametrize("name", SPOILT)
+def test_what_openssl_does_not_take_is_refused_by_both_before_they_connect(
+    name: str, tmp_path: Path, network: Network
+) -> None:
+    fill(tmp_path)
+    without, lines = SPOILT[name]
+    base = [line for line in BASE.replace("../", "").splitlines() if line.split()[0] not in without.split()]
+    file = tmp_path / "client.ovpn"
+    file.write_text("\n".join([*base, *lines, "proto tcp-client", "rport 9", "connect-retry-max 1", ""]))
+    # Where nobody is there to answer, who gets as far as connecting says so.
+    command = ["openvpn", "--config", file, "--cd", tmp_path, "--remote", "127.0.0.1", "--connect-timeout", "1"]
+    stock = network.client.run(command, timeout=60, check=False)
+    result = CliRunner().invoke(check, [str(file)], standalone_mode=False)
+    assert ("All connections have been connect-retry-max" in stock) == (name == "good"), stock
+    assert (result.return_value == 0) == (name == "good"), result.output
+    if name != "good":
+        option = lines[-1].split()[0]
+        assert f" {option} " in next(line for line in result.output.splitlines() if " refused " in line)
+
+
 def fill(folder: Path) -> None:
     keys = COMMON_KEYS.ca_signed
     for name, text in {
@@ -67,6 +105,9 @@ def fill(folder: Path) -> None:
         "login": "alice\nsecret\n",
         "client.key": ServerKey(bytes(128)).make_client_key(Metadata.made_at(0), bytes).emit(),
         "revoked.pem": Authority().revocation_list(),
+        "other.key": keys.server.key,
+        "damaged.crt": keys.client.certificate.replace("MII", "MIX", 1),
+        "encrypted.key": encrypt(keys.client.key),
     }.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o600)

@@ -14,7 +14,9 @@ from rich.text import Text
 from ginnel.errors import ConfigError
 from ginnel.openvpn.advice import Advice, advise
 from ginnel.openvpn.directives import Verdict
-from ginnel.openvpn.ovpn_file import Report, report_ovpn
+from ginnel.openvpn.ovpn_file import Finding, Report, report_ovpn
+from ginnel.openvpn.settings import tls_context
+from ginnel.openvpn.tls import KeyPasswordError
 
 
 @click.command(name="check")
@@ -26,7 +28,7 @@ def command(file: Path, as_json: bool) -> int:
     What is ignored, what is unsafe and what to change is said as well. Ends with status 2 if the file
     can't be used.
     """
-    report = report_ovpn(file)
+    report = _with_tls(report_ovpn(file))
     advice = _open_to_others(file)
     if report.config is not None:
         advice += advise(report.config, datetime.now(UTC))
@@ -35,6 +37,23 @@ def command(file: Path, as_json: bool) -> int:
     else:
         _show(file, report, advice)
     return 0 if report.config is not None else ConfigError.exit_status
+
+
+def _with_tls(report: Report) -> Report:
+    """The same with what OpenSSL says against the file, and without a configuration if it does. A password that is
+    to be asked for is nothing against it."""
+    if report.config is None:
+        return report
+    try:
+        tls_context(report.config)
+    except ConfigError as error:
+        if isinstance(error, KeyPasswordError) and not error.wrong:
+            return report
+        option = error.option or "cert"
+        line = next((finding.line for finding in report.findings if finding.option == option), 0)
+        text = "; ".join(filter(None, (error.message, error.instead)))
+        return Report((*report.findings, Finding(line, option, Verdict.REFUSED, text)), None)
+    return report
 
 
 def _open_to_others(file: Path) -> tuple[Advice, ...]:

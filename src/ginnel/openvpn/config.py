@@ -170,7 +170,6 @@ class ClientConfig:
     session_timeout: int = 0
     export_keys: bool = True
     verb: int = 1
-    mute: int = 0
     warnings: tuple[Warning, ...] = ()
 
     def __post_init__(self) -> None:

@@ -179,7 +179,6 @@ _TABLE = [
         # The file itself.
         ignore_unknown_option="NAME …",
         verb="LEVEL",
-        mute="COUNT",
     ),
     *_ignored(
         "persist-key persist-tun mute-replay-warnings tun-ipv6 fast-io comp-noadapt ping-timer-rem "
@@ -222,6 +221,7 @@ _TABLE = [
         "link-mtu udp-mtu tun-mtu-extra",
         "sizes follow from tun-mtu and mssfix",
     ),
+    *_ignored("mute", "no line of the log is left out"),
     *_ignored("reneg-bytes reneg-pkts", "keys are renewed by time and by the cipher's own limit"),
     *_ignored("replay-window", "the replay window is always 1,984 packets and 15 seconds"),
     *_ignored(

@@ -126,5 +126,4 @@ MEANINGS: dict[str, tuple[str, ...]] = {
     "route-nopull": ("the server's routes and name servers are not taken over",),
     "ignore-unknown-option": ("unknown options of these names are left out: {all}",),
     "verb": ("log level {0}",),
-    "mute": ("at most {0} log lines of a kind in a row",),
 }

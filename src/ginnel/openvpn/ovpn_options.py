@@ -320,5 +320,4 @@ TAKERS: dict[str, Taker] = {
     "route-nopull": _flag("route_nopull"),
     "ignore-unknown-option": _forgive,
     "verb": _number("verb", 0, 15),
-    "mute": _number("mute", 0, MAX_INT),
 }
