@@ -264,6 +264,13 @@ ROWS = [
         "connects again",
     ),
     Row(
+        "staying up",
+        "the server is revoked while we are connected (crl-verify)",
+        "a list that was read once knows nothing of it",
+        "test_restart::test_a_server_that_was_revoked_meanwhile",
+        "ends with status 5: “… revoked …”",
+    ),
+    Row(
         "files",
         "a file of each shape in `tests/profiles`",
         "quoting, CRLF, blocks, files beside it",

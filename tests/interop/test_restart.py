@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from tests.harness import office
 from tests.harness.client import GinnelClient
 from tests.harness.environment import Environment
 from tests.harness.network import Network
+from tests.harness.pki import Authority
 from tests.harness.profile import Profile
 from tests.harness.server import StockServer
 from tests.harness.socks import close, open_connection
@@ -59,6 +61,27 @@ def test_server_says_restart(network: Network, ordinary_env: Environment) -> Non
         client.wait_next("up")
         assert client.curl("http://wiki.office/") == office.PAGE.decode()
         client.stop()
+
+
+def test_a_server_that_was_revoked_meanwhile(network: Network, ordinary_env: Environment) -> None:
+    authority = Authority()
+    server, client = authority.issue("server", server=True), authority.issue("client")
+    profile = replace(PROFILE, client_options=("crl-verify revoked.pem",)).with_keys(
+        ca=authority.certificate, server=server, client=client
+    )
+    files: dict[str, str | bytes] = {"revoked.pem": authority.revocation_list(client)}
+    with (
+        StockServer(network, profile) as stock,
+        GinnelClient(network, ordinary_env, profile, files=files) as ours,
+    ):
+        ours.wait_next("up")
+        stock.kill()
+        (ours.folder / "revoked.pem").write_text(authority.revocation_list(server))
+        ours.wait_next("reconnecting")
+        stock.start()
+        status, line = ours.fail()
+    assert status == 5
+    assert "revoked" in line
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

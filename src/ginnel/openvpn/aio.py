@@ -12,8 +12,10 @@ import logging
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from ginnel._core import DataPlane
 from ginnel.errors import AuthError, ConfigError, DeviceError, GinnelError, RemoteProtocolError, UnreachableError
@@ -21,6 +23,7 @@ from ginnel.openvpn import events, settings
 from ginnel.openvpn.client import ClientPolicy
 from ginnel.openvpn.commands import REPORTS, carry_out
 from ginnel.openvpn.config import ClientConfig, HttpProxy, Remote
+from ginnel.openvpn.ovpn_file import read_revocation_lists
 from ginnel.openvpn.session import Session
 from ginnel.openvpn.tls import KeyPasswordError, TlsContext
 from ginnel.transports import watch
@@ -74,6 +77,7 @@ class Client:
         self._config = config
         self._login = settings.login(config, login)
         self._tls: TlsContext | None = None
+        self._crl_seen: tuple[int, ...] | None = ()
         self._proxy_logins: dict[HttpProxy, tuple[str, str]] = {}
         self._ask_user = ask
         self._on_change = on_change
@@ -96,7 +100,7 @@ class Client:
         wrong with TLS may have been a damaged packet once, but not for ever.
         Raises AuthError, ConfigError, RemoteProtocolError or UnreachableError.
         """
-        watchers = [asyncio.create_task(act()) for act in (self._watch_network, self._watch_sleep)]
+        watchers = [asyncio.create_task(act()) for act in self._watchers()]
         try:
             await self._keep_connected()
         finally:
@@ -172,6 +176,7 @@ class Client:
             reason = error.strerror or str(error) or "no answer in time"
             return events.Closed(UnreachableError(f"cannot reach {describe(way.remote)}: {reason}"), retry=True), False
         assert self._tls is not None
+        self._renew_revocations()
         policy = ClientPolicy(
             settings.client_settings(self._config, way.remote, self._tls), self._login, unix_time=time.time()
         )
@@ -285,6 +290,34 @@ class Client:
         return self._proxy_logins.get(proxy)
 
     # The machine.
+
+    def _watchers(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        watchers = [self._watch_network, self._watch_sleep]
+        return watchers if self._config.crl_file is None else [*watchers, self._watch_revocations]
+
+    async def _watch_revocations(self) -> None:
+        """So that a renegotiation finds who was revoked since."""
+        while True:
+            await asyncio.sleep(_REVOCATIONS)
+            self._renew_revocations()
+
+    def _renew_revocations(self) -> None:
+        """A file that changed counts from the next negotiation on; one that can't be read changes nothing."""
+        file = self._config.crl_file
+        if file is None or self._tls is None:
+            return
+        try:
+            status = Path(file).stat()
+            seen = (status.st_mtime_ns, status.st_size, status.st_ino)
+        except OSError:
+            seen = None
+        if seen == self._crl_seen:
+            return
+        self._crl_seen = seen
+        try:
+            self._tls.renew_crl(read_revocation_lists(file))
+        except ConfigError as error:
+            log.warning("crl-verify: %s; what was read before counts", error)
 
     async def _watch_network(self) -> None:
         """When packets to the server would leave from another address than before, or can leave again,
@@ -443,6 +476,8 @@ def _worth_another(error: GinnelError, failures: int) -> bool:
 # Seconds that a silent server may take while there are others to try: less the first time, when one of a
 # name's two families may lead nowhere. A lost first packet is sent again within them.
 _PATIENCE, _FIRST_PATIENCE = 10.0, 3.0
+# Seconds between looks at the file of revocation lists.
+_REVOCATIONS = 10.0
 # Addresses set aside for documentation (RFC 5737, RFC 3849): the way to them is the default route.
 _ANYWHERE = ("192.0.2.1", "2001:db8::1")
 # Seconds of sleep after which a tunnel without ping-restart is made anew.

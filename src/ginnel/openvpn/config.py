@@ -96,7 +96,8 @@ class ClientConfig:
     """Each value is the option of the same name, with stock's default (2.6).
 
     - ``ca``, ``cert``, ``key``, ``extra_certs``: PEM text without anything around it.
-    - ``key_password``: ``askpass``, for an encrypted ``key`` or ``pkcs12``. ``crl``: ``crl-verify``.
+    - ``key_password``: ``askpass``, for an encrypted ``key`` or ``pkcs12``. ``crl``: ``crl-verify``;
+      ``crl_file`` is where it was read from, and is read again when it changes.
     - ``peer_fingerprints``: SHA-256, 64 hexadecimal digits with colons. ``issuer_fingerprints``: ``verify-hash``.
     - ``username_fields``: ``x509-username-field``. ``cipher_list``, ``cipher_suites``, ``groups``, ``cert_profile``:
       ``tls-cipher``, ``tls-ciphersuites``, ``tls-groups``, ``tls-cert-profile``.
@@ -123,6 +124,7 @@ class ClientConfig:
     pkcs12: bytes | None = field(default=None, repr=False)
     extra_certs: str | None = field(default=None, repr=False)
     crl: str | None = field(default=None, repr=False)
+    crl_file: str | None = None
     peer_fingerprints: tuple[str, ...] = ()
     issuer_fingerprints: tuple[str, ...] = ()
     remote_cert_tls: Literal["server", "client"] | None = None

@@ -55,7 +55,10 @@ MEANINGS: dict[str, tuple[str, ...]] = {
     "pkcs12": ("our certificate and key are in {0}", "our certificate and key"),
     "askpass": ("the key's password is in {0}", "the key's password is asked for"),
     "extra-certs": ("sends the certificates in {0} along", "sends these certificates along"),
-    "crl-verify": ("certificates that {0} revokes are refused", "certificates that it revokes are refused"),
+    "crl-verify": (
+        "certificates that {0} revokes are refused; it is read again when it changes",
+        "certificates that it revokes are refused",
+    ),
     "peer-fingerprint": ("the server's certificate must be the one with this fingerprint",),
     "verify-hash": ("the certificate that signed the server's must have this fingerprint",),
     "remote-cert-tls": ("the server's certificate must say that it is a {0}'s",),

@@ -51,6 +51,12 @@ def parse_ovpn(
     return reader.finish()
 
 
+def read_revocation_lists(path: str) -> str:
+    """What ``crl-verify`` takes from a file: PEM. Raises ConfigError."""
+    where = Path(path)
+    return ovpn_pem.revocation_lists(Source(decode(_read(where)), f"the file {escape(path)}", path, 1))
+
+
 @dataclass(frozen=True)
 class Finding:
     """What becomes of a line. ``text`` says more where there is more to say."""

@@ -44,7 +44,9 @@ def _crl(draft: Draft, statement: Statement) -> None:
         raise ConfigError("a folder of revocation lists is not read", instead="put them into one file")
     for word in statement.words[1:]:
         one_of(word, "dir")
-    draft.values["crl"] = ovpn_pem.revocation_lists(draft.source(statement))
+    source = draft.source(statement)
+    draft.values["crl"] = ovpn_pem.revocation_lists(source)
+    draft.values["crl_file"] = source.file
 
 
 def _static_key(draft: Draft, statement: Statement) -> None:

@@ -7,7 +7,7 @@ does. `TlsContext` is the parsed configuration, made once; ``connect()`` makes o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from OpenSSL import SSL, crypto
 
@@ -35,15 +35,25 @@ class TlsContext:
         self.server = server
         self._settings = settings
         self._rules = certificates.Rules(settings)
-        verified = not server or settings.client_certificate
-        self._context = SSL.Context(SSL.TLS_METHOD)
-        self._anchored = configure(self._context, settings)
-        if verified and not self._anchored and not settings.peer_fingerprints:
+        self._context, self._anchored = self._make(settings)
+
+    def renew_crl(self, crl: str) -> None:
+        """The negotiations from now on look at these revocation lists. Raises ConfigError, and all is as before."""
+        settings = replace(self._settings, crl=crl)
+        self._context, self._anchored = self._make(settings)
+        self._settings = settings
+
+    def _make(self, settings: TlsSettings) -> tuple[SSL.Context, bool]:
+        verified = not self.server or settings.client_certificate
+        context = SSL.Context(SSL.TLS_METHOD)
+        anchored = configure(context, settings)
+        if verified and not anchored and not settings.peer_fingerprints:
             raise ConfigError("neither ca nor peer-fingerprint is given: the peer could be anyone")
         mode = SSL.VERIFY_PEER
         if verified:
             mode |= SSL.VERIFY_FAIL_IF_NO_PEER_CERT
-        self._context.set_verify(mode, self._verify)
+        context.set_verify(mode, self._verify)
+        return context, anchored
 
     def connect(self) -> TlsConnection:
         connection = SSL.Connection(self._context, None)
