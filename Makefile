@@ -46,6 +46,7 @@ bench: $(VENV)/.built target/wheels/.built
 
 soak: $(VENV)/.built
 	GINNEL_PACKETS=10000000 cargo test --release --locked --quiet -p ginnel-core --test many
+	GINNEL_CASES=2000000 cargo test --release --locked --quiet -p ginnel-core --test hostile
 	GINNEL_SEEDS=5000 GINNEL_FIRST_PACKETS=1000000 GINNEL_CLIENTS=500 GINNEL_KILLS=50 GINNEL_SECONDS=120 \
 		$(BIN)/pytest -n $(WORKERS) --timeout 3600 tests/test_noisy_wire.py tests/test_endpoint.py \
 		tests/test_server_faults.py tests/test_server_crowd.py

@@ -149,6 +149,69 @@ def test_a_long_packet_is_cut_as_the_kernel_cuts_it(ipv6: bool, transport: str, 
             assert cut_by_us == cut_by_kernel
 
 
+@pytest.mark.parametrize("ipv6", [False, True])
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+def test_what_is_joined_is_cut_by_the_kernel_into_what_it_was(ipv6: bool, transport: str) -> None:
+    """Packets come by datagrams and go to the kernel, which forwards them to a device without offloads."""
+    with (
+        Namespace() as space,
+        device(space, "10.66.0.1/24", "fd66::1/64") as ours,
+        device(space, "10.99.0.1/24", "fd99::1/64", vnet_header=False) as plain,
+        MemoryDevice() as memory,
+    ):
+        space.run(["sh", "-c", "cd /proc/sys/net; echo 1 | tee ipv4/ip_forward ipv6/conf/all/forwarding"])
+        with space.entered():
+            plane = ours.data_plane()
+            memory.set_up(True)
+            peer = DataPlane(memory.application)
+            with contextlib.closing(plane), contextlib.closing(peer):
+                join(plane, peer)
+                # A datagram that comes alone is joined to nothing: how they come is the machine's affair.
+                for seed in range(MOST_TRAINS):
+                    train = cut(random.Random(seed), ipv6, transport)
+                    memory.interface.write_batch(train)
+                    assert receive(plain.application, len(train)) == [forwarded(each) for each in train], f"seed {seed}"
+                    counted = plane.statistics()
+                    if seed >= LEAST_TRAINS and counted["device_writes"] * 2 < counted["device_written_packets"]:
+                        return
+    pytest.fail(f"packets are not joined: {counted}")
+
+
+def cut(source: random.Random, ipv6: bool, transport: str) -> list[bytes]:
+    """Packets that follow one another, each built for itself."""
+    size, count, start = source.randrange(8, 1300), source.randrange(2, 30), 40 if ipv6 else 20
+    packets = []
+    for index in range(count):
+        last = index == count - 1
+        # Even lengths: the checksum below takes words.
+        payload = source.randbytes((source.randrange(1, size + 1) if last else size) // 2 * 2 or 2)
+        whole = bytearray(packet(ipv6, transport, payload, flags=0x18 if last else 0x10))
+        if transport == "tcp":
+            sequence = 0xFFFFFF00 + index * (size // 2 * 2) & 0xFFFFFFFF
+            whole[start + 4 : start + 8] = struct.pack("!I", sequence)
+        if not ipv6:
+            whole[4:6] = struct.pack("!H", (0xFFFE + index) & 0xFFFF)
+            # The other side's address, which is not one of this machine's.
+            whole[12:20] = socket.inet_aton("10.98.0.1") + socket.inet_aton("10.99.0.2")
+            whole[10:12] = bytes(2)
+            whole[10:12] = struct.pack("!H", checksum(bytes(whole[:20])))
+        else:
+            whole[8:24] = socket.inet_pton(socket.AF_INET6, "fd98::1")
+        offset = start + (16 if transport == "tcp" else 6)
+        with_sum = partial(bytes(whole), start, offset - start)
+        whole[offset : offset + 2] = struct.pack("!H", checksum(with_sum[start:]) or 0xFFFF)
+        packets.append(bytes(whole))
+    return packets
+
+
+def forwarded(packet: bytes) -> bytes:
+    """After one router."""
+    if packet[0] >> 4 == 6:
+        return packet[:7] + bytes([packet[7] - 1]) + packet[8:]
+    head = packet[:8] + bytes([packet[8] - 1]) + packet[9:10] + bytes(2) + packet[12:20]
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + packet[20:]
+
+
 def wait_for_route(client: socket.socket, address: str) -> None:
     """Connects; an IPv6 address is not usable until nobody else has claimed it."""
     while True:
@@ -224,4 +287,5 @@ def checksum(data: bytes) -> int:
 
 
 SOL_PACKET, PACKET_VNET_HDR = 263, 15
+LEAST_TRAINS, MOST_TRAINS = 10, 200
 PORTS = struct.pack("!HH", 4321, 1234)

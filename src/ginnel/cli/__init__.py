@@ -81,6 +81,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 _SUMMARIES = {
+    "bench": "Compare the speed of tunnels on this machine.",
     "check": "Say what will become of a client file, option by option.",
     "connect": "Connect to an OpenVPN server, in user space.",
     "device": "Make, list, show, set and delete devices with a name.",

@@ -1,0 +1,134 @@
+"""What is measured through a tunnel: by iperf3 and echo requests, with the ends' own processor time beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from ginnel.bench.spaces import BenchError, Program
+from ginnel.bench.tunnels import Tunnel
+
+
+def measure(tunnel: Tunnel, seconds: float) -> dict[str, float]:
+    """Every figure of a tunnel once, by name (`UNITS`)."""
+    with _iperf_server(tunnel):
+        figures = {"ping_ms": statistics.median(_ping(tunnel, 200, 0.01))}
+        figures |= _tcp(tunnel, seconds, "up")
+        figures |= _tcp(tunnel, seconds, "down", "--reverse")
+        figures |= {"up8_mbit": _tcp(tunnel, seconds, "up8", "--parallel", "8")["up8_mbit"]}
+        figures |= _small(tunnel)
+        figures |= _loaded_ping(tunnel, seconds)
+        figures["memory_mb"] = max(program.usage()[1] for program in tunnel.ours or tunnel.ends) / 1e6
+    return figures
+
+
+def _tcp(tunnel: Tunnel, seconds: float, name: str, *options: str) -> dict[str, float]:
+    before, ours_before = _cpu(tunnel.ends), _cpu(tunnel.ours)
+    end = _iperf(tunnel, seconds, *options)
+    gbit = end["sum_received"]["bytes"] * 8 / 1e9
+    if not gbit:
+        raise BenchError(f"{tunnel.name}: no byte of TCP arrived")
+    figures = {
+        f"{name}_mbit": end["sum_received"]["bits_per_second"] / 1e6,
+        f"{name}_cpu": (_cpu(tunnel.ends) - before) / gbit,
+        f"{name}_resent": end["sum_sent"].get("retransmits", 0),
+    }
+    if tunnel.name == "mixed":
+        figures[f"{name}_ours_cpu"] = (_cpu(tunnel.ours) - ours_before) / gbit
+    return figures
+
+
+def _small(tunnel: Tunnel) -> dict[str, float]:
+    """Datagrams of 64 bytes at rising rates: the most that arrived in a second with at most 1 % lost, what was lost
+    then, and 1 if it is the generator's limit that was met, not the tunnel's."""
+    best, lost_then, failures, limited, rate = 0.0, 0.0, 0, 0.0, FIRST_RATE
+    while failures < 2:
+        sent, seconds, came = _send_small(tunnel, rate)
+        lost = 1 - came / max(sent, 1)
+        if lost > MOST_LOST:
+            failures += 1
+        elif came / seconds > best:
+            best, lost_then, failures = came / seconds, lost, 0
+        if sent / seconds < rate * 0.9:
+            limited = float(lost <= MOST_LOST)
+            break
+        rate *= STEP
+    return {"small_pps": best, "small_lost_percent": lost_then * 100, "small_limited": limited}
+
+
+def _send_small(tunnel: Tunnel, rate: float) -> tuple[int, float, int]:
+    """How many were sent, in how many seconds, and how many of them came."""
+    module = [sys.executable, "-m", "ginnel.bench.small"]
+    with tunnel.right.started(*module, "receive") as receiver:
+        receiver.wait_for("ready")
+        sent, seconds = json.loads(tunnel.left.run(*module, "send", tunnel.far, str(rate), str(SMALL_SECONDS)))
+        # What is still in queues on the way.
+        time.sleep(0.2)
+        receiver.signal()
+        receiver.wait_for("came ", 10)
+        came = int(receiver.output.rpartition("came ")[2])
+    return sent, seconds, came
+
+
+def _loaded_ping(tunnel: Tunnel, seconds: float) -> dict[str, float]:
+    words = ["iperf3", "--client", tunnel.far, "--time", str(round(seconds + 2))]
+    with tunnel.left.started(*words) as bulk:
+        bulk.wait_for("connected to")
+        times = _ping(tunnel, round(seconds / PING_INTERVAL), PING_INTERVAL)
+        bulk.wait_for("iperf Done", seconds + 30)
+    times.sort()
+    return {"loaded_ping_ms": statistics.median(times), "loaded_ping_p99_ms": times[int(len(times) * 0.99)]}
+
+
+def _ping(tunnel: Tunnel, count: int, interval: float) -> list[float]:
+    """Round trips in ms. Lost ones count as a second."""
+    words = [sys.executable, "-m", "ginnel.bench.ping", tunnel.far, str(count), str(interval)]
+    times: list[float] = json.loads(tunnel.left.run(*words, timeout=count * interval + 30))
+    return times
+
+
+@contextlib.contextmanager
+def _iperf_server(tunnel: Tunnel) -> Iterator[None]:
+    with tunnel.right.started("iperf3", "--server", "--forceflush") as server:
+        server.wait_for("Server listening")
+        yield
+
+
+def _iperf(tunnel: Tunnel, seconds: float, *options: str) -> dict[str, Any]:
+    words = ["iperf3", "--client", tunnel.far, "--time", f"{seconds:g}", "--json", *options]
+    report = json.loads(tunnel.left.run(*words, timeout=seconds + 60))
+    end: dict[str, Any] = report["end"]
+    return end
+
+
+def _cpu(programs: list[Program]) -> float:
+    return sum(program.usage()[0] for program in programs)
+
+
+UNITS = {
+    "up_mbit": "TCP, Mbit/s",
+    "down_mbit": "TCP back, Mbit/s",
+    "up8_mbit": "TCP, 8 streams, Mbit/s",
+    "up_cpu": "CPU s a Gbit, both ends",
+    "down_cpu": "the same, back",
+    "up_ours_cpu": "CPU s a Gbit, ginnel's end",
+    "down_ours_cpu": "the same, back",
+    "up_resent": "segments sent again",
+    "down_resent": "the same, back",
+    "small_pps": "UDP of 64 bytes, packets/s at <= 1 % loss (ginnel.bench.small)",
+    "small_lost_percent": "lost then, %",
+    "small_limited": "1: as fast as the generator goes",
+    "ping_ms": "ping, median, ms",
+    "loaded_ping_ms": "ping under a stream, median, ms",
+    "loaded_ping_p99_ms": "ping under a stream, p99, ms",
+    "memory_mb": "resident memory, MB",
+}
+SMALL_SECONDS = 1.5
+FIRST_RATE, STEP = 4_000.0, 1.35
+MOST_LOST = 0.01
+PING_INTERVAL = 0.01

@@ -1,0 +1,146 @@
+"""The tunnels that are compared. All have AES-256-GCM (WireGuard has only its own cipher), a device MTU of 1500
+(WireGuard's 1420) and a keepalive of 10 and 60 seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from ginnel.bench.ping import LOST
+from ginnel.bench.spaces import LEFT, RIGHT, BenchError, Program, Space
+from ginnel.server.authority import Authority, now
+
+
+@dataclass(frozen=True)
+class Tunnel:
+    """One that is up. ``far`` is the right side's address inside; ``ours`` and ``ends`` are the processes of
+    ginnel and of both ends."""
+
+    name: str
+    left: Space
+    right: Space
+    far: str
+    ours: list[Program]
+    ends: list[Program]
+
+
+@contextlib.contextmanager
+def open_tunnel(name: str, left: Space, right: Space) -> Iterator[Tunnel]:
+    with contextlib.ExitStack() as stack:
+        tunnel = _KINDS[name](stack, left, right)
+        words = [sys.executable, "-m", "ginnel.bench.ping", tunnel.far, "20", "0.05"]
+        if LOST in json.loads(left.run(*words))[10:]:
+            raise BenchError(f"{name}: echo requests are lost in a tunnel that nothing else passes")
+        yield tunnel
+
+
+def available() -> dict[str, str]:
+    """The tunnels that can be opened here, each with what it is."""
+    found = {"ginnel": "ginnel's data plane at both ends, kernel devices"}
+    if shutil.which("openvpn"):
+        stock = subprocess.run(["openvpn", "--version"], capture_output=True, text=True).stdout.split()[1]
+        found["mixed"] = f"ginnel connect --tun, OpenVPN {stock} as the server"
+        found["stock"] = f"OpenVPN {stock} at both ends, without DCO"
+    if shutil.which("wireguard-go"):
+        said = subprocess.run(["wireguard-go", "--version"], capture_output=True, text=True).stdout.split("\n")[0]
+        found["wireguard"] = f"{said} at both ends, ChaCha20-Poly1305"
+    return found
+
+
+def _ginnel(stack: contextlib.ExitStack, left: Space, right: Space) -> Tunnel:
+    programs = []
+    for space, side in ((left, "left"), (right, "right")):
+        program = stack.enter_context(space.started(sys.executable, "-m", "ginnel.bench.plane", side))
+        programs.append(program)
+    for program in programs:
+        program.wait_for("ready")
+    return Tunnel("ginnel", left, right, "10.9.0.2", programs, programs)
+
+
+def _mixed(stack: contextlib.ExitStack, left: Space, right: Space) -> Tunnel:
+    folder, server = _stock_server(stack, right)
+    words = [sys.executable, "-m", "ginnel", "connect", str(folder / "client.ovpn"), "--tun", "--json"]
+    client = stack.enter_context(left.started(*words))
+    client.wait_for('"event": "up"')
+    return Tunnel("mixed", left, right, "10.8.0.1", [client], [client, server])
+
+
+def _stock(stack: contextlib.ExitStack, left: Space, right: Space) -> Tunnel:
+    folder, server = _stock_server(stack, right)
+    client = stack.enter_context(
+        left.started("openvpn", "--config", str(folder / "client.ovpn"), "--disable-dco", "--dev", "tun0")
+    )
+    client.wait_for("Initialization Sequence Completed")
+    return Tunnel("stock", left, right, "10.8.0.1", [], [client, server])
+
+
+def _stock_server(stack: contextlib.ExitStack, space: Space) -> tuple[Path, Program]:
+    """Debian's server, and the folder with its client's file."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ginnel-bench-")))
+    authority, _ = Authority.create("bench", now())
+    common = ["dev tun", "proto udp4", "data-ciphers AES-256-GCM", "verb 3", f"<ca>\n{authority.certificate}</ca>"]
+    server_only = ["server 10.8.0.0 255.255.255.0", "topology subnet", "dh none", "disable-dco", "keepalive 10 60"]
+    client_only = ["client", "nobind", f"remote {RIGHT} 1194", "remote-cert-tls server"]
+    for name, usage, lines in (("server.conf", "server", server_only), ("client.ovpn", "client", client_only)):
+        issued = authority.issue(name, usage, now(), 1)  # type: ignore[arg-type]
+        pair = [f"<cert>\n{issued.certificate}</cert>", f"<key>\n{issued.key}</key>"]
+        (folder / name).touch(0o600)
+        (folder / name).write_text("\n".join([*common, *lines, *pair, ""]))
+    server = stack.enter_context(space.started("openvpn", "--config", str(folder / "server.conf"), "--dev", "tun0"))
+    server.wait_for("Initialization Sequence Completed")
+    return folder, server
+
+
+def _wireguard(stack: contextlib.ExitStack, left: Space, right: Space) -> Tunnel:
+    keys = [X25519PrivateKey.generate() for _ in range(2)]
+    programs = []
+    sides = ((left, RIGHT, "10.9.0.1"), (right, LEFT, "10.9.0.2"))
+    for index, (space, other, inner) in enumerate(sides):
+        # The name is the socket's too, which all namespaces share.
+        name = f"wgbench{index}"
+        program = stack.enter_context(space.started("wireguard-go", "--foreground", name))
+        path = Path("/var/run/wireguard") / f"{name}.sock"
+        program.wait_until(path.exists, f"socket {path}")
+        lines = [
+            "set=1",
+            f"private_key={keys[index].private_bytes_raw().hex()}",
+            "listen_port=1194",
+            f"public_key={keys[1 - index].public_key().public_bytes_raw().hex()}",
+            f"endpoint={other}:1194",
+            "persistent_keepalive_interval=10",
+            "allowed_ip=0.0.0.0/0",
+        ]
+        _configure(path, "\n".join(lines))
+        space.run("ip", "address", "add", f"{inner}/24", "dev", name)
+        space.run("ip", "link", "set", name, "up", "mtu", "1420")
+        programs.append(program)
+    return Tunnel("wireguard", left, right, "10.9.0.2", [], programs)
+
+
+def _configure(path: Path, text: str) -> None:
+    """A request of WireGuard's cross-platform configuration protocol."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        client.connect(str(path))
+        client.sendall(text.encode() + b"\n\n")
+        answer = client.recv(4096).decode()
+    if "errno=0" not in answer:
+        raise BenchError(f"wireguard-go at {path}: {answer.strip()}")
+
+
+_KINDS: dict[str, Callable[[contextlib.ExitStack, Space, Space], Tunnel]] = {
+    "ginnel": _ginnel,
+    "mixed": _mixed,
+    "stock": _stock,
+    "wireguard": _wireguard,
+}
