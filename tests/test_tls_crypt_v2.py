@@ -1,7 +1,6 @@
 """tls-crypt-v2: keys, wrapped keys, and what a session does with them."""
 
 import base64
-import hmac
 import json
 import random
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ginnel._core import ControlCipher
 from ginnel.errors import ConfigError
 from ginnel.openvpn.packets import (
     ASK_FOR_WRAPPED_KEY,
@@ -32,7 +32,7 @@ from ginnel.openvpn.tls_crypt_v2 import (
     negotiates_early,
     split_wrapped_key,
 )
-from ginnel.openvpn.wrap import AesCtr, NoWrap, ReplayError, StaticKey, TlsAuth, TlsCrypt, UnauthenticatedError, renew
+from ginnel.openvpn.wrap import NoWrap, ReplayError, StaticKey, TlsAuth, TlsCrypt, UnauthenticatedError, renew
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "openvpn.json").read_text())
 KEYS = VECTORS["tls_crypt_v2"]
@@ -83,8 +83,8 @@ def test_openvpns_own_key_of_a_renegotiation() -> None:
         now=0.0,
     )
     key = StaticKey(wrapper.secret)
-    tag = hmac.digest(key.hmac(1)[:32], vector["packet_id"] + vector["plain"], "sha256")
-    assert tag + AesCtr(key.cipher(1)[:32])(tag[:16], vector["plain"]) == vector["wrapped"]
+    cipher = ControlCipher(key.cipher(1)[:32], key.hmac(1)[:32])
+    assert cipher.seal(vector["packet_id"], vector["plain"]) == vector["wrapped"]
 
 
 @pytest.mark.parametrize("wrap", [TlsCrypt(STATIC), TlsAuth(STATIC), TlsCryptV2(ClientKey(STATIC, CLIENT.wrapped))])
@@ -264,8 +264,7 @@ def test_the_age_of_a_key(metadata: Metadata, fits: bool) -> None:
 def test_a_key_without_metadata_is_taken_where_nobody_asks_for_it() -> None:
     # No server of ours makes one, but stock's reads one.
     size = MIN_WRAPPED.to_bytes(2, "big")
-    tag = hmac.digest(SERVER.data[64:96], size + STATIC.data, "sha256")
-    wrapped = tag + AesCtr(SERVER.data[:32])(tag[:16], STATIC.data) + size
+    wrapped = ControlCipher(SERVER.data[:32], SERVER.data[64:96]).seal(size, STATIC.data) + size
     assert SERVER.unwrap(wrapped) == (STATIC, None)
     datagram = sent(RESET, ClientKey(STATIC, wrapped))
     assert opened(datagram, TlsCryptV2Server(SERVER)) == RESET

@@ -10,6 +10,7 @@ pub mod bridge;
 pub mod cbc;
 mod checksum;
 pub mod cipher;
+pub mod control;
 mod counters;
 pub mod device;
 pub mod epoch;

@@ -2,6 +2,7 @@
 
 mod bridge;
 mod capture;
+mod control;
 mod descriptor;
 mod device;
 mod link;
@@ -16,6 +17,8 @@ mod _core {
     use crate::bridge::Bridge;
     #[pymodule_export]
     use crate::capture::Capture;
+    #[pymodule_export]
+    use crate::control::ControlCipher;
     #[pymodule_export]
     use crate::descriptor::DescriptorEnd;
     #[pymodule_export]

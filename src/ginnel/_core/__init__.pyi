@@ -1,6 +1,7 @@
 """The Rust half of ginnel, as Python sees it."""
 
 from ginnel._core.bridge import Bridge as Bridge
+from ginnel._core.control import ControlCipher as ControlCipher
 from ginnel._core.device import Capture as Capture
 from ginnel._core.device import DescriptorEnd as DescriptorEnd
 from ginnel._core.device import Device as Device

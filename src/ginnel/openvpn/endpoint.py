@@ -101,6 +101,7 @@ class Endpoint:
         else:
             self._strangers_wrap = wrap
             self._first_opcodes -= WITH_WRAPPED_KEY
+        self._unverified = isinstance(wrap, TlsCryptV2Server) and wrap.verify is not None
         self._entries: dict[int, _Entry] = {}
         self._at: dict[Path, dict[bytes, int]] = {}
         self._negotiating = 0
@@ -213,23 +214,25 @@ class Endpoint:
             # Before any cryptography: a flood costs next to nothing.
             self._count("over_connect_freq_initial")
             return
-        wrapper = self._strangers_wrap.start(server=True, unix_time=self._clock + now, now=now)
-        packet = ControlPacket.parse(wrapper.unwrap(data))
+        # The packet that repeats a cookie follows a reset of ours.
+        sent = int(header.opcode not in RESETS)
+        wrapper = self._strangers_wrap.start(server=True, unix_time=self._clock + now, now=now, sent=sent)
+        first = First(wrapper, ControlPacket.parse(wrapper.unwrap(data), header))
         if header.opcode not in RESETS:
-            self._admit(data, packet, path, now)
+            self._admit(data, first, path, now)
         elif not limited:
-            self._create(data, path, now)
+            self._create(data, first, path, now)
         elif self._answers_left.allow(now):
-            self._greet(data, header, wrapper, path, now)
+            self._greet(data, first, path, now)
 
-    def _greet(self, data: bytes, header: Header, wrapper: Wrapper, path: Path, now: float) -> None:
+    def _greet(self, data: bytes, first: First, path: Path, now: float) -> None:
         """An authentic reset: a cookie, or for clients that can't repeat their wrapped key a session, where
         that is allowed."""
-        wrap = self._settings.wrap
+        wrap, header = self._settings.wrap, first.packet.header
         if header.opcode is not Opcode.HARD_RESET_CLIENT_V3 or negotiates_early(data):
-            self._answer(header, wrapper, path, now)
+            self._answer(header, first.wrap, path, now)
         elif isinstance(wrap, TlsCryptV2Server) and not wrap.force_cookie:
-            self._create(data, path, now)
+            self._create(data, first, path, now)
         else:
             self._count("no_early_negotiation")
 
@@ -241,19 +244,20 @@ class Endpoint:
         self._answers.append((wrapper.wrap(packet.emit(), now), path))
         self._count("answered")
 
-    def _admit(self, data: bytes, packet: ControlPacket, path: Path, now: float) -> None:
+    def _admit(self, data: bytes, first: First, path: Path, now: float) -> None:
         """Makes a session for who repeats its cookie in one of its first packets."""
+        packet = first.packet
         client_id, cookie = packet.header.session_id, packet.peer_session_id
         early = max(packet.acks, default=0) <= 1 and (packet.packet_id or 0) <= 1
         if cookie is None or not early or not self._cookies.check(cookie, client_id, path, now):
             self._count("bad_cookies")
         elif self._spent.get((path, client_id), now) > now:
             self._count("spent_cookies")
-        elif self._create(data, path, now, sent=1):
+        elif self._create(data, first, path, now):
             self._answers_left.give_back()
             self._spend(path, client_id, now)
 
-    def _create(self, data: bytes, path: Path, now: float, *, sent: int = 0) -> bool:
+    def _create(self, data: bytes, first: First, path: Path, now: float) -> bool:
         """Raises `PacketError` for whom the wrap refuses now that the address is known."""
         if len(self._entries) >= self._limits.max_clients or self._negotiating >= self._limits.max_negotiating:
             self._count("full")
@@ -262,12 +266,12 @@ class Endpoint:
             self._count("over_connect_freq")
             return False
         unix_time = self._clock + now
-        wrapper = self._settings.wrap.start(server=True, unix_time=unix_time, now=now, sent=sent)
-        packet = ControlPacket.parse(wrapper.unwrap(data))
+        if self._unverified:
+            self._settings.wrap.start(server=True, unix_time=unix_time, now=now).unwrap(data)
         peer = self._free_number()
         policy = self._make_policy(peer=peer, path=path, unix_time=unix_time)
-        session = Session(policy, path=path, random=self._random, now=now, first=First(wrapper, packet))
-        client_id = packet.header.session_id
+        session = Session(policy, path=path, random=self._random, now=now, first=first)
+        client_id = first.packet.header.session_id
         self._entries[peer] = _Entry(session, path, client_id)
         self._at.setdefault(path, {})[client_id] = peer
         self._negotiating += 1

@@ -46,13 +46,13 @@ class Header:
         """Raises `PacketError` for what is short, a data packet, or has no session id."""
         if len(data) < HEADER_SIZE:
             raise PacketError(f"a packet of {len(data)} bytes is too short")
-        opcode = data[0] >> 3
-        if opcode not in CONTROL_OPCODES:
-            raise PacketError(f"opcode {opcode} is not a control packet's")
+        opcode = BY_NUMBER.get(data[0] >> 3)
+        if opcode is None:
+            raise PacketError(f"opcode {data[0] >> 3} is not a control packet's")
         session_id = data[1:HEADER_SIZE]
         if session_id == NO_SESSION:
             raise PacketError("the session id is zero")
-        return cls(Opcode(opcode), data[0] & 7, session_id)
+        return cls(opcode, data[0] & 7, session_id)
 
     def emit(self) -> bytes:
         return bytes([self.opcode << 3 | self.key_id]) + self.session_id
@@ -73,9 +73,9 @@ class ControlPacket:
     payload: bytes = b""
 
     @classmethod
-    def parse(cls, data: bytes) -> ControlPacket:
-        """Takes header and body. Raises `PacketError`."""
-        header = Header.parse(data)
+    def parse(cls, data: bytes, header: Header | None = None) -> ControlPacket:
+        """Takes header and body; ``header`` where it was read already. Raises `PacketError`."""
+        header = header or Header.parse(data)
         reader = _Reader(data, HEADER_SIZE)
         count = reader.take(1)[0]
         if count > MAX_ACKS:
@@ -148,3 +148,4 @@ EARLY_FLAGS = 1
 FLAG_RESEND_WKC = 1
 ASK_FOR_WRAPPED_KEY = struct.pack(">HHH", EARLY_FLAGS, 2, FLAG_RESEND_WKC)
 CONTROL_OPCODES = frozenset(Opcode) - {Opcode.DATA_V1, Opcode.DATA_V2}
+BY_NUMBER = {int(opcode): opcode for opcode in CONTROL_OPCODES}

@@ -55,6 +55,8 @@ class SendWindow:
 
     def acknowledge(self, acks: tuple[int, ...]) -> None:
         """Forgets what arrived; ids that we never sent change nothing."""
+        if not self._waiting:
+            return
         for ack in acks:
             if ack >= self._next_id:
                 continue

@@ -424,7 +424,7 @@ class Session:
         elif header.opcode in OF_CLIENTS | OF_SERVERS and header.opcode not in self._peers_own:
             self._count("wrong_session")
             return None
-        packet = ControlPacket.parse(self._wrap_of(header.key_id).unwrap(data))
+        packet = ControlPacket.parse(self._wrap_of(header.key_id).unwrap(data), header)
         if packet.peer_session_id not in (None, self._session_id):
             self._count("wrong_session")
             return None

@@ -6,9 +6,11 @@ does. `TlsContext` is the parsed configuration, made once; ``connect()`` makes o
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from cryptography import x509
 from OpenSSL import SSL, crypto
 
 from ginnel.errors import ConfigError, RemoteProtocolError
@@ -96,6 +98,9 @@ class TlsConnection:
         self._peer = "client" if server else "server"
         self._output = b""
         self._unsent: list[bytes] = []
+        # Whether OpenSSL may find something to do: asking it costs an exception each time that it does not.
+        self._fed = not server
+        self._certificate: x509.Certificate | None = None
         self.established = False
         if server:
             connection.set_accept_state()
@@ -105,6 +110,7 @@ class TlsConnection:
     def feed(self, data: bytes) -> None:
         if data:
             self._connection.bio_write(data)
+            self._fed = True
 
     def write(self, data: bytes) -> None:
         """Sends plain text as one record, after the handshake if that isn't over."""
@@ -112,6 +118,8 @@ class TlsConnection:
 
     def step(self) -> None:
         """Goes on with the handshake, and writes what waits for its end. Raises `TlsError`."""
+        if not self._unsent if self.established else not self._fed:
+            return
         try:
             if not self.established:
                 self._connection.do_handshake()
@@ -120,38 +128,34 @@ class TlsConnection:
                 self._connection.send(self._unsent[0])
                 del self._unsent[0]
         except SSL.WantReadError:
-            pass
+            self._fed = False
         except SSL.Error as error:
             raise self._explain(error) from None
+        finally:
+            self._drain()
 
     def read(self) -> bytes | None:
         """The plain text of the next record, None while there is none. Raises `TlsError`."""
-        if not self.established:
+        if not self.established or not self._fed:
             return None
         try:
             return self._connection.recv(MAX_RECORD)
         except SSL.WantReadError:
-            return None
+            self._fed = False
         except SSL.Error as error:
             raise self._explain(error) from None
+        finally:
+            self._drain()
+        return None
 
     @property
     def has_output(self) -> bool:
-        if not self._output:
-            try:
-                self._output = self._connection.bio_read(MAX_OUTPUT)
-            except SSL.WantReadError:
-                return False
-        return True
+        return bool(self._output)
 
     def take_output(self, size: int) -> bytes:
         """Up to so many bytes for the peer; fewer only when there are no more."""
-        parts, missing = [], size
-        while missing and self.has_output:
-            part, self._output = self._output[:missing], self._output[missing:]
-            parts.append(part)
-            missing -= len(part)
-        return b"".join(parts)
+        part, self._output = self._output[:size], self._output[size:]
+        return part
 
     def export(self, label: bytes, size: int) -> bytes:
         """Keying material as in RFC 5705, without a context."""
@@ -168,14 +172,26 @@ class TlsConnection:
     @property
     def peer_common_name(self) -> str:
         """The peer's name as ``x509-username-field`` has it, by default the last CN; "" without a certificate."""
-        certificate = self._connection.get_peer_certificate(as_cryptography=True)
+        certificate = self._peer_certificate
         return "" if certificate is None else self._rules.name(certificate) or ""
 
     @property
     def peer_serial(self) -> int | None:
         """The number of the peer's certificate, None without one."""
-        certificate = self._connection.get_peer_certificate(as_cryptography=True)
+        certificate = self._peer_certificate
         return None if certificate is None else certificate.serial_number
+
+    @property
+    def _peer_certificate(self) -> x509.Certificate | None:
+        if self._certificate is None:
+            self._certificate = self._connection.get_peer_certificate(as_cryptography=True)
+        return self._certificate
+
+    def _drain(self) -> None:
+        with contextlib.suppress(SSL.WantReadError):
+            while len(part := self._connection.bio_read(MAX_OUTPUT)) == MAX_OUTPUT:
+                self._output += part
+            self._output += part
 
     def _explain(self, error: SSL.Error) -> TlsError:
         verdict: _Verdict = self._connection.get_app_data()
@@ -192,7 +208,7 @@ class TlsConnection:
 
 
 MAX_RECORD = 16 * 1024
-MAX_OUTPUT = 64 * 1024
+MAX_OUTPUT = 8 * 1024
 ALERTS = {
     "unknown ca": "the peer doesn't trust our certificate's CA",
     "bad certificate": "the peer refused our certificate",

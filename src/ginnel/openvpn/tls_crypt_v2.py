@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hmac
 import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 
+from ginnel._core import ControlCipher
 from ginnel.errors import ConfigError
 from ginnel.openvpn.packets import HEADER_SIZE, PacketError
 from ginnel.openvpn.wrap import (
     KEY_FILE_SIZE,
     WITH_WRAPPED_KEY,
-    AesCtr,
     StaticKey,
     TlsAuth,
     TlsCrypt,
@@ -99,27 +97,21 @@ class ServerKey:
             raise ConfigError(f"{len(metadata.data)} bytes of tls-crypt-v2 metadata; at most {MAX_METADATA} fit")
         plain = key.data + bytes([metadata.kind]) + metadata.data
         size = struct.pack(">H", TAG_SIZE + len(plain) + 2)
-        tag = hmac.digest(self._mac_key, size + plain, "sha256")
-        return tag + self._cipher(tag[:16], plain) + size
+        return self._cipher.seal(size, plain) + size
 
     def unwrap(self, wrapped: bytes) -> tuple[StaticKey, Metadata | None]:
         """The client's key, and its metadata if it has any. Raises `PacketError` or `UnauthenticatedError`."""
         if not MIN_WRAPPED <= len(wrapped) <= MAX_WRAPPED or int.from_bytes(wrapped[-2:], "big") != len(wrapped):
             raise PacketError("a wrapped key of the wrong length")
-        tag = wrapped[:TAG_SIZE]
-        plain = self._cipher(tag[:16], wrapped[TAG_SIZE:-2])
-        if not hmac.compare_digest(tag, hmac.digest(self._mac_key, wrapped[-2:] + plain, "sha256")):
+        plain = self._cipher.open(wrapped[-2:], wrapped[:-2])
+        if plain is None:
             raise UnauthenticatedError("the wrapped key isn't of this server")
         rest = plain[KEY_FILE_SIZE:]
         return StaticKey(plain[:KEY_FILE_SIZE]), Metadata(rest[0], rest[1:]) if rest else None
 
-    @cached_property
-    def _cipher(self) -> AesCtr:
-        return AesCtr(self.data[:32])
-
     @property
-    def _mac_key(self) -> bytes:
-        return self.data[64:96]
+    def _cipher(self) -> ControlCipher:
+        return ControlCipher(self.data[:32], self.data[64:96])
 
 
 @dataclass(frozen=True)

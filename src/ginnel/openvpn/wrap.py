@@ -18,8 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-
+from ginnel._core import ControlCipher
 from ginnel.errors import ConfigError, LocalProtocolError
 from ginnel.openvpn.packets import HEADER_SIZE, Opcode, PacketError
 
@@ -135,8 +134,8 @@ def renew(wrapper: Wrapper, exported: bytes, *, server: bool, unix_time: float, 
     """``dyn-tls-crypt``: the wrap of the renegotiations that follow, from 256 bytes of TLS's exporter with the
     label `RENEW_LABEL` and the key of the wrap so far (``tls_crypt.c``)."""
     before = wrapper.secret or bytes(KEY_FILE_SIZE)
-    mixed = bytes(a ^ b for a, b in zip(exported, before, strict=True))
-    return TlsCrypt(StaticKey(mixed)).start(server=server, unix_time=unix_time, now=now)
+    mixed = int.from_bytes(exported, "big") ^ int.from_bytes(before, "big")
+    return TlsCrypt(StaticKey(mixed.to_bytes(KEY_FILE_SIZE, "big"))).start(server=server, unix_time=unix_time, now=now)
 
 
 class _NoWrapper:
@@ -199,30 +198,24 @@ class TlsCryptWrapper:
         wrapped_key: bytes = b"",
     ) -> None:
         send, receive = (0, 1) if server else (1, 0)
-        self._send = AesCtr(key.cipher(send)[:32]), key.hmac(send)[:32]
-        self._receive = AesCtr(key.cipher(receive)[:32]), key.hmac(receive)[:32]
+        self._send = ControlCipher(key.cipher(send)[:32], key.hmac(send)[:32])
+        self._receive = ControlCipher(key.cipher(receive)[:32], key.hmac(receive)[:32])
         self._sender = PacketIdSender(_net_clock(unix_time, now), sent)
         self._window = ReplayWindow()
         self.secret = key.data
         self.wrapped_key = wrapped_key
 
     def wrap(self, packet: bytes, now: float) -> bytes:
-        cipher, mac = self._send
         head = packet[:HEADER_SIZE] + self._sender.take(now)
-        body = packet[HEADER_SIZE:]
-        tag = hmac.digest(mac, head + body, "sha256")
         tail = self.wrapped_key if packet[0] >> 3 in WITH_WRAPPED_KEY else b""
-        return head + tag + cipher(tag[:16], body) + tail
+        return head + self._send.seal(head, packet[HEADER_SIZE:]) + tail
 
     def unwrap(self, datagram: bytes) -> bytes:
-        cipher, mac = self._receive
-        tag_at = HEADER_SIZE + PACKET_ID_SIZE
-        body_at = HEADER_SIZE + self.overhead
-        if len(datagram) < body_at:
+        if len(datagram) < HEADER_SIZE + self.overhead:
             raise PacketError("too short for tls-crypt")
-        head, tag = datagram[:tag_at], datagram[tag_at:body_at]
-        body = cipher(tag[:16], datagram[body_at:])
-        if not hmac.compare_digest(tag, hmac.digest(mac, head + body, "sha256")):
+        head = datagram[: HEADER_SIZE + PACKET_ID_SIZE]
+        body = self._receive.open(head, datagram[len(head) :])
+        if body is None:
             raise UnauthenticatedError("the tag is wrong")
         self._window.accept(head[HEADER_SIZE:])
         return datagram[:HEADER_SIZE] + body
@@ -280,18 +273,6 @@ class ReplayWindow:
 
 def _net_clock(unix_time: float, start: float) -> NetClock:
     return lambda now: int(unix_time + (now - start)) & 0xFFFFFFFF
-
-
-class AesCtr:
-    """AES in counter mode under one key, which encrypts as it decrypts: from 16 bytes of counter and the data."""
-
-    def __init__(self, key: bytes) -> None:
-        # Made once: that takes longer than what it then does for a packet.
-        self._context = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
-
-    def __call__(self, counter: bytes, data: bytes) -> bytes:
-        self._context.reset_nonce(counter)
-        return self._context.update(data)
 
 
 RENEW_LABEL = b"EXPORTER-OpenVPN-dynamic-tls-crypt"

@@ -55,6 +55,8 @@ class Admission:
         self._decide = decide
         self._inform = inform
         self._waiting: dict[int, asyncio.Task[None]] = {}
+        # What everyone is pushed, by whether it is over TCP.
+        self._common: dict[bool, PushReply] = {}
         # When the token that each session showed last was made: those before it are used up.
         self._shown: OrderedDict[bytes, int] = OrderedDict()
         self._tokens: AuthTokens | None = None
@@ -97,6 +99,7 @@ class Admission:
     def use(self, config: ServerConfig) -> None:
         """Pushes what this says from now on."""
         self._config = config
+        self._common.clear()
 
     def options(self, client: Client) -> PushReply:
         """What a client is pushed by the configuration."""
@@ -228,7 +231,7 @@ class Admission:
             serial=login.serial,
             peer_info=login.peer_info,
         )
-        return replace(self._options(lease, tcp=self._is_tcp(login.path[0])), auth_token=token)
+        return self._options(lease, token, tcp=self._is_tcp(login.path[0]))
 
     def _refuse(self, login: ClientLogin, reason: str, *, told: str | None = None, backoff: int = 0) -> Refusal:
         """Refused with a line in the log; the client is told the same, or what is better told to strangers."""
@@ -242,28 +245,33 @@ class Admission:
         )
         return Refusal(reason if told is None else told, backoff)
 
-    def _options(self, lease: Lease, *, tcp: bool) -> PushReply:
+    def _options(self, lease: Lease, token: str | None = None, *, tcp: bool) -> PushReply:
         """What a client with these addresses is pushed."""
+        pool = self._pool
+        common = self._common.get(tcp)
+        if common is None:
+            common = self._common[tcp] = self._make_common(tcp=tcp)
+        remote = pool.network.netmask if pool.topology == "subnet" else IPv4Address(int(lease.address) - 1)
+        both: IfconfigIpv6 | None = common.ifconfig_ipv6
+        if lease.address6 is not None and pool.network6 is not None and pool.address6 is not None:
+            both = IfconfigIpv6(IPv6Interface((lease.address6, pool.network6.prefixlen)), pool.address6)
+        return replace(common, ifconfig=Ifconfig(lease.address, remote), ifconfig_ipv6=both, auth_token=token)
+
+    def _make_common(self, *, tcp: bool) -> PushReply:
         config, pool = self._config, self._pool
         reply = PushReply.parse(config.push)
-        # With net30 nobody else is on the link.
-        own = Route(pool.network if config.client_to_client else IPv4Network(f"{pool.address}/32"))
         if pool.topology == "subnet":
-            ifconfig = Ifconfig(lease.address, pool.network.netmask)
             reply = replace(reply, topology="subnet", route_gateway=pool.address)
         else:
-            ifconfig = Ifconfig(lease.address, IPv4Address(int(lease.address) - 1))
+            # With net30 nobody else is on the link.
+            own = Route(pool.network if config.client_to_client else IPv4Network(f"{pool.address}/32"))
             reply = replace(reply, topology="net30", routes=(own, *reply.routes))
-        if lease.address6 is not None and pool.network6 is not None and pool.address6 is not None:
-            local = IPv6Interface((lease.address6, pool.network6.prefixlen))
-            reply = replace(reply, ifconfig_ipv6=IfconfigIpv6(local, pool.address6))
         redirect = config.redirect_gateway if reply.redirect_gateway is None else reply.redirect_gateway
         own_dns = (pool.address,) if redirect is not None else ()
         ours = [Route(network) for network in config.routes if isinstance(network, IPv4Network)]
         ours6 = [RouteIpv6(network) for network in config.routes if isinstance(network, IPv6Network)]
         return replace(
             reply,
-            ifconfig=ifconfig,
             routes=(*reply.routes, *ours),
             routes_ipv6=(*reply.routes_ipv6, *ours6),
             redirect_gateway=redirect,
