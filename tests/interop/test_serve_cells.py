@@ -115,7 +115,7 @@ def test_a_second_login_is_refused_until_the_first_is_gone(network: Network) -> 
             # It is told to try again, and does.
             first.close()
             other.wait_line(UP, 60)
-            server.wait_line('"remote": "192.0.2.88:', 10)
+            assert server.out.wait(lambda line: '"connected"' in line and "192.0.2.88:" in line, 10), str(server)
             remotes = [parse_event(line)["remote"] for line in server.out.all() if '"event": "connected"' in line]
             assert [remote.partition(":")[0] for remote in remotes] == ["192.0.2.2", "192.0.2.88"]
         finally:

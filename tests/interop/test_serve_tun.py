@@ -123,10 +123,10 @@ def test_clients_reach_what_is_public_and_what_is_allowed(network: Network, inte
         assert server.up["device"] == "office0"
         with connected(network, tmp_path) as client:
             assert fetch(client, INTERNET) == PAGE
-            assert OUTSIDE in internet.err.all()[-1]
+            assert internet.err.wait(lambda line: OUTSIDE in line, 10), str(internet)
             client.ip("route add 2001:db8:5::/64 dev tun9")
             assert fetch(client, f"[{INTERNET6}]") == PAGE
-            assert OUTSIDE6 in internet.err.all()[-1]
+            assert internet.err.wait(lambda line: OUTSIDE6 in line, 10), str(internet)
             assert fetch(client, ALLOWED) == PAGE
             # Private ranges, and the machine's own addresses: refused at once, not silently.
             for closed in (PRIVATE, OUTSIDE, "169.254.169.254"):
