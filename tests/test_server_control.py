@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,10 @@ from ginnel.server.exporter import Exporter
 from ginnel.server.metrics import metrics
 from ginnel.server.monitor import METRICS, STATUS, Monitor
 from ginnel.server.status import describe, status_file, table
+from ginnel.server.store import open_store
 from tests.harness.people import People
+from tests.harness.process import Process, parse_event
+from tests.test_egress import until
 from tests.test_server_service import connecting, reaches, serving
 
 
@@ -57,13 +61,26 @@ async def test_one_server_a_directory(tmp_path: Path) -> None:
         ask(tmp_path, {"command": "status"})
 
 
+def test_a_second_server_leaves_the_first_ones_directory_alone(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ginnel", "serve", "--json", "--dir", tmp_path / "state", "--listen"]
+    with Process([*command, "udp:127.0.0.1:0"]) as first:
+        up = parse_event(first.wait_line('"event": "up"', 30))
+        with Process([*command, "udp:127.0.0.1:0"]) as second:
+            assert second.wait(30) == 2, str(second)
+            assert "a server runs in" in second.err.all()[-1]
+        with contextlib.closing(open_store(tmp_path / "state")) as store:
+            assert store.listeners()[0] == up["listen"]
+        assert ask(tmp_path / "state", {"command": "status"})["listen"] == up["listen"]
+        assert first.stop() == 0, str(first)
+
+
 async def test_monitors_find_their_files(tmp_path: Path) -> None:
     people = People()
     people.add("alice")
     async with serving(people) as server, connecting(server, people, "alice") as alice:
         await reaches(alice, server)
         monitor = Monitor(server, tmp_path)
-        await asyncio.sleep(0)
+        await until((tmp_path / METRICS).exists)
         lines = [line.split("\t") for line in (tmp_path / STATUS).read_text().splitlines()]
         assert [line[0] for line in lines if line[0] not in ("HEADER", "ROUTING_TABLE", "GLOBAL_STATS")] == [
             *("TITLE", "TIME", "CLIENT_LIST", "END")

@@ -15,11 +15,11 @@ from typing import Any, Self
 
 from tests.harness.environment import Environment
 from tests.harness.network import ORDINARY_ID, Namespace, Network
-from tests.harness.process import Process, parse_event
+from tests.harness.process import JsonProgram, Process, parse_event
 from tests.harness.profile import PORT, Profile
 
 
-class GinnelClient:
+class GinnelClient(JsonProgram):
     """``ginnel connect --json``. ``folder`` is its own, and its working directory; ``files`` lie there.
 
     ``port`` is the server's. ``old`` makes it one of the clients that know nothing of TLS's key
@@ -55,7 +55,6 @@ class GinnelClient:
             env=_ENVIRONMENT,
             cwd=self.folder,
         )
-        self._seen = 0
 
     def __enter__(self) -> Self:
         return self
@@ -65,10 +64,6 @@ class GinnelClient:
     ) -> None:
         self.process.close()
         self._folder.cleanup()
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
 
     @property
     def socks(self) -> str:
@@ -83,12 +78,6 @@ class GinnelClient:
         """The first ``up``."""
         self.process.wait_line('"event": "up"', 20)
         return next(event for event in self.events if event["event"] == "up")
-
-    def wait_next(self, name: str, timeout: float = 20) -> dict[str, Any]:
-        """The next event of a kind after the one that was waited for last."""
-        line = self.process.wait_line(f'"event": "{name}"', timeout, self._seen)
-        self._seen = self.process.out.all().index(line, self._seen) + 1
-        return parse_event(line)
 
     def stop(self, number: signal.Signals = signal.SIGINT, timeout: float = 5) -> None:
         """Ends it as a user does; it must end well and say so."""

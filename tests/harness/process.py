@@ -133,6 +133,23 @@ class Process:
         return f"{' '.join(self.command)[:300]}\n{output}"
 
 
+class JsonProgram:
+    """A ``--json`` program that runs, and what it says, event by event. Its ``process`` is set by who starts it."""
+
+    process: Process
+    _seen = 0
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def wait_next(self, name: str, timeout: float = 30) -> dict[str, Any]:
+        """The next event of a kind after the one that was waited for last."""
+        line = self.process.wait_line(f'"event": "{name}"', timeout, self._seen)
+        self._seen = self.process.out.all().index(line, self._seen) + 1
+        return parse_event(line)
+
+
 def run(command: Sequence[str | Path], *, timeout: float = 60, check: bool = True, **options: Any) -> str:
     """What a program prints on stdout. AssertionError, with its stderr, when it fails or takes too long."""
     words = [str(word) for word in command]

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from tests.harness.client import wait_until
 from tests.harness.network import Namespace, Network
-from tests.harness.process import Process, parse_event
+from tests.harness.process import JsonProgram, Process, parse_event
 from tests.harness.profile import PORT, Profile
 
 RESOLV_CONF = "# the machine's own\nnameserver 192.0.2.53\n"
@@ -62,11 +62,10 @@ class Machine:
         return TunClient(self, self.namespace.start(command, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}))
 
 
-class TunClient:
+class TunClient(JsonProgram):
     def __init__(self, machine: Machine, process: Process) -> None:
         self.machine = machine
         self.process = process
-        self._seen = 0
 
     def __enter__(self) -> Self:
         return self
@@ -77,20 +76,10 @@ class TunClient:
         self.process.close()
 
     @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    @property
     def helper(self) -> int:
         """The process that kept the rights."""
         (child,) = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         return int(child)
-
-    def wait_next(self, name: str, timeout: float = 30) -> dict[str, Any]:
-        """The next event of a kind after the one that was waited for last."""
-        line = self.process.wait_line(f'"event": "{name}"', timeout, self._seen)
-        self._seen = self.process.out.all().index(line, self._seen) + 1
-        return parse_event(line)
 
     def run(self, *command: str, **options: Any) -> str:
         """Runs a program of this machine, which sees the same resolv.conf."""

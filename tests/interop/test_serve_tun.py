@@ -119,7 +119,16 @@ def fetch(namespace: Namespace, host: str, **options: Any) -> str:
 
 def test_clients_reach_what_is_public_and_what_is_allowed(network: Network, internet: Process, tmp_path: Path) -> None:
     before = state(network.server)
-    with TunServer(network, tmp_path, "--dev", "office0", "--allow", f"{ALLOWED}/32") as server:
+    own = ["env", f"--chdir={tmp_path}", sys.executable, "-u", "-m", "http.server", "8080"]
+    Path(tmp_path, "index.html").write_text(PAGE)
+    with (
+        network.server.start(own) as service,
+        TunServer(network, tmp_path, "--dev", "office0", "--allow", f"{ALLOWED}/32") as server,
+    ):
+        service.wait_line("Serving", 20)
+        # It is there for who is not a client.
+        inside = [f"--net=/proc/{internet.pid}/ns/net", "curl", "--silent", f"http://{OUTSIDE}:8080/"]
+        assert subprocess.run(["nsenter", *inside], capture_output=True, text=True, check=True).stdout == PAGE
         assert server.up["device"] == "office0"
         with connected(network, tmp_path) as client:
             assert fetch(client, INTERNET) == PAGE
@@ -128,8 +137,8 @@ def test_clients_reach_what_is_public_and_what_is_allowed(network: Network, inte
             assert fetch(client, f"[{INTERNET6}]") == PAGE
             assert internet.err.wait(lambda line: OUTSIDE6 in line, 10), str(internet)
             assert fetch(client, ALLOWED) == PAGE
-            # Private ranges, and the machine's own addresses: refused at once, not silently.
-            for closed in (PRIVATE, OUTSIDE, "169.254.169.254"):
+            # Private ranges, and what the machine itself serves: refused at once, not silently.
+            for closed in (PRIVATE, f"{OUTSIDE}:8080", f"{server.up['address']}:8080", "169.254.169.254"):
                 refused = client.run(
                     ["curl", "--silent", "--max-time", "5", "--write-out", "%{errormsg}", f"http://{closed}/"],
                     check=False,

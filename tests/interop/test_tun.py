@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -170,6 +170,8 @@ def test_the_kill_switch_holds_while_it_reconnects(machine: Machine, server: Sto
     before = machine.state()
     with Wire(server.network) as wire, machine.start(server.profile, "--kill-switch") as client:
         client.wait_next("up")
+        # As a hostile DHCP server would (TunnelVision): narrower than what the tunnel covers.
+        machine.namespace.ip(f"route add 203.0.113.0/24 via {places.SERVER}")
         wire.take()
         server.kill()
         try:
@@ -184,6 +186,7 @@ def test_the_kill_switch_holds_while_it_reconnects(machine: Machine, server: Sto
         seen = wire.take()
         assert seen
         assert {kind for kind in seen if kind[:2] != (places.SERVER, 17)} == set()
+        machine.namespace.ip(f"route del 203.0.113.0/24 via {places.SERVER}")
         client.stop()
         # The wire does see what leaves without it.
         send_anywhere(client)
@@ -208,8 +211,8 @@ def test_the_kill_switch_outlives_a_killed_session(machine: Machine, server: Sto
 def test_what_it_says_where_it_cannot(machine: Machine, ordinary_env: Environment, server: StockServer) -> None:
     before = machine.state()
 
-    def fail(status: int, words: str, *options: str, ordinary: bool = False) -> None:
-        command = [ordinary_env.ginnel, "connect", machine.folder / "office.ovpn", *options]
+    def fail(status: int, words: str, *options: str, ordinary: bool = False, under: Sequence[str] = ()) -> None:
+        command = [*under, ordinary_env.ginnel, "connect", machine.folder / "office.ovpn", *options]
         with machine.namespace.start(command, ordinary=ordinary, cwd=Path("/")) as process:
             assert process.wait(20) == status, str(process)
             lines = process.err.all()
@@ -224,6 +227,8 @@ def test_what_it_says_where_it_cannot(machine: Machine, ordinary_env: Environmen
     fail(6, "there already", "--tun", "--dev", "eth0")
     fail(6, "no name for a device", "--tun", "--dev", 'x"y')
     fail(2, "--tun", "--dev", "tun5")
+    full = ["unshare", "--mount", "sh", "-ec", 'mount -t tmpfs -o ro none /run; exec "$@"', "sh"]
+    fail(6, "nothing is changed", "--tun", under=full)
     fail(2, "--tun", "--kill-switch")
     fail(2, "leave them out", "--tun", "--socks", "1080")
     assert machine.state() == before

@@ -24,6 +24,8 @@ pub mod packet;
 pub mod plane;
 pub mod queue;
 pub mod replay;
+#[cfg(test)]
+mod seeded;
 
 /// Nanoseconds since an origin of the caller's choosing; only differences have a meaning.
 pub type Nanos = u64;

@@ -2,6 +2,9 @@
 //!
 //! GINNEL_CASES says how many cases (5,000 each), GINNEL_SEED where they begin.
 
+#[path = "../src/seeded.rs"]
+mod seeded;
+
 use ginnel_core::cipher::MATERIAL_LEN;
 use ginnel_core::format::Format;
 use ginnel_core::framing::Framing;
@@ -10,29 +13,10 @@ use ginnel_core::offload::segment::segment;
 use ginnel_core::offload::{Gso, VnetHeader};
 use ginnel_core::packet::{LocalPool, Packet, Pool};
 use ginnel_core::plane::{Path, Plane};
+use seeded::Seeded;
 
-/// SplitMix64.
-struct Seeded(u64);
-
-impl Seeded {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit.max(1) as u64) as usize
-    }
-
-    fn bytes(&mut self, len: usize) -> Vec<u8> {
-        (0..len).map(|_| self.next() as u8).collect()
-    }
-
-    fn one_in(&mut self, count: usize) -> bool {
-        self.below(count) == 0
-    }
+fn one_in(random: &mut Seeded, count: usize) -> bool {
+    random.below(count) == 0
 }
 
 /// Runs a case for each seed; the one that fails is printed.
@@ -57,7 +41,7 @@ fn what_is_cut_is_all_of_it_or_refused() {
         let mut pool = Pool::new(64).local();
         let (mut header, mut long, _) = long(random);
         damage(random, &mut long);
-        if random.one_in(2) {
+        if one_in(random, 2) {
             let mut bytes = header.emit();
             damage_bytes(random, &mut bytes);
             let Ok(parsed) = VnetHeader::parse(&bytes) else { return };
@@ -99,7 +83,7 @@ fn what_is_joined_is_cut_into_what_it_was() {
             }
         }
         let mut packets: Vec<Packet> = batch.iter().map(|bytes| pool.packet_from(bytes)).collect();
-        let mut coalescer = Coalescer::new(random.one_in(2));
+        let mut coalescer = Coalescer::new(one_in(random, 2));
         let groups = coalescer.group(&mut packets);
         let mut places: Vec<usize> = groups.iter().flat_map(|group| group.members.clone()).collect();
         places.sort_unstable();
@@ -142,7 +126,7 @@ fn only_what_was_sealed_is_opened() {
         }
         for _ in 0..8 {
             let mut datagram = sealed[random.below(2)].1.clone();
-            if random.one_in(4) {
+            if one_in(random, 4) {
                 let len = random.below(100);
                 datagram = random.bytes(len);
             }
@@ -181,16 +165,16 @@ fn damage(random: &mut Seeded, bytes: &mut Vec<u8>) {
 /// The head is changed most: what is parsed is there.
 fn damage_bytes(random: &mut Seeded, bytes: &mut [u8]) {
     for _ in 0..1 + random.below(3) {
-        let limit = if random.one_in(4) { bytes.len() } else { bytes.len().min(80) };
+        let limit = if one_in(random, 4) { bytes.len() } else { bytes.len().min(80) };
         if let Some(byte) = bytes.get_mut(random.below(limit)) {
-            *byte = if random.one_in(2) { random.next() as u8 } else { *byte ^ 1 << random.below(8) };
+            *byte = if one_in(random, 2) { random.next() as u8 } else { *byte ^ 1 << random.below(8) };
         }
     }
 }
 
 /// A long packet as the kernel gives it, its vnet header, and where its payload begins.
 fn long(random: &mut Seeded) -> (VnetHeader, Vec<u8>, usize) {
-    let (ipv6, tcp) = (random.one_in(2), random.one_in(2));
+    let (ipv6, tcp) = (one_in(random, 2), one_in(random, 2));
     let start = if ipv6 { 40 } else { 20 };
     let transport = if tcp { 20 + 4 * random.below(11) } else { 8 };
     let size = 1 + random.below(1400);

@@ -102,7 +102,9 @@ def _iperf_server(tunnel: Tunnel) -> Iterator[None]:
 def _iperf(tunnel: Tunnel, seconds: float, *options: str) -> dict[str, Any]:
     words = ["iperf3", "--client", tunnel.far, "--time", f"{seconds:g}", "--json", *options]
     report = json.loads(tunnel.left.run(*words, timeout=seconds + 60))
-    end: dict[str, Any] = report["end"]
+    end: dict[str, Any] = report.get("end", {})
+    if "sum_received" not in end or "sum_sent" not in end:
+        raise BenchError(f"{tunnel.name}: iperf3 gave no sums: {report.get('error', 'without a reason')}")
     return end
 
 

@@ -46,7 +46,7 @@ def open_tunnel(name: str, left: Space, right: Space) -> Iterator[Tunnel]:
 
 def available() -> dict[str, str]:
     """The tunnels that can be opened here, each with what it is."""
-    found = {"ginnel": "ginnel's data plane at both ends, kernel devices"}
+    found = {"ginnel": "ginnel serve --tun and ginnel connect --tun"}
     if shutil.which("openvpn"):
         stock = subprocess.run(["openvpn", "--version"], capture_output=True, text=True).stdout.split()[1]
         found["mixed"] = f"ginnel connect --tun, OpenVPN {stock} as the server"
@@ -58,21 +58,28 @@ def available() -> dict[str, str]:
 
 
 def _ginnel(stack: contextlib.ExitStack, left: Space, right: Space) -> Tunnel:
-    programs = []
-    for space, side in ((left, "left"), (right, "right")):
-        program = stack.enter_context(space.started(sys.executable, "-m", "ginnel.bench.plane", side))
-        programs.append(program)
-    for program in programs:
-        program.wait_for("ready")
-    return Tunnel("ginnel", left, right, "10.9.0.2", programs, programs)
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ginnel-bench-")))
+    state = ["--dir", str(folder / "state")]
+    # What iperf3 listens on is the server's own, and closed without a word.
+    place = ["--listen", f"udp:{RIGHT}:1194", "--allow", f"{INNER}/32"]
+    server = stack.enter_context(right.started(*_GINNEL, "serve", "--tun", "--json", *state, *place))
+    server.wait_for('"event": "up"')
+    file = folder / "client.ovpn"
+    right.run(*_GINNEL, "user", "add", "bench", *state, "-o", str(file))
+    client = _connected(stack, left, file)
+    return Tunnel("ginnel", left, right, INNER, [client, server], [client, server])
+
+
+def _connected(stack: contextlib.ExitStack, space: Space, file: Path) -> Program:
+    client = stack.enter_context(space.started(*_GINNEL, "connect", str(file), "--tun", "--json"))
+    client.wait_for('"event": "up"')
+    return client
 
 
 def _mixed(stack: contextlib.ExitStack, left: Space, right: Space) -> Tunnel:
     folder, server = _stock_server(stack, right)
-    words = [sys.executable, "-m", "ginnel", "connect", str(folder / "client.ovpn"), "--tun", "--json"]
-    client = stack.enter_context(left.started(*words))
-    client.wait_for('"event": "up"')
-    return Tunnel("mixed", left, right, "10.8.0.1", [client], [client, server])
+    client = _connected(stack, left, folder / "client.ovpn")
+    return Tunnel("mixed", left, right, INNER, [client], [client, server])
 
 
 def _stock(stack: contextlib.ExitStack, left: Space, right: Space) -> Tunnel:
@@ -81,7 +88,7 @@ def _stock(stack: contextlib.ExitStack, left: Space, right: Space) -> Tunnel:
         left.started("openvpn", "--config", str(folder / "client.ovpn"), "--disable-dco", "--dev", "tun0")
     )
     client.wait_for("Initialization Sequence Completed")
-    return Tunnel("stock", left, right, "10.8.0.1", [], [client, server])
+    return Tunnel("stock", left, right, INNER, [], [client, server])
 
 
 def _stock_server(stack: contextlib.ExitStack, space: Space) -> tuple[Path, Program]:
@@ -138,6 +145,9 @@ def _configure(path: Path, text: str) -> None:
         raise BenchError(f"wireguard-go at {path}: {answer.strip()}")
 
 
+# The server's address inside, ours and stock's.
+INNER = "10.8.0.1"
+_GINNEL = [sys.executable, "-m", "ginnel"]
 _KINDS: dict[str, Callable[[contextlib.ExitStack, Space, Space], Tunnel]] = {
     "ginnel": _ginnel,
     "mixed": _mixed,

@@ -36,6 +36,8 @@ def command(
     for program in ("iperf3", "ip", "nsenter", "unshare", "setpriv"):
         if not shutil.which(program):
             raise ConfigError(f"there is no {program} here", instead=f"install {program}")
+    for file in filter(None, (json_file, chart)):
+        _check_writable(file)
     # What it needs takes a while to import.
     from ginnel.bench import report, run
     from ginnel.bench.tunnels import available
@@ -55,3 +57,11 @@ def command(
         json_file.write_text(json.dumps(result.as_json(), indent=1) + "\n")
     if chart:
         chart.write_text(report.chart(result))
+
+
+def _check_writable(file: Path) -> None:
+    """Before all is measured, not after."""
+    try:
+        file.touch()
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from None

@@ -27,7 +27,7 @@ from ginnel.openvpn.wrap import StaticKey, TlsAuth, TlsCrypt
 from ginnel.server.client_file import split_host
 from ginnel.server.config import Listen, Publish, ServerConfig
 from ginnel.server.control import Control
-from ginnel.server.directory import state_directory
+from ginnel.server.directory import claimed, state_directory
 from ginnel.server.easyrsa import read_pki
 from ginnel.server.exporter import Exporter
 from ginnel.server.inner import Routed
@@ -166,9 +166,11 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    store = _open_store(directory, pki)
-    config = replace(config, wrap=_wrap(store))
     async with contextlib.AsyncExitStack() as stack:
+        store = _open_store(directory, pki)
+        # Before it says there where it listens.
+        stack.enter_context(claimed(directory))
+        config = replace(config, wrap=_wrap(store))
         stack.push_async_callback(asyncio.to_thread, store.close)
         listener = None if exported is None else stack.enter_context(contextlib.closing(Listener(exported)))
         if routed is not None:
@@ -178,7 +180,6 @@ async def _serve(
         server = await stack.enter_async_context(Server(store, config, routed))
         control = await Control.open(server, directory)
         stack.push_async_callback(control.aclose)
-        # Only now is it certain that no other server uses the directory.
         store.end_lost_sessions()
         stack.push_async_callback(Monitor(server, directory).aclose)
         if listener is not None:

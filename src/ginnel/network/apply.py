@@ -94,7 +94,9 @@ class Applied:
         kept = [entry for entry in entries if keep_guard and entry["undo"] == "kill_switch"]
         for entry in reversed(entries):
             if entry not in kept:
-                undo(entry)
+                # What can't be taken back keeps nothing else from it.
+                with contextlib.suppress(OSError):
+                    undo(entry)
         self._changes, self._names, self._named, self._way_out = [], None, None, []
         if kept:
             self._journal.write(kept)

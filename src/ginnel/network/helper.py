@@ -13,6 +13,7 @@ Requests and answers are objects of JSON, one a line, on a stream socket that is
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import signal
@@ -117,7 +118,9 @@ def main() -> None:
         except (OSError, ValueError):
             pass
         finally:
-            helper.release(keep_guard=True)
+            # Nobody is left to be told that a journal can't be written.
+            with contextlib.suppress(DeviceError):
+                helper.release(keep_guard=True)
 
 
 def _servers(entries: list[list[Any]]) -> list[Server]:

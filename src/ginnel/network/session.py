@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import socket
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from ginnel.network.plan import MAX_SERVERS, Settings, settings
 from ginnel.network.rights import ENDED, RefusedError, Rights
 from ginnel.openvpn import aio
 from ginnel.openvpn.config import ClientConfig, Remote
-from ginnel.openvpn.events import Reconfigured
+from ginnel.openvpn.events import OpenUrl, Reconfigured
 from ginnel.openvpn.push import PushReply
 from ginnel.vpn import Vpn
 
@@ -35,7 +36,8 @@ class KernelVpn(Vpn):
         self._rights = rights
         self._descriptor, self.device_name, self._udp_offload = device
         self._push: PushReply | None = None
-        self._news: asyncio.Queue[aio.Change] = asyncio.Queue()
+        self._news: deque[aio.Change] = deque()
+        self._has_news = asyncio.Event()
         self._follower: asyncio.Task[None] | None = None
 
     @property
@@ -64,12 +66,22 @@ class KernelVpn(Vpn):
                 await self._follower
 
     def _on_change(self, change: aio.Change) -> None:
-        self._news.put_nowait(change)
+        if isinstance(change, OpenUrl):
+            super()._on_change(change)
+            return
+        # A server may change its mind faster than a machine follows: the last word counts.
+        if self._news and isinstance(change, Reconfigured) and isinstance(self._news[-1], Reconfigured):
+            self._news.pop()
+        self._news.append(change)
+        self._has_news.set()
 
     async def _follow(self) -> None:
         """Sets the machine up as each change wants it, and tells of the change when that is done."""
         while True:
-            change = await self._news.get()
+            await self._has_news.wait()
+            change = self._news.popleft()
+            if not self._news:
+                self._has_news.clear()
             match change:
                 case aio.Rose():
                     self._push = change.established.push

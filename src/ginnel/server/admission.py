@@ -55,6 +55,8 @@ class Admission:
         self._decide = decide
         self._inform = inform
         self._waiting: dict[int, asyncio.Task[None]] = {}
+        # Each takes 64 MiB while it lasts.
+        self._hashing = asyncio.Semaphore(MOST_HASHING)
         # What everyone is pushed, by whether it is over TCP.
         self._common: dict[bool, PushReply] = {}
         # When the token that each session showed last was made: those before it are used up.
@@ -190,8 +192,11 @@ class Admission:
     async def _ask(self, login: ClientLogin, user: User) -> None:
         """The password, the program and the hook, in this order. Raises AuthError."""
         wanted = user.has_password or not self._config.client_certificate
-        if wanted and not await asyncio.to_thread(self._store.check_password, user.name, login.password):
-            raise AuthError("the password is wrong", WRONG)
+        if wanted:
+            async with self._hashing:
+                right = await asyncio.to_thread(self._store.check_password, user.name, login.password)
+            if not right:
+                raise AuthError("the password is wrong", WRONG)
         if self._config.auth_program:
             await ask_program(
                 self._config.auth_program,
@@ -284,6 +289,8 @@ class Admission:
 log = logging.getLogger(__name__)
 # Whoever guesses does not learn which of the two it was.
 WRONG = "wrong user name or password"
+# Passwords that are looked at at a time.
+MOST_HASHING = 4
 # Seconds after which a client that was refused for our sake may try again.
 BACKOFF = 30
 MAX_TOKENS = 10_000

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from ginnel.errors import ConfigError
 
 
 def state_directory(given: Path | None) -> Path:
@@ -13,3 +18,24 @@ def state_directory(given: Path | None) -> Path:
     base = os.environ.get("XDG_STATE_HOME", "")
     # A relative path there is to be ignored, says the specification.
     return (Path(base) if base.startswith("/") else Path.home() / ".local/state") / "ginnel"
+
+
+@contextlib.contextmanager
+def claimed(directory: Path) -> Iterator[None]:
+    """No other server has the directory inside the block. Raises ConfigError where one has."""
+    try:
+        descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise ConfigError(f"{directory}: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise ConfigError(f"a server runs in {directory} already", instead="end it, or give another --dir") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+LOCK = "server.lock"

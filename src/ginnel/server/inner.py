@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import select
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_network
 from typing import Protocol
@@ -21,6 +22,7 @@ from ginnel.network.plan import Settings, Wish
 from ginnel.network.rights import Rights
 from ginnel.server.clients import Client
 from ginnel.server.config import ServerConfig
+from ginnel.server.journal import tell
 from ginnel.server.pool import Pool
 from ginnel.stack import Stack
 
@@ -151,7 +153,12 @@ class Routed:
             mtu=self._settings.mtu,
             routes=tuple(dict.fromkeys(wishes)),
         )
-        self._asking.submit(self._rights.configure, settings)
+        self._asking.submit(self._rights.configure, settings).add_done_callback(_tell_failure)
+
+
+def _tell_failure(asked: Future[None]) -> None:
+    if (error := asked.exception()) is not None:
+        tell("not_routed", level=logging.ERROR, reason=str(error))
 
 
 def _addresses(pool: Pool) -> tuple[IPv4Interface, IPv6Interface | None]:

@@ -6,8 +6,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from ginnel.server.journal import tell
 from ginnel.server.metrics import metrics
@@ -22,23 +24,28 @@ class Monitor:
         self._server = server
         self._directory = directory
         self._failed = False
+        self._writing: asyncio.Future[None] | None = None
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def aclose(self) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        if self._writing is not None:
+            # A thread can't be cancelled, and would write what is removed here.
+            await asyncio.gather(self._writing, return_exceptions=True)
         for name in (STATUS, METRICS):
             with contextlib.suppress(OSError):
                 (self._directory / name).unlink()
 
     async def _run(self) -> None:
         while True:
-            self._write()
+            # In a thread: a disk that is slow holds nobody up.
+            self._writing = asyncio.ensure_future(asyncio.to_thread(self._write, describe(self._server)))
+            await asyncio.shield(self._writing)
             await asyncio.sleep(INTERVAL)
 
-    def _write(self) -> None:
+    def _write(self, description: Mapping[str, Any]) -> None:
         """A disk that is full is said once, and once more when it is not."""
-        description = describe(self._server)
         try:
             _replace(self._directory / STATUS, status_file(description, version("ginnel")))
             _replace(self._directory / METRICS, metrics(description))

@@ -5,20 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use super::*;
 use crate::SECOND;
 use crate::packet::{Packet, Pool};
+use crate::seeded::Seeded;
 
 const BUDGET: usize = 16 << 20;
-
-/// SplitMix64: a seeded source, so that a run can be had again.
-struct Seeded(u64);
-
-impl Seeded {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
-    }
-}
 
 #[derive(Default)]
 struct Kept(Vec<(SocketAddr, Vec<u8>)>);
