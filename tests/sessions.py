@@ -10,7 +10,7 @@ from ginnel.openvpn.client import ClientPolicy
 from ginnel.openvpn.keys import KeyMessage
 from ginnel.openvpn.login import Login
 from ginnel.openvpn.push import PushReply
-from ginnel.openvpn.server import ServerPolicy
+from ginnel.openvpn.server import Gate, ServerPolicy
 from ginnel.openvpn.session import Session
 from ginnel.testing import NoisyWire, Pair, Side, matching_settings
 
@@ -84,10 +84,11 @@ def make_pair(
     policy: type[ClientPolicy] = ClientPolicy,
     wire: NoisyWire | None = None,
     login: Login | None = None,
+    gate: Gate | None = None,
 ) -> Case:
     ours, theirs = matching_settings(wrap, tls=tls)
     reply = PushReply.parse(PUSH if push is None else push)
-    server_policy = TestServerPolicy(replace(theirs, **server or {}), reply, unix_time=1.7e9, peer_id=5)
+    server_policy = TestServerPolicy(replace(theirs, **server or {}), gate or reply, unix_time=1.7e9, peer_id=5)
     client_policy = policy(replace(ours, **client or {}), login, unix_time=1.7e9)
     case = Case(client_policy, server_policy, wire)
     case.client_policy = client_policy

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import socket
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -20,6 +21,7 @@ from ginnel.errors import AuthError, UnreachableError
 from ginnel.openvpn.ovpn_file import read_ovpn
 from ginnel.openvpn.server import ClientLogin
 from ginnel.server import Client, Listen, Publish, Server, ServerConfig
+from ginnel.server.inner import UserSpace
 from ginnel.vpn import Up, Vpn
 from tests.harness.people import People
 
@@ -171,6 +173,25 @@ async def test_a_hook_that_fails_refuses_and_the_server_goes_on() -> None:
         broken = False
         async with connecting(server, people, "alice") as alice:
             await reaches(alice, server)
+
+
+async def test_a_clients_first_packet_is_not_lost_however_slow_the_server_is() -> None:
+    people = People()
+    people.add("alice")
+
+    class Slow(UserSpace):
+        def lead_to(self, client: Client) -> None:
+            # Longer than a client needs that was told too early.
+            time.sleep(0.3)
+            super().lead_to(client)
+
+    async def reach_at_once(server: Server) -> None:
+        async with connecting(server, people, "alice") as alice:
+            await alice.ping("10.8.0.1", timeout=5)
+
+    config = ServerConfig(listen=Listen.parse("127.0.0.1:0"))
+    async with Server(people, config, Slow(config)) as server:
+        await asyncio.to_thread(asyncio.run, reach_at_once(server))
 
 
 @pytest.mark.parametrize(

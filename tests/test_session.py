@@ -86,6 +86,18 @@ def test_an_old_client_asks_for_the_push_reply() -> None:
     assert pair.server_policy.heard == ["PUSH_REQUEST"]
 
 
+def test_nobody_has_an_address_before_the_login_is_decided() -> None:
+    # A server once answered the push request of a client whose login still waited (OpenVPN, CVE-2020-15078).
+    pair = make_pair(policy=OldClientPolicy, gate=lambda login: None)
+    pair.run_for(30)
+    assert len(pair.server_policy.heard) > 3
+    assert not pair.client.established
+    assert pair.server.events == []
+    pair.server_policy.decide(PushReply.parse(PUSH), pair.now)
+    establish(pair)
+    assert len(keys_of(pair.client)) == len(keys_of(pair.server)) == 1
+
+
 def test_the_first_packet_is_sent_again_until_there_is_an_answer() -> None:
     pair = make_pair(wire=NoisyWire(drop=1.0))
     closed = closing(pair, pair.client)

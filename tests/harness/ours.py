@@ -110,10 +110,10 @@ class Server:
         self._advance()
 
     def _advance(self) -> None:
-        for datagram, path in self._endpoint.datagrams_to_send(self._loop.time()):
-            self._plane.send_control(datagram, path)
         while (entry := self._endpoint.next_event()) is not None:
             self._carry_out(*entry)
+        for datagram, path in self._endpoint.datagrams_to_send(self._loop.time()):
+            self._plane.send_control(datagram, path)
         if self._timer is not None:
             self._timer.cancel()
         at = self._endpoint.get_timer()

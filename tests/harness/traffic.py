@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections.abc import Callable
 
 from tests.harness.network import Namespace
 from tests.harness.office import body
@@ -21,22 +22,22 @@ class EchoStream:
         self.sent = 0
         self.received = 0
 
-    async def run(self, namespace: Namespace, socks: str, seconds: float) -> None:
+    async def run(self, namespace: Namespace, socks: str, is_enough: Callable[[], bool]) -> None:
         """AssertionError if anything is lost, changed, or stands still for ten seconds."""
         reader, writer = await open_connection(namespace, socks, "echo.office", 7)
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._send(writer, seconds))
+                tasks.create_task(self._send(writer, is_enough))
                 tasks.create_task(self._receive(reader))
         finally:
             await close(writer)
         assert self.received == self.sent
 
-    async def _send(self, writer: asyncio.StreamWriter, seconds: float) -> None:
+    async def _send(self, writer: asyncio.StreamWriter, is_enough: Callable[[], bool]) -> None:
         loop = asyncio.get_running_loop()
         begin = loop.time()
-        while (age := loop.time() - begin) < seconds:
-            if self.sent > age * self._rate:
+        while not is_enough():
+            if self.sent > (loop.time() - begin) * self._rate:
                 await asyncio.sleep(0.01)
                 continue
             start = self.sent % _PERIOD

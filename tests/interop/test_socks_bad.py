@@ -109,9 +109,12 @@ async def test_others_go_on(client: GinnelClient, misbehave: Callable[[GinnelCli
     fresh = client.usage()
     stream = EchoStream()
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(stream.run(client.network.client, client.socks, 4))
-        tasks.create_task(misbehave(client))  # type: ignore[arg-type]
-    assert stream.received > 1_000_000
+        others = tasks.create_task(misbehave(client))  # type: ignore[arg-type]
+
+        def is_enough() -> bool:
+            return others.done() and stream.received > 4_000_000
+
+        tasks.create_task(stream.run(client.network.client, client.socks, is_enough))
     assert client.curl("http://wiki.office/") == office.PAGE.decode()
     wait_until(
         lambda: client.usage().descriptors <= fresh.descriptors, 15, lambda: f"{fresh} before, {client.usage()} now"

@@ -2,8 +2,9 @@
 
 The owner moves datagrams, passes commands on to the data plane and reports back to the session, and
 calls `handle_timer` at the time that `get_timer` names. After each call of `receive_datagram`,
-`data_event`, `handle_timer`, `renegotiate` or `close` it takes what `datagrams_to_send` and
-`next_event` have, until both are empty; after `Closed` once more, as a TLS alert may wait there.
+`data_event`, `handle_timer`, `renegotiate` or `close` it carries out what `next_event` has, and then
+sends what `datagrams_to_send` has: a peer that reads that it is let in may send data at once. After
+`Closed` too, as a TLS alert may wait there.
 
 Both sides may begin a renegotiation at once: each reset then answers the other, as both carry the
 same next key id. A renegotiation that isn't done within ``hand_window`` ends the session.

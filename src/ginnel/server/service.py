@@ -50,6 +50,7 @@ class Server:
         self._clients: dict[int, Client] = {}
         self._policies: dict[int, ServerPolicy] = {}
         self._cut: set[int] = set()
+        self._left: set[int] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._empty = asyncio.Event()
@@ -234,11 +235,14 @@ class Server:
         self._advance()
 
     def _advance(self) -> None:
-        now = self._loop.time()
-        for datagram, path in self._endpoint.datagrams_to_send(now):
-            self._plane.send_control(datagram, path)
+        # A client that reads that it is in may send at once: its keys are there before it is told.
         while (entry := self._endpoint.next_event()) is not None:
             self._follow(*entry)
+        for datagram, path in self._endpoint.datagrams_to_send(self._loop.time()):
+            self._plane.send_control(datagram, path)
+        for number in self._left:
+            self._listeners.forget(number)
+        self._left.clear()
         if self._timer is not None:
             self._timer.cancel()
         at = self._endpoint.get_timer()
@@ -345,7 +349,7 @@ class Server:
             if self.config.disconnected is not None:
                 self._spawn(self._run_disconnected(client, reason))
         if path is not None:
-            self._listeners.forget(path[0])
+            self._left.add(path[0])
 
     async def _run_disconnected(self, client: Client, reason: str) -> None:
         assert self.config.disconnected is not None
