@@ -11,7 +11,7 @@ MANIFESTS := pyproject.toml Cargo.toml Cargo.lock
 RUST := $(MANIFESTS) $(shell find rust -name '*.rs' -o -name Cargo.toml)
 PACKAGE := $(RUST) README.md LICENSE $(shell find src -name '*.py' -o -name '*.pyi' -o -name py.typed)
 
-.PHONY: build wheel demo test check interop bench soak clean
+.PHONY: build wheel demo test check interop bench costs soak clean
 
 build: $(VENV)/.built
 
@@ -44,6 +44,11 @@ bench: $(VENV)/.built target/wheels/.built
 	@$(BIN)/python -m tests.bench.bench_handshakes
 	@$(BIN)/python -m tests.bench.bench_connect $(BENCH)
 	@$(BIN)/ginnel bench
+
+# What a packet costs in instructions and system calls: docs/costs.md.
+costs: $(VENV)/.built
+	@scripts/need valgrind strace
+	@$(BIN)/python -m tests.bench.costs
 
 soak: $(VENV)/.built
 	GINNEL_PACKETS=10000000 cargo test --release --locked --quiet -p ginnel-core --test many

@@ -16,6 +16,7 @@ use ginnel_core::queue::Wake;
 use rustix::io::Errno;
 
 use crate::calls::Calls;
+use crate::prompt::take_short_turns;
 use crate::wake::Waker;
 
 /// A bridge on a thread of its own.
@@ -56,7 +57,10 @@ impl Switch {
             wake,
             shared: shared.clone(),
         };
-        let thread = thread::Builder::new().name("ginnel-bridge".into()).spawn(move || inner.run())?;
+        let thread = thread::Builder::new().name("ginnel-bridge".into()).spawn(move || {
+            take_short_turns();
+            inner.run();
+        })?;
         Ok(Switch { shared, thread: Mutex::new(Some(thread)) })
     }
 

@@ -8,6 +8,7 @@ pub mod link;
 mod member;
 pub mod packet_file;
 pub mod pollable;
+pub mod prompt;
 pub mod pump;
 pub mod seqpacket;
 pub mod socket;

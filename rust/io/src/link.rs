@@ -22,6 +22,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::calls::Calls;
+use crate::prompt::take_short_turns;
 use crate::seqpacket::{Inbox, MESSAGES, PacketSocket, SEND_BUFFER};
 use crate::wake::Waker;
 
@@ -201,7 +202,10 @@ impl Loop {
     }
 
     fn spawn(mut self) -> io::Result<JoinHandle<()>> {
-        thread::Builder::new().name("ginnel-link".into()).spawn(move || self.run())
+        thread::Builder::new().name("ginnel-link".into()).spawn(move || {
+            take_short_turns();
+            self.run()
+        })
     }
 
     fn run(&mut self) {

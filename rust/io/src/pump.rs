@@ -23,6 +23,7 @@ use rustix::io::Errno;
 
 use crate::inner::Inner;
 use crate::member::{self, Buffers, Member};
+use crate::prompt::take_short_turns;
 use crate::socket::{Socket, SocketCounters};
 use crate::tcp::TcpSocket;
 use crate::tun::TunCounters;
@@ -57,6 +58,7 @@ impl Pump {
         }
         let own = shared.clone();
         let thread = thread::Builder::new().name("ginnel-data".to_owned()).spawn(move || {
+            take_short_turns();
             let shared = own.clone();
             // Unwound or not, the sockets and the device's end are free before those who wait hear of it.
             let panicked = catch_unwind(AssertUnwindSafe(|| Turns::new(own, inner, epoll).run())).is_err();

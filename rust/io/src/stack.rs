@@ -26,6 +26,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
+use crate::prompt::take_short_turns;
 use crate::splice::{Datagrams, HEADER, Incoming, Moved, Splice};
 use crate::wake::Waker;
 
@@ -56,7 +57,10 @@ impl NetStack {
             ready: Waker::new()?,
         });
         let mut inner = Loop::new(end, budget, pool, shared.clone())?;
-        let thread = std::thread::Builder::new().name("ginnel-stack".into()).spawn(move || inner.run())?;
+        let thread = std::thread::Builder::new().name("ginnel-stack".into()).spawn(move || {
+            take_short_turns();
+            inner.run();
+        })?;
         Ok(NetStack { shared, thread: Mutex::new(Some(thread)) })
     }
 
