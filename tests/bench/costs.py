@@ -36,41 +36,58 @@ def main() -> int:
 
 
 def _measure(workload: str) -> list[Row]:
-    few, many = 200, 600
-    (packets, spent, calls), (more_packets, more_spent, more_calls) = (_count(workload, units) for units in (few, many))
     rows: list[Row] = []
-    for index, end in enumerate(ENDS):
-        count = more_packets - packets
-        cipher, other = ((more_spent[index][kind] - spent[index][kind]) / count for kind in (True, False))
-        used = {name: (more - calls[index][name]) / count for name, more in more_calls[index].items()}
-        named = ", ".join(f"{name} {each:.2g}" for name, each in sorted(used.items()) if each > 0.002)
-        rows.append((workload, end, other, cipher, sum(each for each in used.values() if each > 0), named))
+    for end, spent, calls in zip(ENDS, _instructions(workload), _calls(workload), strict=True):
+        named = ", ".join(f"{name} {each:.2g}" for name, each in sorted(calls.items()) if each > 0.01)
+        rows.append((workload, end, spent[False], spent[True], sum(calls.values()), named))
     return rows
 
 
-def _count(workload: str, units: int) -> tuple[int, list[dict[bool, int]], list[Counter[str]]]:
-    """Packets; for each end its instructions, in the cipher and elsewhere, and its system calls by name."""
-    with tempfile.TemporaryDirectory(prefix="ginnel-costs-") as folder:
-        out, trace = Path(folder) / "callgrind", Path(folder) / "trace"
-        work = [str(ROOT / "target/release/examples/costs"), workload, str(units)]
-        counting = ["valgrind", "--tool=callgrind", "--separate-threads=yes", f"--callgrind-out-file={out}", *work]
-        packets = int(subprocess.run(counting, check=True, capture_output=True, text=True).stdout)
-        # The threads in the order in which they were started, after the main one.
-        spent = [_instructions(f"{out}-{number:02}") for number in (2, 3)]
-        subprocess.run(["strace", "-ff", "-o", str(trace), *work], check=True, capture_output=True)
-        files = sorted(Path(folder).glob("trace.*"), key=lambda file: int(file.suffix[1:]))
-        calls = [Counter(re.findall(r"^(\w+)\(", file.read_text(), re.MULTILINE)) for file in files[1:]]
-    return packets, spent, calls
+def _instructions(workload: str) -> list[dict[bool, float]]:
+    """A packet's at each end: in the cipher, and elsewhere."""
+    counts = []
+    for units in (200, 600):
+        with tempfile.TemporaryDirectory(prefix="ginnel-costs-") as folder:
+            out = f"{folder}/callgrind"
+            count = ["valgrind", "--tool=callgrind", "--separate-threads=yes", f"--callgrind-out-file={out}"]
+            work = [*count, *_work(workload, units)]
+            packets = int(subprocess.run(work, check=True, capture_output=True, text=True).stdout)
+            # The threads in the order in which they were started, after the main one.
+            counts.append((packets, [_annotated(f"{out}-{number:02}") for number in (2, 3)]))
+    (few, less), (many, more) = counts
+    return [
+        {kind: (more[end][kind] - less[end][kind]) / (many - few) for kind in (True, False)} for end in range(len(ENDS))
+    ]
 
 
-def _instructions(file: str) -> dict[bool, int]:
-    annotated = subprocess.run(
-        ["callgrind_annotate", "--threshold=100", "--auto=no", file], check=True, capture_output=True, text=True
-    ).stdout
+def _annotated(file: str) -> dict[bool, int]:
+    words = ["callgrind_annotate", "--threshold=100", "--auto=no", file]
+    annotated = subprocess.run(words, check=True, capture_output=True, text=True).stdout
     spent = {True: 0, False: 0}
     for count, where in re.findall(r"^ *([\d,]+) \([ \d.]+%\)  (\S+:.*)$", annotated, re.MULTILINE):
         spent[bool(CIPHER.search(where))] += int(count.replace(",", ""))
     return spent
+
+
+def _calls(workload: str) -> list[dict[str, float]]:
+    """A packet's at each end, by name."""
+    counts = []
+    for units in (500, 5_500):
+        with tempfile.TemporaryDirectory(prefix="ginnel-costs-") as folder:
+            words = ["strace", "-ff", "-o", f"{folder}/trace", *_work(workload, units)]
+            packets = int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+            files = sorted(Path(folder).glob("trace.*"), key=lambda file: int(file.suffix[1:]))
+            calls = [Counter(re.findall(r"^(\w+)\(", file.read_text(), re.MULTILINE)) for file in files[1:]]
+            counts.append((packets, calls))
+    (few, less), (many, more) = counts
+    return [
+        {name: (count - less[end][name]) / (many - few) for name, count in more[end].items()}
+        for end in range(len(ENDS))
+    ]
+
+
+def _work(workload: str, units: int) -> list[str]:
+    return [str(ROOT / "target/release/examples/costs"), workload, str(units)]
 
 
 def _page(rows: list[Row]) -> str:
