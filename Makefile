@@ -22,7 +22,7 @@ demo: $(VENV)/.built
 	@$(BIN)/python -m tools.demo
 
 test: $(VENV)/.built target/wheels/.built
-	@scripts/need openvpn wireguard-go tshark iperf3 nft cc curl ip setpriv /usr/bin/python3
+	@scripts/need openvpn wireguard-go tshark iperf3 ethtool nft cc curl ip setpriv /usr/bin/python3
 	cargo test --workspace --locked --quiet
 	$(BIN)/pytest -n $(WORKERS) $(PYTEST)
 
@@ -38,7 +38,7 @@ interop: $(VENV)/.built
 	@$(BIN)/python -m tests.interop.page
 
 bench: $(VENV)/.built target/wheels/.built
-	@scripts/need root openvpn iperf3 curl ip setpriv /usr/bin/python3
+	@scripts/need root openvpn iperf3 ethtool curl ip setpriv /usr/bin/python3
 	@$(BIN)/python -m tests.bench.bench_device
 	@$(BIN)/python -m tests.bench.bench_lend
 	@$(BIN)/python -m tests.bench.bench_handshakes

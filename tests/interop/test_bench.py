@@ -36,6 +36,22 @@ def test_a_round_of_our_own_tunnel(tmp_path: Path) -> None:
     assert "tun" not in left
 
 
+def test_ways_that_are_measured_by_streams_alone(tmp_path: Path) -> None:
+    table = tmp_path / "figures.json"
+    kinds = ("unsegmented", "user-space", "lossy", "lossy-kernel", "plumbing")
+    done = bench("--rounds", "1", "--seconds", "1", *(f"--only={kind}" for kind in kinds), "--json", table)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(table.read_text())
+    assert result["failures"] == []
+    for kind in kinds:
+        (figures,) = result["figures"][kind]
+        assert figures["up_mbit"] > 0
+        assert figures["down_mbit"] > 0
+        if kind.startswith("lossy"):
+            assert figures["up_mbit"] < 100
+            assert figures["down_mbit"] < 100
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [(("--only", "carrier-pigeon"), "no tunnel carrier-pigeon"), (("--json", "/nowhere/x"), "No such file")],

@@ -17,6 +17,8 @@ from ginnel.bench.tunnels import Tunnel
 def measure(tunnel: Tunnel, seconds: float) -> dict[str, float]:
     """Every figure of a tunnel once, by name (`UNITS`)."""
     with _iperf_server(tunnel):
+        if tunnel.streams:
+            return _tcp(tunnel, seconds, "up") | _tcp(tunnel, seconds, "down", "--reverse")
         figures = {"ping_ms": statistics.median(_ping(tunnel, 200, 0.01))}
         figures |= _tcp(tunnel, seconds, "up")
         figures |= _tcp(tunnel, seconds, "down", "--reverse")
@@ -100,7 +102,7 @@ def _iperf_server(tunnel: Tunnel) -> Iterator[None]:
 
 
 def _iperf(tunnel: Tunnel, seconds: float, *options: str) -> dict[str, Any]:
-    words = ["iperf3", "--client", tunnel.far, "--time", f"{seconds:g}", "--json", *options]
+    words = ["iperf3", "--client", tunnel.far, "--port", str(tunnel.port), "--time", f"{seconds:g}", "--json", *options]
     report = json.loads(tunnel.left.run(*words, timeout=seconds + 60))
     end: dict[str, Any] = report.get("end", {})
     if "sum_received" not in end or "sum_sent" not in end:

@@ -84,6 +84,7 @@ GOALS: list[tuple[str, Figure, Figure, str, float]] = [
     ("TCP back, ginnel at one end : stock", ("mixed", "down_mbit"), ("stock", "down_mbit"), ">=", 1.3),
     # Stock's two ends do the same work, so that one of them is half.
     ("CPU a Gbit, ginnel's end : stock's two", ("mixed", "up_ours_cpu"), ("stock", "up_cpu"), "<=", 1 / 6),
+    ("CPU a Gbit back, the same", ("mixed", "down_ours_cpu"), ("stock", "down_cpu"), "<=", 1 / 6),
     ("small packets, ginnel : stock", ("ginnel", "small_pps"), ("stock", "small_pps"), ">=", 3),
     ("ping, ginnel : stock", ("ginnel", "ping_ms"), ("stock", "ping_ms"), "<=", 0.8),
     (
@@ -93,5 +94,11 @@ GOALS: list[tuple[str, Figure, Figure, str, float]] = [
         "<=",
         0.5,
     ),
+    ("TCP, the same without UDP segmentation : stock", ("unsegmented", "up_mbit"), ("stock", "up_mbit"), ">=", 2),
+    ("TCP back, the same", ("unsegmented", "down_mbit"), ("stock", "down_mbit"), ">=", 2),
+    ("TCP, user space at both ends : stock", ("user-space", "up_mbit"), ("stock", "up_mbit"), ">=", 3),
+    ("TCP back, the same", ("user-space", "down_mbit"), ("stock", "down_mbit"), ">=", 3),
+    ("TCP with loss, user space : kernel", ("lossy", "up_mbit"), ("lossy-kernel", "up_mbit"), ">=", 0.8),
+    ("TCP back, the same", ("lossy", "down_mbit"), ("lossy-kernel", "down_mbit"), ">=", 0.8),
     ("8 streams : 1, ginnel", ("ginnel", "up8_mbit"), ("ginnel", "up_mbit"), ">=", 0.9),
 ]

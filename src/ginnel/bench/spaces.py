@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -61,16 +62,21 @@ class Program:
         self._output.close()
 
     def usage(self) -> tuple[float, int]:
-        """CPU seconds, user and system, and resident bytes, of it and all its descendants."""
-        pids, cpu, resident = [self.pid], 0.0, 0
+        """CPU seconds, user and system, and bytes in memory, of it and all its descendants. What several of them
+        have of the same files is there once, and counts once."""
+        pids, cpu, own, files = [self.pid], 0.0, 0, 0
         for pid in pids:
             with contextlib.suppress(OSError):
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 cpu += (int(fields[11]) + int(fields[12])) / _TICKS
-                resident += int(fields[21]) * _PAGE
+                status = dict(
+                    re.findall(r"^(Rss\w+):\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+                )
+                own += int(status["RssAnon"]) * 1024
+                files = max(files, (int(status["RssFile"]) + int(status["RssShmem"])) * 1024)
                 for task in Path(f"/proc/{pid}/task").iterdir():
                     pids += map(int, (task / "children").read_text().split())
-        return cpu, resident
+        return cpu, own + files
 
 
 class Space:
@@ -129,4 +135,3 @@ def joined() -> Iterator[tuple[Space, Space]]:
 
 _DIE_WITH_US = ["setpriv", "--pdeathsig", "KILL"]
 _TICKS = os.sysconf("SC_CLK_TCK")
-_PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -11,20 +11,24 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from ginnel.bench import plumbing, shaper
 from ginnel.bench.ping import LOST
 from ginnel.bench.spaces import LEFT, RIGHT, BenchError, Program, Space
 from ginnel.server.authority import Authority, now
+
+# Where iperf3 listens, and a forward that leads to it.
+IPERF, FORWARD = 5201, 15201
 
 
 @dataclass(frozen=True)
 class Tunnel:
     """One that is up. ``far`` is the right side's address inside; ``ours`` and ``ends`` are the processes of
-    ginnel and of both ends."""
+    ginnel and of both ends. One of which only ``streams`` are measured leads to iperf3 alone, at ``port``."""
 
     name: str
     left: Space
@@ -32,6 +36,8 @@ class Tunnel:
     far: str
     ours: list[Program]
     ends: list[Program]
+    port: int = IPERF
+    streams: bool = False
 
 
 @contextlib.contextmanager
@@ -39,7 +45,7 @@ def open_tunnel(name: str, left: Space, right: Space) -> Iterator[Tunnel]:
     with contextlib.ExitStack() as stack:
         tunnel = _KINDS[name](stack, left, right)
         words = [sys.executable, "-m", "ginnel.bench.ping", tunnel.far, "20", "0.05"]
-        if LOST in json.loads(left.run(*words))[10:]:
+        if not tunnel.streams and LOST in json.loads(left.run(*words))[10:]:
             raise BenchError(f"{name}: echo requests are lost in a tunnel that nothing else passes")
         yield tunnel
 
@@ -47,6 +53,12 @@ def open_tunnel(name: str, left: Space, right: Space) -> Iterator[Tunnel]:
 def available() -> dict[str, str]:
     """The tunnels that can be opened here, each with what it is."""
     found = {"ginnel": "ginnel serve --tun and ginnel connect --tun"}
+    if shutil.which("ethtool"):
+        found["unsegmented"] = "the same, UDP segmentation offload off on the way between them"
+    found["user-space"] = "ginnel serve and ginnel connect -L, no kernel device"
+    found["lossy"] = f"the same, {LOSSY}"
+    found["lossy-kernel"] = f"ginnel serve --tun and ginnel connect --tun, {LOSSY}"
+    found["plumbing"] = "devices joined by UDP in Python, no protocol, no cipher: the limit of what is around them"
     if shutil.which("openvpn"):
         stock = subprocess.run(["openvpn", "--version"], capture_output=True, text=True).stdout.split()[1]
         found["mixed"] = f"ginnel connect --tun, OpenVPN {stock} as the server"
@@ -58,27 +70,77 @@ def available() -> dict[str, str]:
 
 
 def _ginnel(stack: contextlib.ExitStack, left: Space, right: Space) -> Tunnel:
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ginnel-bench-")))
-    state = ["--dir", str(folder / "state")]
-    # What iperf3 listens on is the server's own, and closed without a word.
-    place = ["--listen", f"udp:{RIGHT}:1194", "--allow", f"{INNER}/32"]
-    server = stack.enter_context(right.started(*_GINNEL, "serve", "--tun", "--json", *state, *place))
-    server.wait_for('"event": "up"')
-    file = folder / "client.ovpn"
-    right.run(*_GINNEL, "user", "add", "bench", *state, "-o", str(file))
-    client = _connected(stack, left, file)
+    server, client = _ours(stack, left, right, ["--tun"], ["--tun"], inside=INNER)
     return Tunnel("ginnel", left, right, INNER, [client, server], [client, server])
 
 
-def _connected(stack: contextlib.ExitStack, space: Space, file: Path) -> Program:
-    client = stack.enter_context(space.started(*_GINNEL, "connect", str(file), "--tun", "--json"))
+def _unsegmented(stack: contextlib.ExitStack, left: Space, right: Space) -> Tunnel:
+    for space in (left, right):
+        space.run("ethtool", "--features", "eth0", "tx-udp-segmentation", "off")
+    return replace(_ginnel(stack, left, right), name="unsegmented", streams=True)
+
+
+def _user_space(stack: contextlib.ExitStack, left: Space, right: Space, shaped: bool = False) -> Tunnel:
+    forward = ["-L", f"{FORWARD}:{RIGHT}:{IPERF}"]
+    server, client = _ours(stack, left, right, [], forward, inside=RIGHT, shaped=shaped)
+    return Tunnel("user-space", left, right, "127.0.0.1", [client, server], [client, server], FORWARD, streams=True)
+
+
+def _lossy(stack: contextlib.ExitStack, left: Space, right: Space) -> Tunnel:
+    return replace(_user_space(stack, left, right, shaped=True), name="lossy")
+
+
+def _lossy_kernel(stack: contextlib.ExitStack, left: Space, right: Space) -> Tunnel:
+    server, client = _ours(stack, left, right, ["--tun"], ["--tun"], inside=INNER, shaped=True)
+    return Tunnel("lossy-kernel", left, right, INNER, [client, server], [client, server], streams=True)
+
+
+def _ours(
+    stack: contextlib.ExitStack,
+    left: Space,
+    right: Space,
+    serve: list[str],
+    connect: list[str],
+    *,
+    inside: str,
+    shaped: bool = False,
+) -> tuple[Program, Program]:
+    """Our server and our client. ``inside``: where iperf3 is, as clients see it; it is the server's own machine,
+    which is closed to them without a word. ``shaped``: over a slow and lossy way."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ginnel-bench-")))
+    state = ["--dir", str(folder / "state")]
+    place = ["--listen", f"udp:{RIGHT}:1194", "--allow", f"{inside}/32"]
+    server = stack.enter_context(right.started(*_GINNEL, "serve", *serve, "--json", *state, *place))
+    server.wait_for('"event": "up"')
+    file = folder / "client.ovpn"
+    right.run(*_GINNEL, "user", "add", "bench", *state, "-o", str(file))
+    if shaped:
+        words = [sys.executable, "-m", "ginnel.bench.shaper", f"{RIGHT}:1195", f"{RIGHT}:1194"]
+        stack.enter_context(right.started(*words)).wait_for("ready")
+        file.write_text(file.read_text().replace(f"{RIGHT} 1194", f"{RIGHT} 1195"))
+    return server, _connected(stack, left, file, *connect)
+
+
+def _connected(stack: contextlib.ExitStack, space: Space, file: Path, *options: str) -> Program:
+    client = stack.enter_context(space.started(*_GINNEL, "connect", str(file), *options, "--json"))
     client.wait_for('"event": "up"')
     return client
 
 
+def _plumbing(stack: contextlib.ExitStack, left: Space, right: Space) -> Tunnel:
+    ends = []
+    for space, own, other, inner in ((left, LEFT, RIGHT, "10.9.1.2"), (right, RIGHT, LEFT, "10.9.1.1")):
+        end = stack.enter_context(space.started(sys.executable, "-m", "ginnel.bench.plumbing", own, other))
+        end.wait_for("ready")
+        space.run("ip", "address", "add", f"{inner}/24", "dev", plumbing.DEVICE)
+        space.run("ip", "link", "set", plumbing.DEVICE, "up")
+        ends.append(end)
+    return Tunnel("plumbing", left, right, "10.9.1.1", [], ends, streams=True)
+
+
 def _mixed(stack: contextlib.ExitStack, left: Space, right: Space) -> Tunnel:
     folder, server = _stock_server(stack, right)
-    client = _connected(stack, left, folder / "client.ovpn")
+    client = _connected(stack, left, folder / "client.ovpn", "--tun")
     return Tunnel("mixed", left, right, INNER, [client], [client, server])
 
 
@@ -147,9 +209,17 @@ def _configure(path: Path, text: str) -> None:
 
 # The server's address inside, ours and stock's.
 INNER = "10.8.0.1"
+LOSSY = (
+    f"a way of {shaper.RATE / 1e6:g} Mbit/s and {shaper.DELAY * 2000:g} ms there and back that loses {shaper.LOSS:.0%}"
+)
 _GINNEL = [sys.executable, "-m", "ginnel"]
 _KINDS: dict[str, Callable[[contextlib.ExitStack, Space, Space], Tunnel]] = {
     "ginnel": _ginnel,
+    "unsegmented": _unsegmented,
+    "user-space": _user_space,
+    "lossy": _lossy,
+    "lossy-kernel": _lossy_kernel,
+    "plumbing": _plumbing,
     "mixed": _mixed,
     "stock": _stock,
     "wireguard": _wireguard,
