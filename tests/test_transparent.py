@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from ginnel._core import Device, End
-from ginnel.stack import Arrival, Capture, DatagramFlow, Echo, Stack
+from ginnel.stack import Arrival, DatagramFlow, Echo, Interception, Stack
 
 
 class Gate:
@@ -76,7 +76,7 @@ async def setup(request: pytest.FixtureRequest) -> AsyncIterator[Setup]:
         server.set_addresses(["10.8.0.1/24", "fd00::1/64"])
         client.set_routes([("0.0.0.0/0", "10.8.0.1"), ("::/0", "fd00::1")])
         gate.stack = server
-        await exits.enter_async_context(Capture(server, gate.arrival, gate.datagrams, gate.echo, idle=3))
+        await exits.enter_async_context(Interception(server, gate.arrival, gate.datagrams, gate.echo, idle=3))
         yield client, server, gate
 
 
@@ -142,7 +142,7 @@ async def test_a_source_has_only_so_many_connections_that_are_not_open() -> None
     async with Stack(device.attach("interface")) as server:
         device.set_up(True)
         server.set_addresses(["10.8.0.1/24"])
-        async with Capture(server, gate.arrival, gate.datagrams, gate.echo):
+        async with Interception(server, gate.arrival, gate.datagrams, gate.echo):
             for port in range(1000):
                 wire.write(syn("10.8.0.2", 1024 + port, "198.51.100.7", 80))
             wire.write(syn("10.8.0.3", 1024, "198.51.100.7", 80))
@@ -199,7 +199,7 @@ async def test_a_port_that_nobody_holds_outside_is_reported_inside() -> None:
     async with Stack(device.attach("interface")) as server:
         device.set_up(True)
         server.set_addresses(["10.8.0.1/24"])
-        async with Capture(server, gate.arrival, gate.datagrams, gate.echo):
+        async with Interception(server, gate.arrival, gate.datagrams, gate.echo):
             wire.write(udp("10.8.0.2", 1024, "198.51.100.7", 53, b"?"))
             await expect_unreachable(wire, 3, "198.51.100.7")
             gate.refuse = "prohibited"
@@ -219,7 +219,7 @@ async def test_a_source_has_only_so_many_flows_of_datagrams() -> None:
     async with Stack(device.attach("interface")) as server:
         device.set_up(True)
         server.set_addresses(["10.8.0.1/24"])
-        async with Capture(server, gate.arrival, gate.datagrams, gate.echo):
+        async with Interception(server, gate.arrival, gate.datagrams, gate.echo):
             for port in range(1000):
                 wire.write(udp("10.8.0.2", 1024 + port, "198.51.100.7", 53, b"?"))
             for _ in range(10):

@@ -16,7 +16,8 @@ from types import TracebackType
 from typing import Self
 
 from ginnel._core import DataPlane
-from ginnel.device import MemoryDevice
+from ginnel.device import Capture, MemoryDevice
+from ginnel.device.capture import File as CaptureFile
 from ginnel.errors import GinnelError, LocalProtocolError, UnreachableError
 from ginnel.openvpn import aio
 from ginnel.openvpn.aio import Ask, Client, Lost, Rose
@@ -90,11 +91,13 @@ def connect(
     ask: Ask | None = None,
     timeout: float | None = 30.0,
     budget: int = 64 << 20,
+    capture: str | os.PathLike[str] | None = None,
 ) -> Vpn:
     """A connection to the OpenVPN server that an ``.ovpn`` file (or a configuration read before) names.
 
     ``auth_user_pass`` is the user and password, where the file leaves them out. ``ask`` is called with
     each `Prompt` (a password, a second factor) and returns the answer, None when there is nobody to ask.
+    ``capture`` is a pcapng file to which every packet inside the tunnel is written.
     ``timeout`` bounds the first connection in seconds, what ``ask`` takes not counted; None is for as
     long as the file allows. ``budget`` is the memory in
     bytes that all streams of the connection share for their buffers.
@@ -112,7 +115,7 @@ def connect(
     """
     if not isinstance(config, ClientConfig):
         config = read_ovpn(config)
-    return Vpn(config, auth_user_pass=auth_user_pass, ask=ask, timeout=timeout, budget=budget)
+    return Vpn(config, auth_user_pass=auth_user_pass, ask=ask, timeout=timeout, budget=budget, capture=capture)
 
 
 class Vpn:
@@ -126,6 +129,7 @@ class Vpn:
         ask: Ask | None = None,
         timeout: float | None = 30.0,
         budget: int = 64 << 20,
+        capture: str | os.PathLike[str] | CaptureFile | None = None,
     ) -> None:
         self._config = config
         self._login = auth_user_pass
@@ -133,6 +137,8 @@ class Vpn:
         self._timeout = timeout
         self._budget = budget
         self._device: MemoryDevice | None = None
+        self._capture_file = capture
+        self._capture: Capture | None = None
         self._stack: Stack | None = None
         self._client: Client | None = None
         self._runner: asyncio.Task[None] | None = None
@@ -262,6 +268,8 @@ class Vpn:
         if self._client is not None:
             self._client.close()
         await self._close_device()
+        if self._capture is not None:
+            await asyncio.to_thread(self._capture.close)
         if self._state is not State.CLOSED:
             self._announce(Down(None))
 
@@ -304,6 +312,8 @@ class Vpn:
         self._device = MemoryDevice(self._config.dev_type, mtu=self._config.tun_mtu, queue=_QUEUE)
         self._device.set_up(True)
         self._stack = Stack(self._device.interface, budget=self._budget)
+        if (capture := self._open_capture(self._config.dev_type)) is not None:
+            capture.observe(self._device)
         return DataPlane(self._device.application)
 
     async def _close_device(self) -> None:
@@ -311,6 +321,12 @@ class Vpn:
             await self._stack.aclose()
         if self._device is not None:
             self._device.close()
+
+    def _open_capture(self, name: str) -> Capture | None:
+        """``name`` is the interface's."""
+        if self._capture_file is not None:
+            self._capture = Capture(self._capture_file, self._config.dev_type, name)
+        return self._capture
 
     def _timed_out(self) -> GinnelError:
         assert self._client is not None

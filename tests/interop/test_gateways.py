@@ -12,6 +12,8 @@ from tests.harness import office
 from tests.harness.client import GinnelClient, curl
 from tests.harness.environment import Environment
 from tests.harness.network import Network
+from tests.harness.pcapng import CaptureFile
+from tests.harness.process import run
 from tests.harness.profile import Profile
 from tests.harness.server import StockServer
 
@@ -81,3 +83,25 @@ def test_json_is_one_object_a_line(client: GinnelClient) -> None:
     assert events[0]["transport"] == "udp"
     assert events[0]["address"].startswith("10.8.0.")
     assert events[0]["address6"].startswith("fd08::")
+
+
+def test_a_capture_of_the_tunnel(network: Network, ordinary_env: Environment, profile: Profile) -> None:
+    with GinnelClient(network, ordinary_env, profile, "--capture", "office.pcapng") as client:
+        client.wait_up()
+        assert client.curl(f"http://{office.ADDRESS}/") == office.PAGE.decode()
+        client.stop()
+        file = client.folder / "office.pcapng"
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        requests = [packet.direction for packet in CaptureFile(file).packets if b"GET /" in packet.data]
+        assert requests == ["out"]
+        words = ["-Y", "http or tcp.analysis.lost_segment", "-T", "fields", "-e", "http.request.method"]
+        fields = run(["tshark", "-r", file, *words, "-e", "http.response.code", "-e", "tcp.analysis.lost_segment"])
+    assert [line.split() for line in fields.splitlines()] == [["GET"], ["200"]]
+
+
+def test_a_capture_that_cannot_be_written_is_said_before_anything_is_done(
+    network: Network, ordinary_env: Environment, profile: Profile
+) -> None:
+    with GinnelClient(network, ordinary_env, profile, "--capture", "no/folder/x.pcapng") as client:
+        assert client.process.wait(30) == 2
+        assert "cannot write no/folder/x.pcapng: No such file or directory" in str(client.process)

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from tests.harness import office
 from tests.harness.client import curl, wait_until
 from tests.harness.environment import Environment
 from tests.harness.network import ORDINARY_ID, Network
+from tests.harness.pcapng import CaptureFile
+from tests.harness.process import run
 from tests.harness.profile import Profile
 from tests.harness.relay import Relay
 from tests.harness.server import Office, StockServer
@@ -72,6 +75,25 @@ def test_every_program_is_inside(machine: Machine, server: StockServer) -> None:
         assert "mtu 1400" in client.run("ip", "link", "show", "office0")
         client.stop()
     assert machine.state() == before
+
+
+def test_a_capture_has_every_packet_as_it_was_on_the_way(machine: Machine, server: StockServer, tmp_path: Path) -> None:
+    file = tmp_path / "office.pcapng"
+    with machine.start(server.profile, "--dev", "office0", "--capture", str(file)) as client:
+        client.wait_next("up")
+        client.run("curl", "--silent", "--max-time", "20", "--output", "/dev/null", f"http://{office.ADDRESS}/")
+        client.stop()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    capture = CaptureFile(file)
+    assert (capture.link_type, capture.name) == (101, "office0")
+    assert [packet.direction for packet in capture.packets if b"GET /" in packet.data] == ["out"]
+    ipv4 = [packet.data for packet in capture.packets if packet.data[0] >> 4 == 4]
+    # Not the long pieces in which the kernel hands them over.
+    assert all(int.from_bytes(data[2:4], "big") == len(data) <= 1400 for data in ipv4)
+    # Wireshark finds the request and its answer, with nothing missing in between.
+    words = ["-Y", "http or tcp.analysis.lost_segment", "-T", "fields", "-e", "http.request.method"]
+    fields = run(["tshark", "-r", file, *words, "-e", "http.response.code", "-e", "tcp.analysis.lost_segment"])
+    assert [line.split() for line in fields.splitlines()] == [["GET"], ["200"]]
 
 
 def test_the_session_has_no_rights_left(machine: Machine, server: StockServer) -> None:

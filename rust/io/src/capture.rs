@@ -16,13 +16,20 @@ use ginnel_core::packet::Packet;
 use ginnel_core::queue::{Observer, Wake};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::tun::Observers;
 use crate::wake::Waker;
 
 /// A capture that is being written.
 pub struct Capture {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    devices: Mutex<Vec<Arc<Device>>>,
+    watched: Mutex<Vec<Watched>>,
+}
+
+/// What a capture sees, until it is closed.
+enum Watched {
+    Memory(Arc<Device>),
+    Kernel(Arc<Observers>),
 }
 
 /// Where a packet goes, as its interface sees it.
@@ -54,15 +61,19 @@ impl Capture {
         });
         let writer = Writer { file, shared: shared.clone() };
         let thread = thread::Builder::new().name("ginnel-capture".into()).spawn(move || writer.run())?;
-        Ok(Capture { shared, thread: Mutex::new(Some(thread)), devices: Mutex::default() })
+        Ok(Capture { shared, thread: Mutex::new(Some(thread)), watched: Mutex::default() })
     }
 
     /// Notes every packet of a device from now on, until the capture is closed.
     pub fn observe(&self, device: &Arc<Device>) {
-        let tap =
-            |direction| Some(Arc::new(Tap { shared: self.shared.clone(), direction }) as Arc<dyn Observer>);
-        device.set_observers(tap(Direction::Outbound), tap(Direction::Inbound));
-        lock(&self.devices).push(device.clone());
+        device.set_observers(self.tap(Direction::Outbound), self.tap(Direction::Inbound));
+        lock(&self.watched).push(Watched::Memory(device.clone()));
+    }
+
+    /// The same for a device of the kernel's.
+    pub fn observe_kernel(&self, observers: &Arc<Observers>) {
+        observers.set(self.tap(Direction::Outbound), self.tap(Direction::Inbound));
+        lock(&self.watched).push(Watched::Kernel(observers.clone()));
     }
 
     /// Notes one packet.
@@ -87,13 +98,20 @@ impl Capture {
 
     /// Writes what is left and ends. Idempotent.
     pub fn close(&self) {
-        for device in lock(&self.devices).drain(..) {
-            device.set_observers(None, None);
+        for watched in lock(&self.watched).drain(..) {
+            match watched {
+                Watched::Memory(device) => device.set_observers(None, None),
+                Watched::Kernel(observers) => observers.set(None, None),
+            }
         }
         let Some(thread) = lock(&self.thread).take() else { return };
         self.shared.lock().running = false;
         self.shared.wake.notify_one();
         let _ = thread.join();
+    }
+
+    fn tap(&self, direction: Direction) -> Option<Arc<dyn Observer>> {
+        Some(Arc::new(Tap { shared: self.shared.clone(), direction }))
     }
 }
 

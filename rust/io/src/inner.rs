@@ -8,7 +8,7 @@ use ginnel_core::packet::{LocalPool, Packet};
 use ginnel_core::queue::Wake;
 use rustix::io::Errno;
 
-use crate::tun::{Tun, TunCounters};
+use crate::tun::{Observers, Tun, TunCounters};
 
 /// The application end of a device.
 pub enum Inner {
@@ -67,6 +67,14 @@ impl Inner {
         };
         pool.recycle_all(packets.drain(..));
         dropped
+    }
+
+    /// Who sees what goes through a kernel's device; a device in memory has its own.
+    pub fn observers(&self) -> Option<Arc<Observers>> {
+        match self {
+            Inner::Memory(_) => None,
+            Inner::Kernel(tun) => Some(tun.observers().clone()),
+        }
     }
 
     pub fn take_counters(&mut self) -> TunCounters {

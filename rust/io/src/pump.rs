@@ -26,7 +26,7 @@ use crate::member::{self, Buffers, Member};
 use crate::prompt::take_short_turns;
 use crate::socket::{Socket, SocketCounters};
 use crate::tcp::TcpSocket;
-use crate::tun::TunCounters;
+use crate::tun::{Observers, TunCounters};
 use crate::udp::{Sender, UdpSocket};
 use crate::wake::Waker;
 
@@ -34,6 +34,7 @@ use crate::wake::Waker;
 pub struct Pump {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    observers: Option<Arc<Observers>>,
 }
 
 impl Pump {
@@ -56,6 +57,7 @@ impl Pump {
             let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
             epoll::add(&epoll, descriptor, epoll::EventData::new_u64(DEVICE), edge)?;
         }
+        let observers = inner.observers();
         let own = shared.clone();
         let thread = thread::Builder::new().name("ginnel-data".to_owned()).spawn(move || {
             take_short_turns();
@@ -64,7 +66,7 @@ impl Pump {
             let panicked = catch_unwind(AssertUnwindSafe(|| Turns::new(own, inner, epoll).run())).is_err();
             shared.end(panicked);
         })?;
-        Ok(Pump { shared, thread: Mutex::new(Some(thread)) })
+        Ok(Pump { shared, thread: Mutex::new(Some(thread)), observers })
     }
 
     /// Takes a UDP socket over. On an error (ESHUTDOWN once the thread has ended) the descriptor
@@ -76,6 +78,11 @@ impl Pump {
     /// Takes a connected TCP socket over, as [`Pump::add_udp`] does a UDP socket.
     pub fn add_tcp(&self, descriptor: RawFd) -> io::Result<u32> {
         self.add(|| Ok(Socket::Tcp(TcpSocket::adopt(descriptor)?)))
+    }
+
+    /// Who sees what goes through the device, if it is the kernel's.
+    pub fn observers(&self) -> Option<&Arc<Observers>> {
+        self.observers.as_ref()
     }
 
     /// Closes a socket; none of this number is no error if there once was one.

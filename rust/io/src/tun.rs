@@ -6,12 +6,14 @@
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ginnel_core::device::Kind;
 use ginnel_core::offload::VnetHeader;
 use ginnel_core::offload::coalesce::{Coalescer, Group};
 use ginnel_core::offload::segment::segment;
 use ginnel_core::packet::{LocalPool, MAX_LEN, Packet};
+use ginnel_core::queue::Observer;
 use rustix::io::Errno;
 
 /// One queue of a kernel's device, attached without packet information (IFF_NO_PI).
@@ -22,6 +24,29 @@ pub struct Tun {
     coalescer: Coalescer,
     buffer: Box<[u8]>,
     counters: TunCounters,
+    observers: Arc<Observers>,
+}
+
+/// Who sees what goes through a device.
+#[derive(Default)]
+pub struct Observers {
+    read: Mutex<Option<Arc<dyn Observer>>>,
+    written: Mutex<Option<Arc<dyn Observer>>>,
+}
+
+impl Observers {
+    /// From now on `read` sees every packet that the kernel sends, `written` every one that it is given, and
+    /// hears how many of them it refused.
+    pub fn set(&self, read: Option<Arc<dyn Observer>>, written: Option<Arc<dyn Observer>>) {
+        *self.read.lock().unwrap_or_else(PoisonError::into_inner) = read;
+        *self.written.lock().unwrap_or_else(PoisonError::into_inner) = written;
+    }
+}
+
+fn tell(observer: &Mutex<Option<Arc<dyn Observer>>>, packets: &[Packet], dropped: u64) {
+    if let Some(observer) = &*observer.lock().unwrap_or_else(PoisonError::into_inner) {
+        observer.pushed(packets, dropped);
+    }
 }
 
 /// What went through the device, and what it did not take.
@@ -78,11 +103,16 @@ impl Tun {
             coalescer: Coalescer::new(udp),
             buffer: vec![0; VnetHeader::LEN + MAX_LEN].into_boxed_slice(),
             counters: TunCounters::default(),
+            observers: Arc::default(),
         })
     }
 
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    pub fn observers(&self) -> &Arc<Observers> {
+        &self.observers
     }
 
     pub fn take_counters(&mut self) -> TunCounters {
@@ -118,22 +148,37 @@ impl Tun {
                 self.counters.read_malformed += 1;
             }
             self.counters.read_packets += (packets.len() - before) as u64;
+            tell(&self.observers.read, &packets[before..], 0);
         }
         Ok(true)
     }
 
     /// Writes all of `packets`; what the kernel refuses is counted.
     pub fn send(&mut self, packets: &mut [Packet]) {
-        if !self.vnet {
-            for packet in packets {
-                self.counters.writes += 1;
-                match retry(|| rustix::io::write(&self.descriptor, packet)) {
-                    Ok(_) => self.counters.written_packets += 1,
-                    Err(_) => self.counters.write_errors += 1,
-                }
-            }
-            return;
+        // Before the first of a group is changed to stand for all.
+        tell(&self.observers.written, packets, 0);
+        let before = self.counters.write_errors;
+        match self.vnet {
+            true => self.send_groups(packets),
+            false => self.send_singly(packets),
         }
+        let refused = self.counters.write_errors - before;
+        if refused > 0 {
+            tell(&self.observers.written, &[], refused);
+        }
+    }
+
+    fn send_singly(&mut self, packets: &[Packet]) {
+        for packet in packets {
+            self.counters.writes += 1;
+            match retry(|| rustix::io::write(&self.descriptor, packet)) {
+                Ok(_) => self.counters.written_packets += 1,
+                Err(_) => self.counters.write_errors += 1,
+            }
+        }
+    }
+
+    fn send_groups(&mut self, packets: &mut [Packet]) {
         let Tun { coalescer, counters, descriptor, .. } = self;
         for group in coalescer.group(packets) {
             counters.writes += 1;

@@ -5,10 +5,12 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use ginnel_io::capture::{self, Direction};
 use ginnel_io::splice::adopt_file;
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::device::{Device, parse_kind};
+use crate::plane::DataPlane;
 
 #[pyclass(module = "ginnel._core.device", frozen)]
 pub struct Capture {
@@ -26,6 +28,14 @@ impl Capture {
 
     fn observe(&self, device: &Device) {
         self.inner.observe(device.inner());
+    }
+
+    fn observe_plane(&self, plane: &DataPlane) -> PyResult<()> {
+        let Some(observers) = plane.observers() else {
+            return Err(PyValueError::new_err("its device is in memory; observe that"));
+        };
+        self.inner.observe_kernel(observers);
+        Ok(())
     }
 
     fn note(&self, packet: &[u8], outbound: bool) {

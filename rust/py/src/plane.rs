@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsRawFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ginnel_core::cipher::MATERIAL_LEN;
 use ginnel_core::device::Kind;
@@ -13,7 +13,7 @@ use ginnel_core::plane::{self, CommandError, Datagram, Event, Plane, Prefix};
 use ginnel_core::{Nanos, SECOND};
 use ginnel_io::inner::Inner;
 use ginnel_io::pump::{Pump, UnknownSocket};
-use ginnel_io::tun::Tun;
+use ginnel_io::tun::{Observers, Tun};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
@@ -170,6 +170,10 @@ impl DataPlane {
 }
 
 impl DataPlane {
+    pub fn observers(&self) -> Option<&Arc<Observers>> {
+        self.pump.observers()
+    }
+
     fn command(
         &self,
         py: Python<'_>,

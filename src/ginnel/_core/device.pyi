@@ -1,6 +1,8 @@
 from collections.abc import Iterable
 from typing import Self
 
+from ginnel._core.plane import DataPlane
+
 class Device:
     """A memory device: two ends, a queue of ``capacity`` packets each way. It is down at first."""
 
@@ -114,6 +116,9 @@ class Capture:
 
     def observe(self, device: Device) -> None:
         """Notes every packet of a device, until the capture is closed. A device has one capture at a time."""
+
+    def observe_plane(self, plane: DataPlane) -> None:
+        """The same for the device of the kernel's that a data plane is on. ValueError for one in memory."""
 
     def note(self, packet: bytes, outbound: bool) -> None:
         """Notes one packet. ``outbound``: the interface sends it."""

@@ -19,6 +19,7 @@ import click
 from ginnel.cli.live import live_line
 from ginnel.cli.prompt import Asker
 from ginnel.cli.tunnel import Machine, Tunnel, held
+from ginnel.device.capture import File as CaptureFile
 from ginnel.errors import ConfigError, GinnelError
 from ginnel.gateways.forward import Forward, Target
 from ginnel.gateways.http_proxy import HttpProxy
@@ -48,6 +49,9 @@ log = logging.getLogger("ginnel")
     multiple=True,
     help="Lead a local port to a host and port inside the tunnel. May be given again.",
 )
+@click.option(
+    "--capture", metavar="FILE.pcapng", type=click.Path(path_type=Path), help="Write all packets of the tunnel there."
+)
 @click.option("--tun", is_flag=True, help="Use a device of the kernel's: every program goes through it. Takes root.")
 @click.option("--dev", metavar="NAME", help="The name of that device; without it the next free tunN or tapN.")
 @click.option("--kill-switch", is_flag=True, help="With --tun: nothing leaves past the tunnel, also while it is down.")
@@ -75,6 +79,7 @@ def command(
     http: str | None,
     socks_auth: Path | None,
     forwards: tuple[str, ...],
+    capture: Path | None,
     tun: bool,
     dev: str | None,
     kill_switch: bool,
@@ -105,6 +110,8 @@ def command(
             http=Address.parse(http) if http else None,
             gateway_login=_gateway_login(socks, http, socks_auth),
             forwards=tuple(Target.parse(text) for text in forwards),
+            # Before any right is given up.
+            capture=CaptureFile(capture) if capture else None,
         )
         if tunnel is None:
             asyncio.run(_connect(plan, reporter, None))
@@ -129,6 +136,7 @@ class Plan:
     http: Address | None
     gateway_login: Login | None
     forwards: tuple[Target, ...]
+    capture: CaptureFile | None
 
 
 class Reporter:
@@ -185,7 +193,12 @@ async def _connect(plan: Plan, reporter: Reporter, machine: Machine | None) -> N
                 (stack.enter_context(contextlib.closing(Listener(target.address))), target) for target in plan.forwards
             ],
         )
-        options: dict[str, Any] = {"auth_user_pass": plan.login, "ask": Asker(), "timeout": plan.timeout}
+        options: dict[str, Any] = {
+            "auth_user_pass": plan.login,
+            "ask": Asker(),
+            "timeout": plan.timeout,
+            "capture": plan.capture,
+        }
         if machine is None:
             session = loop.create_task(_hold(Vpn(plan.config, **options), plan, reporter, listeners))
         else:

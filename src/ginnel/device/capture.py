@@ -13,14 +13,35 @@ import stat
 from typing import TYPE_CHECKING
 
 from ginnel._core import Capture as CoreCapture
+from ginnel._core import DataPlane
 from ginnel.device.base import Kind
 from ginnel.device.memory import MemoryDevice
-from ginnel.errors import ConfigError
+from ginnel.errors import ConfigError, LocalProtocolError
 
 if TYPE_CHECKING:
     from typing import Self
 
 log = logging.getLogger(__name__)
+
+
+class File:
+    """A file for a `Capture` to come: for who may open it now, and not later. It is closed if it is never used."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Raises ConfigError."""
+        self.path = os.fspath(path)
+        self._descriptor: int | None = _open(self.path)
+
+    def take(self) -> int:
+        """Its descriptor, once."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is None:
+            raise LocalProtocolError(f"{self.path} belongs to another capture")
+        return descriptor
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", None) is not None:
+            os.close(self.take())
 
 
 class Capture:
@@ -31,10 +52,11 @@ class Capture:
     in the file, and, inside a running event loop, said once in the log; the device is never held up.
     """
 
-    def __init__(self, path: str | os.PathLike[str], kind: Kind, name: str) -> None:
+    def __init__(self, file: str | os.PathLike[str] | File, kind: Kind, name: str) -> None:
         """Writes the file anew, readable for its owner alone. ``name`` is the interface's. Raises ConfigError."""
-        self.path = os.fspath(path)
-        self._core = CoreCapture(_open(self.path), kind, name)
+        opened = file if isinstance(file, File) else File(file)
+        self.path = opened.path
+        self._core = CoreCapture(opened.take(), kind, name)
         self._loop: asyncio.AbstractEventLoop | None = None
         with contextlib.suppress(RuntimeError):
             self._loop = asyncio.get_running_loop()
@@ -43,6 +65,10 @@ class Capture:
     def observe(self, device: MemoryDevice) -> None:
         """Notes every packet of a device, both ways."""
         self._core.observe(device.core)
+
+    def observe_plane(self, plane: DataPlane) -> None:
+        """The same for the device of the kernel's that a data plane is on."""
+        self._core.observe_plane(plane)
 
     def note(self, packet: bytes, *, outbound: bool) -> None:
         """Notes one packet, of a device that is not in memory. ``outbound``: the interface has sent it."""

@@ -19,7 +19,7 @@ from ginnel.gateways.access import AccessList
 from ginnel.gateways.nameserver import Nameserver
 from ginnel.gateways.publish import Publisher
 from ginnel.gateways.relay import Listener, reset
-from ginnel.stack import Arrival, Capture, DatagramFlow, Echo, Stack
+from ginnel.stack import Arrival, DatagramFlow, Echo, Interception, Stack
 from ginnel.stack.sockets import Address, Flow
 from ginnel.stack.transparent import Unreachable
 
@@ -69,7 +69,7 @@ class Egress:
             exits.push_async_callback(self._end)
             await exits.enter_async_context(self._nameserver)
             self._capture = await exits.enter_async_context(
-                Capture(self._stack, self._arrived, self._datagrams, self._echo, idle=self._datagram_idle)
+                Interception(self._stack, self._arrived, self._datagrams, self._echo, idle=self._datagram_idle)
             )
             self._exits = exits.pop_all()
         return self

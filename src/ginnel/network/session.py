@@ -56,7 +56,10 @@ class KernelVpn(Vpn):
         loop = asyncio.get_running_loop()
         loop.add_reader(self._rights.fileno(), self._helper_ended)
         self._follower = loop.create_task(self._follow())
-        return DataPlane.on_kernel_device(self._descriptor, self._config.dev_type, True, self._udp_offload)
+        plane = DataPlane.on_kernel_device(self._descriptor, self._config.dev_type, True, self._udp_offload)
+        if (capture := self._open_capture(self.device_name)) is not None:
+            capture.observe_plane(plane)
+        return plane
 
     async def _close_device(self) -> None:
         if self._follower is not None:

@@ -2,15 +2,15 @@
 
 from ginnel.stack.sockets import DatagramSocket, Flow, Server
 from ginnel.stack.stack import Neighbour, Stack
-from ginnel.stack.transparent import Arrival, Capture, DatagramFlow, Echo
+from ginnel.stack.transparent import Arrival, DatagramFlow, Echo, Interception
 
 __all__ = [
     "Arrival",
-    "Capture",
     "DatagramFlow",
     "DatagramSocket",
     "Echo",
     "Flow",
+    "Interception",
     "Neighbour",
     "Server",
     "Stack",

@@ -26,7 +26,7 @@ from ginnel.stack.sockets import (
 )
 
 if TYPE_CHECKING:
-    from ginnel.stack.transparent import Capture
+    from ginnel.stack.transparent import Interception
 
 #: Bytes of buffers that a stack's connections share.
 DEFAULT_BUDGET = 64 * 1024 * 1024
@@ -69,7 +69,7 @@ class Stack:
         self._finishing: set[asyncio.Future[int]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
-        self._capture: Capture | None = None
+        self._capture: Interception | None = None
         #: The transports of open streams. For :class:`ginnel.stack.sockets.FlowProtocol`.
         self.streams: set[asyncio.BaseTransport] = set()
         self._loop.add_reader(self._core.fileno(), self.handle_events)
@@ -297,8 +297,8 @@ class Stack:
             self._finishing.add(flow.ended)
             flow.ended.add_done_callback(self._finishing.discard)
 
-    def capture_flows(self, capture: Capture, idle: float) -> None:
-        """For :class:`Capture`, which is told of everything from now on."""
+    def capture_flows(self, capture: Interception, idle: float) -> None:
+        """For :class:`Interception`, which is told of everything from now on."""
         self._core.capture_flows(idle)
         self._capture = capture
 
@@ -354,7 +354,7 @@ class Stack:
                 case _ if self._capture is not None:
                     self._captured(self._capture, event)
 
-    def _captured(self, capture: Capture, event: tuple[Any, ...]) -> None:
+    def _captured(self, capture: Interception, event: tuple[Any, ...]) -> None:
         match event:
             case ("arrived", number, host, port, own_host, own_port):
                 capture.arrived(number, (host, port), (own_host, own_port))

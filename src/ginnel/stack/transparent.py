@@ -98,7 +98,7 @@ class Echo:
 Decidable = TypeVar("Decidable", Arrival, DatagramFlow)
 
 
-class Capture:
+class Interception:
     """Takes what comes through a stack for others' addresses. An asynchronous context manager that stops deciding.
 
     Each callback runs in a task of its own. Who returns from ``on_arrival`` or ``on_datagrams`` without a decision,
@@ -178,7 +178,7 @@ class Capture:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def __aenter__(self) -> Capture:
+    async def __aenter__(self) -> Interception:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
