@@ -106,10 +106,10 @@ def test_a_revocation_keeps_its_date(store: Store, tmp_path: Path) -> None:
     serials = [store.add_user(name).serial for name in ("alice", "bob")]
     store.revoke_user("alice")
     with sqlite3.connect(tmp_path / "state" / "server.db") as database:
-        database.execute("UPDATE revoked SET at = at - 86400")
-    # The list is signed anew.
+        database.execute("UPDATE certificates SET revoked = revoked - 86400")
+    store.revoke_user("alice")
     store.revoke_user("bob")
-    crl = x509.load_pem_x509_crl(store.identity.crl.encode())
+    crl = x509.load_pem_x509_crl(store.revocation_list().encode())
     entries = [crl.get_revoked_certificate_by_serial_number(serial) for serial in serials]
     first, second = (entry.revocation_date_utc for entry in entries if entry is not None)
     assert second - first >= timedelta(days=1)

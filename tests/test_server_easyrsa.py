@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 
 import ginnel
-from ginnel.errors import ConfigError
+from ginnel.errors import AuthError, ConfigError
 from ginnel.openvpn.ovpn_file import read_ovpn
 from ginnel.openvpn.tls_crypt_v2 import ServerKey, TlsCryptV2Server
 from ginnel.openvpn.wrap import StaticKey, TlsCrypt
 from ginnel.server import Listen, Server, ServerConfig
 from ginnel.server.easyrsa import read_pki
-from ginnel.server.store import open_store
+from ginnel.server.store import Store, open_store
 from tests.harness.pki import Authority, Identity, static_key
 
 
@@ -26,7 +28,7 @@ class Pki:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.authority = Authority("Old CA")
-        for name in ("private", "issued", "revoked/certs_by_serial"):
+        for name in ("private", "issued", "certs_by_serial", "revoked/certs_by_serial"):
             (folder / name).mkdir(parents=True)
         (folder / "ca.crt").write_text(f"Certificate:\n    Data:\n{self.authority.certificate}")
         (folder / "private/ca.key").write_text(self.authority.key)
@@ -35,13 +37,39 @@ class Pki:
     def issue(self, name: str, *, server: bool = False, revoked: bool = False) -> Identity:
         identity = self.authority.issue(name, server=server)
         serial = f"{x509.load_pem_x509_certificate(identity.certificate.encode()).serial_number:X}"
-        place = f"revoked/certs_by_serial/{serial}" if revoked else f"issued/{name}"
-        (self.folder / f"{place}.crt").write_text(identity.certificate)
+        places = (
+            (f"revoked/certs_by_serial/{serial}.crt",)
+            if revoked
+            else (f"issued/{name}.crt", f"certs_by_serial/{serial}.pem")
+        )
+        for place in places:
+            (self.folder / place).write_text(identity.certificate)
         (self.folder / f"private/{name}.key").write_text(identity.key)
         status, when = ("R", "261123085050Z") if revoked else ("V", "")
         with (self.folder / "index.txt").open("a") as index:
             index.write(f"{status}\t290225085049Z\t{when}\t{serial}\tunknown\t/CN={name}\n")
         return identity
+
+
+def serial(identity: Identity) -> int:
+    return x509.load_pem_x509_certificate(identity.certificate.encode()).serial_number
+
+
+def client(pki: Pki, identity: Identity, server: Server, key: str, folder: Path) -> ginnel.Vpn:
+    """With a file as easy-rsa's users have them."""
+    port = next(place.port for place in server.places if place.proto == "udp")
+    blocks = {"ca": pki.authority.certificate, "cert": identity.certificate, "key": identity.key, "tls-crypt": key}
+    lines = ["client", "dev tun", "nobind", "remote-cert-tls server", "verify-x509-name vpn name"]
+    lines += [f"remote 127.0.0.1 {port} udp", *(f"<{tag}>\n{text}</{tag}>" for tag, text in blocks.items())]
+    (folder / "client.ovpn").write_text("\n".join(lines))
+    return ginnel.connect(read_ovpn(folder / "client.ovpn"), timeout=20)
+
+
+@contextlib.asynccontextmanager
+async def serving(store: Store, key: str) -> AsyncIterator[Server]:
+    wrap = TlsCryptV2Server(ServerKey.parse(store.identity.tls_crypt_v2), fallback=TlsCrypt(StaticKey.parse(key)))
+    async with Server(store, ServerConfig(listen=Listen.parse("127.0.0.1:0"), wrap=wrap)) as server:
+        yield server
 
 
 @pytest.fixture
@@ -57,17 +85,58 @@ async def test_an_imported_users_present_file_connects(pki: Pki, tmp_path: Path)
     (tmp_path / "tc.key").write_text(key)
     store = open_store(tmp_path / "state", read_pki(tmp_path))
     assert store.imported_wrap() == ("tls-crypt", key)
-    wrap = TlsCryptV2Server(ServerKey.parse(store.identity.tls_crypt_v2), fallback=TlsCrypt(StaticKey.parse(key)))
-    async with Server(store, ServerConfig(listen=Listen.parse("127.0.0.1:0"), wrap=wrap)) as server:
-        place = next(place for place in server.places if place.proto == "udp")
-        blocks = {"ca": pki.authority.certificate, "cert": alice.certificate, "key": alice.key, "tls-crypt": key}
-        lines = ["client", "dev tun", "nobind", "remote-cert-tls server", "verify-x509-name vpn name"]
-        lines += [f"remote 127.0.0.1 {place.port} udp", *(f"<{tag}>\n{text}</{tag}>" for tag, text in blocks.items())]
-        (tmp_path / "alice.ovpn").write_text("\n".join(lines))
-        async with ginnel.connect(read_ovpn(tmp_path / "alice.ovpn")) as vpn:
-            await vpn.ping("10.8.0.1", timeout=20)
-            assert [client.name for client in server.clients] == ["alice"]
+    async with serving(store, key) as server, client(pki, alice, server, key, tmp_path) as vpn:
+        await vpn.ping("10.8.0.1", timeout=20)
+        assert [client.name for client in server.clients] == ["alice"]
     await asyncio.to_thread(store.close)
+
+
+async def test_a_renewal_takes_every_imported_certificate_back(pki: Pki, tmp_path: Path) -> None:
+    """The older one's file lies among all others, as easy-rsa leaves it where a user got a second certificate."""
+    older, newer = pki.issue("alice"), pki.issue("alice")
+    key = static_key()
+    store = open_store(tmp_path / "state", read_pki(pki.folder))
+    async with serving(store, key) as server:
+        async with client(pki, older, server, key, tmp_path) as vpn:
+            await vpn.ping("10.8.0.1", timeout=20)
+            await asyncio.to_thread(store.renew_user, "alice")
+            with pytest.raises(AuthError, match="the certificate was replaced by a new one"):
+                await asyncio.wait_for(vpn.wait_closed(), 20)
+        for identity in (older, newer):
+            with pytest.raises(AuthError, match="the certificate was replaced by a new one"):
+                async with client(pki, identity, server, key, tmp_path):
+                    pass
+    await asyncio.to_thread(store.close)
+
+
+def test_certificates_whose_files_are_gone_are_known_by_the_index(pki: Pki, tmp_path: Path) -> None:
+    older, newer = pki.issue("alice"), pki.issue("alice")
+    (pki.folder / f"certs_by_serial/{serial(older):X}.pem").unlink()
+    stranger = pki.authority.issue("alice")
+    with contextlib.closing(open_store(tmp_path / "state", read_pki(pki.folder))) as store:
+        assert [store.is_revoked(serial(each)) for each in (older, newer, stranger)] == [False, False, True]
+        store.revoke_user("alice")
+        assert [store.is_revoked(serial(each)) for each in (older, newer)] == [True, True]
+        listed = x509.load_pem_x509_crl(store.revocation_list().encode())
+        assert {entry.serial_number for entry in listed} == {serial(older), serial(newer)}
+
+
+def test_what_was_revoked_there_keeps_its_date_here(pki: Pki, tmp_path: Path) -> None:
+    bob = pki.issue("bob", revoked=True)
+    with contextlib.closing(open_store(tmp_path / "state", read_pki(pki.folder))) as store:
+        (entry,) = x509.load_pem_x509_crl(store.revocation_list().encode())
+        assert entry.serial_number == serial(bob)
+        assert entry.revocation_date_utc == datetime(2026, 11, 23, 8, 50, 50, tzinfo=UTC)
+
+
+def test_of_several_servers_certificates_the_one_whose_key_is_there_is_taken(pki: Pki, tmp_path: Path) -> None:
+    vpn = pki.issue("vpn", server=True)
+    (pki.folder / "issued/older.crt").write_text(pki.authority.issue("vpn", server=True, days=900).certificate)
+    pki.issue("vpn", server=True, revoked=True)
+    (pki.folder / "private/vpn.key").write_text(vpn.key)
+    imported = read_pki(pki.folder)
+    assert imported.server is not None
+    assert imported.server[1] == vpn.certificate
 
 
 def test_who_was_revoked_there_is_revoked_here(pki: Pki, tmp_path: Path) -> None:
@@ -78,25 +147,29 @@ def test_who_was_revoked_there_is_revoked_here(pki: Pki, tmp_path: Path) -> None
         users = {user.name: user for user in store.users()}
         assert (users["bob"].revoked, users["carol"].revoked) == (True, False)
         for identity, revoked in ((old, True), (new, False)):
-            number = x509.load_pem_x509_certificate(identity.certificate.encode()).serial_number
-            assert store.is_revoked(number) is revoked
-        listed = x509.load_pem_x509_crl(store.identity.crl.encode())
+            assert store.is_revoked(serial(identity)) is revoked
+        listed = x509.load_pem_x509_crl(store.revocation_list().encode())
         assert len(list(listed)) == 2
         assert store.add_user("dave").certificate
 
 
 def test_without_the_authoritys_key_nobody_is_added_but_anyone_revoked(pki: Pki, tmp_path: Path) -> None:
-    pki.issue("alice")
+    alice = pki.issue("alice")
     (pki.folder / "private/ca.key").write_text("-----BEGIN ENCRYPTED PRIVATE KEY-----\nx\n")
     imported = read_pki(pki.folder)
     assert "encrypted" in imported.left_out[0]
     with contextlib.closing(open_store(tmp_path / "state", imported)) as store:
         with pytest.raises(ConfigError, match="is not here"):
             store.add_user("bob")
+        # Where its key is, others are made that nobody tells us of.
+        assert not store.is_revoked(serial(pki.authority.issue("alice")))
         store.revoke_user("alice")
-        alice = store.user("alice")
-        assert alice is not None
-        assert alice.revoked
+        user = store.user("alice")
+        assert user is not None
+        assert user.revoked
+        assert store.is_revoked(serial(alice))
+        with pytest.raises(ConfigError, match="is not here"):
+            store.revocation_list()
 
 
 def test_names_that_could_do_harm_are_left_out(pki: Pki, tmp_path: Path) -> None:

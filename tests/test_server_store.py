@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -15,7 +18,7 @@ from cryptography import x509
 
 from ginnel.errors import ConfigError
 from ginnel.openvpn.ovpn_file import read_ovpn
-from ginnel.server.authority import LIST_DAYS, is_due
+from ginnel.server.authority import Issued
 from ginnel.server.client_file import client_file, remotes, split_host
 from ginnel.server.store import Store, open_store
 
@@ -50,7 +53,7 @@ def test_a_directory_that_others_read_is_refused(tmp_path: Path) -> None:
 
 def test_certificates_verify_by_openssl(store: Store, tmp_path: Path) -> None:
     issued = store.add_user("alice")
-    (tmp_path / "ca").write_text(store.identity.ca + store.identity.crl)
+    (tmp_path / "ca").write_text(store.identity.ca + store.revocation_list())
     for text, purpose in ((store.identity.cert, "sslserver"), (issued.certificate, "sslclient")):
         (tmp_path / "cert").write_text(text)
         verify = ["openssl", "verify", "-crl_check", "-purpose", purpose, "-CAfile", tmp_path / "ca", tmp_path / "cert"]
@@ -67,7 +70,7 @@ def test_a_revoked_user_is_on_the_list_and_another_process_hears(store: Store, t
     user = other.user("alice")
     assert user is not None
     assert user.revoked
-    crl = x509.load_pem_x509_crl(other.identity.crl.encode())
+    crl = x509.load_pem_x509_crl(other.revocation_list().encode())
     assert crl.get_revoked_certificate_by_serial_number(issued.serial) is not None
 
 
@@ -83,12 +86,6 @@ def test_a_renewed_user_has_another_certificate_and_the_old_one_is_taken_back(st
     assert user.expires - datetime.now(UTC) > timedelta(days=799)
 
 
-def test_the_list_of_the_revoked_is_due_after_half_of_its_time(store: Store) -> None:
-    now = datetime.now(UTC)
-    assert not is_due(store.identity.crl, now)
-    assert is_due(store.identity.crl, now + timedelta(days=LIST_DAYS / 2 + 1))
-
-
 def test_passwords_are_kept_as_hashes(store: Store) -> None:
     store.add_user("alice", password="correct horse")
     store.add_user("bob")
@@ -97,6 +94,88 @@ def test_passwords_are_kept_as_hashes(store: Store) -> None:
         assert not store.check_password(name, password)
     database = b"".join(path.read_bytes() for path in store._path.parent.iterdir())
     assert b"correct horse" not in database
+
+
+def test_every_certificate_that_a_user_ever_had_is_taken_back(store: Store) -> None:
+    serials = [store.add_user("alice").serial]
+    for _ in range(3):
+        serials.append(store.renew_user("alice").serial)
+        assert [store.is_revoked(serial) for serial in serials] == [True] * (len(serials) - 1) + [False]
+    bob = store.add_user("bob")
+    store.revoke_user("alice")
+    assert all(map(store.is_revoked, serials))
+    assert not store.is_revoked(bob.serial)
+    assert store.is_revoked(bob.serial + 1), "nobody here knows of this one"
+    listed = x509.load_pem_x509_crl(store.revocation_list().encode())
+    assert {entry.serial_number for entry in listed} == set(serials)
+
+
+def test_a_store_of_another_version_is_left_alone(store: Store, tmp_path: Path) -> None:
+    store.close()
+    for version in (0, 99):
+        with contextlib.closing(sqlite3.connect(tmp_path / "state" / "server.db")) as database:
+            database.execute(f"PRAGMA user_version = {version}")
+        with pytest.raises(ConfigError, match="another version"):
+            open_store(tmp_path / "state")
+
+
+def test_who_only_looks_changes_nothing(store: Store, tmp_path: Path) -> None:
+    before = store.version()
+    open_store(tmp_path / "state").close()
+    assert store.version() == before
+    for command in (["list"], ["show", "alice"], ["revoke", "alice"]):
+        done = ginnel("user", *command, "--dir", tmp_path / "none")
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done
+        assert "no server has its state" in done.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_user_whom_another_process_adds_meanwhile_is_there_already(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = open_store(tmp_path / "state")
+    under_way = threading.Event()
+    refused: list[str] = []
+
+    def add() -> None:
+        with pytest.raises(ConfigError) as caught:
+            other.add_user("alice", password="x")
+        refused.append(str(caught.value))
+
+    def deliver(_: Issued) -> None:
+        thread.start()
+        assert under_way.wait(30)
+
+    # The other one has looked by then, and waits for its turn.
+    monkeypatch.setattr("ginnel.server.store.hash_password", lambda _: under_way.set() or "hash")
+    thread = threading.Thread(target=add)
+    store.add_user("alice", deliver=deliver)
+    thread.join(30)
+    assert refused == ["there is a user alice already; write: ginnel user renew alice"]
+
+
+def test_many_processes_begin_one_store_and_add_a_user_once(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from ginnel.errors import ConfigError\n"
+        "from ginnel.server.store import open_store\n"
+        "sys.stdin.read(1)\n"
+        "store = open_store(Path(sys.argv[1]))\n"
+        "try: store.add_user('alice'); print('added')\n"
+        "except ConfigError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "state")]
+    started = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, stderr=subprocess.PIPE)
+        for _ in range(4)
+    ]
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("x")
+        process.stdin.flush()
+    said = sorted(process.communicate(timeout=60) for process in started)
+    assert [out for out, _ in said] == ["added\n"] + [
+        "there is a user alice already; write: ginnel user renew alice\n"
+    ] * 3, said
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a b", "a\nb", "a/b", "-x", "x" * 64, "ä", "a\0"])
@@ -260,7 +339,11 @@ def test_fixed_addresses_and_networks_are_one_users(store: Store, tmp_path: Path
     for option, value in (("--address", "10.8.0.77"), ("--network", "192.168.0.0/16"), ("--network", "192.168.5.9/24")):
         refused = ginnel("user", "set", "bob", "--dir", directory, option, value)
         assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
-    assert ginnel("user", "set", "alice", "--dir", directory).returncode == 0
+    assert ginnel("user", "set", "alice", "--dir", directory).returncode == 2
+    assert ginnel("user", "set", "alice", "--dir", directory, "--address", "none").returncode == 0
+    alice = store.user("alice")
+    assert alice is not None
+    assert (alice.address, str(alice.address6), alice.routes) == (None, "fd67::77", ("192.168.5.0/24",))
     assert ginnel("user", "set", "bob", "--dir", directory, "--address", "10.8.0.77").returncode == 0
 
 

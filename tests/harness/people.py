@@ -20,7 +20,6 @@ class House:
     ca: str
     cert: str
     key: str
-    crl: str
     tls_crypt_v2: str
     token_key: bytes
 
@@ -57,7 +56,7 @@ class People:
         self._key = ServerKey(os.urandom(128))
         self._version = 0
         self.identity = House(
-            "server", self.authority.certificate, server.certificate, server.key, "", self._key.emit(), os.urandom(32)
+            "server", self.authority.certificate, server.certificate, server.key, self._key.emit(), os.urandom(32)
         )
 
     def __getstate__(self) -> dict[str, object]:

@@ -43,8 +43,9 @@ def command() -> None:
 @click.option("--public", metavar="HOST[:PORT]", help="How the server is reached, where it has not been told.")
 def add(name: str, directory: Path | None, output: Path | None, days: int, password: bool, public: str | None) -> None:
     """Add a user, and print the file that any OpenVPN client opens."""
-    asked = click.prompt("Password", hide_input=True, confirmation_prompt=True) if password else None
-    with _Opened(directory) as store, _Delivery(store, output, public, password=password) as delivery:
+    with _Opened(directory, make=True) as store, _Delivery(store, output, public, password=password) as delivery:
+        store.check_free(name)
+        asked = _ask() if password else None
         store.add_user(name, days=days, password=asked, deliver=delivery.take)
 
 
@@ -66,24 +67,29 @@ def renew(name: str, directory: Path | None, output: Path | None, days: int, pub
 @command.command(name="set")
 @click.argument("name")
 @DIRECTORY
-@click.option("--address", metavar="ADDR", help="The inner IPv4 address that is always the user's.")
-@click.option("--address6", metavar="ADDR", help="The inner IPv6 address that is always the user's.")
-@click.option("--network", "networks", metavar="CIDR", multiple=True, help="A network behind the user. Again for more.")
+@click.option("--address", metavar="ADDR|none", help="The inner IPv4 address that is always the user's.")
+@click.option("--address6", metavar="ADDR|none", help="The inner IPv6 address that is always the user's.")
+@click.option(
+    "--network", "networks", metavar="CIDR|none", multiple=True, help="A network behind the user. Again for more."
+)
 def set_user(
     name: str, directory: Path | None, address: str | None, address6: str | None, networks: tuple[str, ...]
 ) -> None:
-    """Give a user fixed addresses, and the networks that are reached through her. What isn't named is taken away.
+    """Give a user fixed addresses, and the networks that are reached through her. What isn't named stays as it is.
 
     It counts from the next connection on.
     """
+    if address is None and address6 is None and not networks:
+        raise ConfigError("nothing to set", instead="give --address, --address6 or --network")
     try:
-        fixed = None if address is None else IPv4Address(address)
-        fixed6 = None if address6 is None else IPv6Address(address6)
-        behind = [ip_network(network) for network in networks]
+        fixed = ... if address is None else None if address == "none" else IPv4Address(address)
+        fixed6 = ... if address6 is None else None if address6 == "none" else IPv6Address(address6)
+        behind = [] if networks == ("none",) else [ip_network(network) for network in networks]
     except ValueError as error:
-        raise ConfigError(str(error), instead="write ADDR, and networks like 192.0.2.0/24") from None
+        instead = "write ADDR, networks like 192.0.2.0/24, or none"
+        raise ConfigError(str(error), instead=instead) from None
     with _Opened(directory) as store:
-        store.set_user(name, address=fixed, address6=fixed6, networks=behind)
+        store.set_user(name, address=fixed, address6=fixed6, networks=behind if networks else ...)
 
 
 @command.command(name="password")
@@ -93,10 +99,8 @@ def set_user(
 def set_password(name: str, directory: Path | None, remove: bool) -> None:
     """Ask for the password that a user needs beside her file. It counts from the next connection on."""
     with _Opened(directory) as store:
-        if store.user(name) is None:
-            raise ConfigError(f"there is no user {name}", instead="see: ginnel user list")
-        asked = None if remove else click.prompt("Password", hide_input=True, confirmation_prompt=True)
-        store.set_password(name, asked)
+        store.check_valid(name)
+        store.set_password(name, None if remove else _ask())
     if not remove:
         print(f"{name}'s client asks for it if her file has the line auth-user-pass", file=sys.stderr)
 
@@ -105,10 +109,10 @@ def set_password(name: str, directory: Path | None, remove: bool) -> None:
 @click.argument("name")
 @DIRECTORY
 def revoke(name: str, directory: Path | None) -> None:
-    """Turn a user away, at once and for ever."""
+    """Turn a user away, at once and for ever, with every file that was ever made for her."""
     with _Opened(directory) as store:
-        store.revoke_user(name)
-    print(f"{name} is revoked", file=sys.stderr)
+        new = store.revoke_user(name)
+    print(f"{name} {'is revoked' if new else 'was revoked before'}", file=sys.stderr)
 
 
 @command.command(name="list")
@@ -159,10 +163,10 @@ def show(name: str, directory: Path | None, as_json: bool) -> None:
 class _Opened:
     """The store, closed at the end. Imported late: ``--help`` needs none of its libraries."""
 
-    def __init__(self, directory: Path | None) -> None:
+    def __init__(self, directory: Path | None, *, make: bool = False) -> None:
         from ginnel.server.store import open_store
 
-        self._store = open_store(state_directory(directory))
+        self._store = open_store(state_directory(directory), make=make)
 
     def __enter__(self) -> Store:
         return self._store
@@ -229,6 +233,10 @@ class _Delivery:
                 os.fsync(file.fileno())
         except OSError as error:
             raise ConfigError(f"{self._output or 'stdout'}: {error.strerror}; nothing was changed") from None
+
+
+def _ask() -> str:
+    return str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
 
 
 def _state(user: User) -> str:

@@ -75,9 +75,13 @@ class Authority:
         return cls(_pem(certificate), _key_pem(key)), _key_pem(key)
 
     def issue(self, name: str, usage: Literal["server", "client"], now: datetime, days: int) -> Issued:
-        """A certificate for a key of its own. It ends with the authority's at the latest."""
+        """A certificate for a key of its own. It ends with the authority's at the latest. Raises ConfigError when that
+        has ended, and where its key is elsewhere."""
         key = ec.generate_private_key(ec.SECP256R1())
         expires = min(now + timedelta(days=days), self._certificate.not_valid_after_utc)
+        if expires <= now:
+            what = f"the server's authority ended on {expires:%Y-%m-%d}, and signs nothing any longer"
+            raise ConfigError(what, instead="begin a new server in another directory")
         purpose = ExtendedKeyUsageOID.SERVER_AUTH if usage == "server" else ExtendedKeyUsageOID.CLIENT_AUTH
         signer = self._signer()
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
@@ -93,28 +97,27 @@ class Authority:
 
     def revocation_list(self, revoked: Iterable[tuple[int, datetime]], now: datetime) -> str:
         """The list of serial numbers, each with the time of its revocation, in PEM; good for `LIST_DAYS`."""
+        signer = self._signer()
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self._certificate.subject)
             .last_update(now - SKEW)
             .next_update(now + timedelta(days=LIST_DAYS))
+            .add_extension(issuer, critical=False)
+            # A later list has a larger number (RFC 5280, 5.2.3).
+            .add_extension(x509.CRLNumber(int(now.timestamp() * 1000)), critical=False)
         )
         for serial, at in revoked:
             entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(at).build()
             builder = builder.add_revoked_certificate(entry)
-        return builder.sign(self._signer(), hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+        return builder.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
 
     def _signer(self) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey:
         if self._key is None:
             instead = "sign where it is, with easy-rsa"
             raise ConfigError("the key of the server's authority is not here", instead=instead)
         return self._key
-
-
-def is_due(revocation_list: str, now: datetime) -> bool:
-    """Whether a list has lived through half of its time."""
-    ends = x509.load_pem_x509_crl(revocation_list.encode()).next_update_utc
-    return ends is None or ends - now < timedelta(days=LIST_DAYS / 2)
 
 
 def _builder(

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 from cryptography import x509
@@ -47,7 +48,6 @@ class Identity:
     ca: str
     cert: str
     key: str
-    crl: str
     tls_crypt_v2: str
     token_key: bytes
 
@@ -69,18 +69,25 @@ class User:
     has_password: bool
 
 
-def open_store(directory: Path, imported: Imported | None = None) -> Store:
+def open_store(directory: Path, imported: Imported | None = None, *, make: bool = True) -> Store:
     """The store in ``directory``, which is made where there is none: with keys of its own, or the imported ones.
 
-    Raises ConfigError for a directory that others may read, or that cannot be used.
+    Raises ConfigError for a directory that is another user's or that others may read, or that cannot be used; without
+    ``make`` for one where there is no store.
     """
+    path = directory / DATABASE
     try:
+        if not make and not path.exists():
+            raise ConfigError(f"no server has its state in {directory}", instead="name its directory with --dir")
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if directory.stat().st_mode & 0o077 or directory.stat().st_uid != os.geteuid():
+        status = directory.stat()
+        if status.st_uid != os.geteuid():
+            what = f"{directory} belongs to another user, number {status.st_uid}, and holds a server's keys"
+            raise ConfigError(what, instead=f"run this as that user: sudo -u '#{status.st_uid}' …")
+        if status.st_mode & 0o077:
             raise ConfigError(
                 f"{directory} can be read by others, and holds keys", instead=f"run: chmod 700 {directory}"
             )
-        path = directory / DATABASE
         # Nobody else reads it, from its first byte on; SQLite gives its other files the same mode.
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     except OSError as error:
@@ -100,31 +107,30 @@ class Store:
         self._leases: dict[str, tuple[IPv4Address | None, IPv6Address | None]] = {}
         with self._refusals():
             self._database = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = FULL")
-            self._database.execute("PRAGMA foreign_keys = ON")
-            with self._transaction():
-                for statement in SCHEMA:
-                    self._database.execute(statement)
-                if not self._texts():
-                    self._make_keys(imported)
-                elif imported is not None:
-                    instead = "import into another directory, with --dir"
-                    raise ConfigError(f"{path.parent} has keys and users already", instead=instead)
-            self._authority = Authority(self._texts()["ca"], self._texts()["ca_key"])
-            self._renew_server()
-            self._renew_list()
-            ((last,),) = self._database.execute("SELECT coalesce(max(id), 0) FROM sessions")
+            try:
+                self._open(imported)
+            except BaseException:
+                self._database.close()
+                raise
+
+    def _open(self, imported: Imported | None) -> None:
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = FULL")
+        made = not self._is_made() and self._make(imported)
+        if imported is not None and not made:
+            instead = "import into another directory, with --dir"
+            raise ConfigError(f"{self._path.parent} has keys and users already", instead=instead)
+        self._authority = Authority(self._texts()["ca"], self._texts()["ca_key"])
+        self._renew_server()
+        ((last,),) = self._database.execute("SELECT coalesce(max(id), 0) FROM sessions")
         self._last_session = int(last)
         self._sessions = itertools.count(self._last_session + 1)
 
     @property
     def identity(self) -> Identity:
-        """The list of the revoked is signed anew when half of its time is over."""
         with self._refusals(), self._lock:
-            self._renew_list()
             texts = self._texts()
-        pem = {name: texts[name] for name in ("name", "ca", "cert", "key", "crl", "tls_crypt_v2")}
+        pem = {name: texts[name] for name in ("name", "ca", "cert", "key", "tls_crypt_v2")}
         return Identity(**pem, token_key=bytes.fromhex(texts["token_key"]))
 
     def user(self, name: str) -> User | None:
@@ -134,19 +140,32 @@ class Store:
     def users(self) -> list[User]:
         return [_user(row) for row in self._query(f"{USERS} ORDER BY name")]
 
+    def check_free(self, name: str) -> None:
+        """Raises ConfigError for what is no name, and for the name of anybody who is or was a user."""
+        if not NAME.fullmatch(name):
+            raise ConfigError(f"{name!r} is no name for a user", instead="write up to 63 letters, digits and _.@-")
+        user = self.user(name)
+        if user is not None and user.revoked:
+            raise ConfigError(f"{name} was revoked, and stays so", instead="take another name")
+        if user is not None:
+            raise ConfigError(f"there is a user {name} already", instead=f"write: ginnel user renew {name}")
+
+    def check_valid(self, name: str) -> None:
+        """Raises ConfigError for who is no user, or no longer."""
+        if self._known(name).revoked:
+            raise ConfigError(f"{name} was revoked, and stays so", instead="add a user with another name")
+
     def add_user(
         self, name: str, *, days: int = USER_DAYS, password: str | None = None, deliver: Deliver | None = None
     ) -> Issued:
-        """A certificate for a new user, who is one only if ``deliver`` takes it. Raises ConfigError for a name that
-        cannot be or is taken, and what ``deliver`` raises."""
-        _check_name(name)
-        if (user := self.user(name)) is not None:
-            if user.revoked:
-                raise ConfigError(f"{name} was revoked, and stays so", instead="take another name")
-            raise ConfigError(f"there is a user {name} already", instead=f"write: ginnel user renew {name}")
-        issued = self._authority.issue(name, "client", authority.now(), days)
+        """A certificate for a new user, who is one only if ``deliver`` takes it. Raises ConfigError as `check_free`
+        does, and what ``deliver`` raises."""
+        self.check_free(name)
         hashed = None if password is None else hash_password(password)
         with self._refusals(), self._transaction():
+            # Another process may have been quicker.
+            self.check_free(name)
+            issued = self._issue(name, days)
             self._database.execute(
                 "INSERT INTO users (name, serial, expires, password) VALUES (?, ?, ?, ?)",
                 (name, f"{issued.serial:x}", issued.expires.timestamp(), hashed),
@@ -156,59 +175,59 @@ class Store:
         return issued
 
     def renew_user(self, name: str, *, days: int = USER_DAYS, deliver: Deliver | None = None) -> Issued:
-        """A new certificate; the one before it is taken back if ``deliver`` takes the new one.
+        """A new certificate; all those before it are taken back if ``deliver`` takes the new one.
 
         Raises ConfigError for a user who was revoked, and what ``deliver`` raises.
         """
-        user = self._known(name)
-        if user.revoked:
-            raise ConfigError(f"{name} was revoked, and stays so", instead="add a user with another name")
-        issued = self._authority.issue(name, "client", authority.now(), days)
         with self._refusals(), self._transaction():
-            self._revoke(user.serial)
+            self.check_valid(name)
+            self._revoke_certificates(name)
+            issued = self._issue(name, days)
             self._database.execute(
                 "UPDATE users SET serial = ?, expires = ? WHERE name = ?",
                 (f"{issued.serial:x}", issued.expires.timestamp(), name),
             )
-            self._sign_list()
             if deliver is not None:
                 deliver(issued)
         return issued
 
+    def revoke_user(self, name: str) -> bool:
+        """Takes every certificate back that the user ever had; nobody else is given the name. Whether that is new."""
+        with self._refusals(), self._transaction():
+            if self._known(name).revoked:
+                return False
+            self._revoke_certificates(name)
+            self._database.execute("UPDATE users SET revoked = 1 WHERE name = ?", (name,))
+        return True
+
     def set_password(self, name: str, password: str | None) -> None:
         """What the user needs beside the file from the next connection on; None for nothing."""
-        self._known(name)
         hashed = None if password is None else hash_password(password)
-        self._change("UPDATE users SET password = ? WHERE name = ?", (hashed, name))
-
-    def revoke_user(self, name: str) -> None:
-        user = self._known(name)
         with self._refusals(), self._transaction():
-            self._revoke(user.serial)
-            self._database.execute("UPDATE users SET revoked = 1 WHERE name = ?", (name,))
-            self._sign_list()
+            self.check_valid(name)
+            self._database.execute("UPDATE users SET password = ? WHERE name = ?", (hashed, name))
 
     def set_user(
         self,
         name: str,
         *,
-        address: IPv4Address | None = None,
-        address6: IPv6Address | None = None,
-        networks: Sequence[IPv4Network | IPv6Network] = (),
+        address: IPv4Address | EllipsisType | None = ...,
+        address6: IPv6Address | EllipsisType | None = ...,
+        networks: Sequence[IPv4Network | IPv6Network] | EllipsisType = ...,
     ) -> None:
-        """Fixed addresses, None for any, and the networks behind the user. Raises ConfigError for another's."""
-        self._known(name)
-        for other in self.users():
-            theirs = {other.address, other.address6} - {None}
-            taken: list[object] = [own for own in (address, address6) if own in theirs]
-            taken += [own for own in networks if any(_overlap(own, ip_network(known)) for known in other.routes)]
-            if other.name != name and taken:
-                raise ConfigError(
-                    f"{taken[0]} is {other.name}'s already", instead=f"see: ginnel user show {other.name}"
-                )
-        shown = [None if own is None else str(own) for own in (address, address6)]
-        statement = "UPDATE users SET address = ?, address6 = ?, routes = ? WHERE name = ?"
-        self._change(statement, (*shown, " ".join(map(str, networks)), name))
+        """Fixed addresses, None for any, and the networks behind the user; ``...`` leaves what is there.
+        Raises ConfigError for another user's."""
+        changes: dict[str, str | None] = {}
+        for column, own in (("address", address), ("address6", address6)):
+            if own is not ...:
+                changes[column] = None if own is None else str(own)
+        if networks is not ...:
+            changes["routes"] = " ".join(map(str, networks))
+        with self._refusals(), self._transaction():
+            self.check_valid(name)
+            self._check_taken(name, (address, address6), () if networks is ... else networks)
+            for column, text in changes.items():
+                self._database.execute(f"UPDATE users SET {column} = ? WHERE name = ?", (text, name))
 
     def expiring(self, now: datetime, days: int = WARN_DAYS) -> list[tuple[str, datetime, str]]:
         """What ends within so many days, or has ended: whose, when, and what to do."""
@@ -230,7 +249,17 @@ class Store:
         return verify_password(rows[0][0] if rows else None, password)
 
     def is_revoked(self, serial: int) -> bool:
-        return bool(self._query("SELECT 1 FROM revoked WHERE serial = ?", f"{serial:x}"))
+        """Where certificates are made here, one that nobody here knows of counts as little as one that was taken
+        back. An authority whose key is elsewhere makes others."""
+        rows = self._query("SELECT revoked FROM certificates WHERE serial = ?", f"{serial:x}")
+        return rows[0][0] is not None if rows else self._authority.can_sign
+
+    def revocation_list(self) -> str:
+        """The certificates that were taken back, in PEM, signed now: a CRL for others, as this server looks them up.
+        Raises ConfigError where the authority's key is elsewhere."""
+        statement = "SELECT serial, revoked FROM certificates WHERE revoked IS NOT NULL ORDER BY revoked, serial"
+        revoked = [(int(serial, 16), datetime.fromtimestamp(at, UTC)) for serial, at in self._query(statement)]
+        return self._authority.revocation_list(revoked, authority.now())
 
     def version(self) -> int:
         """Counted by whoever changes users or keys; what a server notes of its clients does not count."""
@@ -303,6 +332,27 @@ class Store:
 
     # Inside a transaction, or about to be.
 
+    def _is_made(self) -> bool:
+        """Without a transaction, which a full disk refuses: who only reads needs none."""
+        # In this order: another process may make all of it between the two.
+        ((tables,),) = self._database.execute("SELECT count(*) FROM sqlite_master")
+        ((version,),) = self._database.execute("PRAGMA user_version")
+        if version not in (0, SCHEMA_VERSION) or (tables and not version):
+            what = f"{self._path} was written by another version of ginnel"
+            raise ConfigError(what, instead="run that one, or begin anew with another --dir")
+        return bool(version)
+
+    def _make(self, imported: Imported | None) -> bool:
+        """Whether it was made now, and not by another process meanwhile."""
+        with self._transaction():
+            if self._is_made():
+                return False
+            for statement in SCHEMA:
+                self._database.execute(statement)
+            self._make_keys(imported)
+            self._database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        return True
+
     def _make_keys(self, imported: Imported | None) -> None:
         now = authority.now()
         name = re.sub(r"[^A-Za-z0-9.-]", "", socket.gethostname())[:40] or "server"
@@ -321,28 +371,25 @@ class Store:
             "ca_key": own_key,
             "cert": certificate,
             "key": key,
-            "crl": own.revocation_list([], now) if own.can_sign else "",
             "tls_crypt_v2": ServerKey(os.urandom(128)).emit(),
             "token_key": os.urandom(32).hex(),
         }
         for text, value in texts.items():
             self._set_text(text, value)
         if imported is not None:
-            self._take_over(imported, own)
+            self._take_over(imported)
 
-    def _take_over(self, imported: Imported, own: Authority) -> None:
+    def _take_over(self, imported: Imported) -> None:
         if imported.wrap is not None:
             self._set_text("wrap", imported.wrap[0])
             self._set_text("wrap_key", imported.wrap[1])
-        for serial in imported.revoked:
-            self._revoke(serial)
+        for certificate in imported.certificates:
+            at = None if certificate.revoked is None else certificate.revoked.timestamp()
+            self._record(certificate.serial, certificate.name, at)
         for user in filter(lambda user: NAME.fullmatch(user.name), imported.users):
             statement = "INSERT INTO users (name, serial, expires, revoked) VALUES (?, ?, ?, ?)"
-            values = (f"{user.serial:x}", user.expires.timestamp(), user.serial in imported.revoked)
-            self._database.execute(statement, (user.name, *values))
-        if own.can_sign:
-            now = authority.now()
-            self._set_text("crl", own.revocation_list([(serial, now) for serial in sorted(imported.revoked)], now))
+            values = (user.name, f"{user.serial:x}", user.expires.timestamp(), user.revoked)
+            self._database.execute(statement, values)
 
     def _renew_server(self) -> None:
         """An imported authority may live longer than its server's certificate."""
@@ -354,22 +401,29 @@ class Store:
                 self._set_text("cert", issued.certificate)
                 self._set_text("key", issued.key)
 
-    def _renew_list(self) -> None:
-        if self._authority.can_sign and authority.is_due(self._texts()["crl"], authority.now()):
-            with self._transaction():
-                self._sign_list()
+    def _issue(self, name: str, days: int) -> Issued:
+        issued = self._authority.issue(name, "client", authority.now(), days)
+        self._record(issued.serial, name, None)
+        return issued
 
-    def _sign_list(self) -> None:
-        """The list is for others: this server looks revocations up."""
-        if not self._authority.can_sign:
-            return
-        rows = self._database.execute("SELECT serial, at FROM revoked ORDER BY at, serial")
-        revoked = [(int(serial, 16), datetime.fromtimestamp(at, UTC)) for serial, at in rows]
-        self._set_text("crl", self._authority.revocation_list(revoked, authority.now()))
+    def _record(self, serial: int, name: str, revoked: float | None) -> None:
+        statement = "INSERT INTO certificates (serial, name, revoked) VALUES (?, ?, ?)"
+        self._database.execute(statement, (f"{serial:x}", name, revoked))
 
-    def _revoke(self, serial: int) -> None:
-        values = (f"{serial:x}", authority.now().timestamp())
-        self._database.execute("INSERT OR IGNORE INTO revoked (serial, at) VALUES (?, ?)", values)
+    def _revoke_certificates(self, name: str) -> None:
+        """Those that were taken back before keep their date."""
+        statement = "UPDATE certificates SET revoked = ? WHERE name = ? AND revoked IS NULL"
+        self._database.execute(statement, (authority.now().timestamp(), name))
+
+    def _check_taken(self, name: str, addresses: Sequence[object], networks: Sequence[Any]) -> None:
+        for other in self.users():
+            if other.name == name or other.revoked:
+                continue
+            taken = [own for own in addresses if own is not None and own in (other.address, other.address6)]
+            taken += [own for own in networks if any(_overlap(own, ip_network(known)) for known in other.routes)]
+            if taken:
+                instead = f"see: ginnel user show {other.name}"
+                raise ConfigError(f"{taken[0]} is {other.name}'s already", instead=instead)
 
     def _set_text(self, key: str, value: str) -> None:
         self._database.execute("INSERT OR REPLACE INTO texts (key, value) VALUES (?, ?)", (key, value))
@@ -388,10 +442,6 @@ class Store:
     def _query(self, statement: str, *values: object) -> list[Any]:
         with self._refusals(), self._lock:
             return self._database.execute(statement, values).fetchall()
-
-    def _change(self, statement: str, values: Sequence[object]) -> None:
-        with self._refusals(), self._transaction():
-            self._database.execute(statement, values)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -437,11 +487,6 @@ def _overlap(one: IPv4Network | IPv6Network, other: IPv4Network | IPv6Network) -
     return one.version == other.version and int(one[0]) <= int(other[-1]) and int(other[0]) <= int(one[-1])
 
 
-def _check_name(name: str) -> None:
-    if not NAME.fullmatch(name):
-        raise ConfigError(f"{name!r} is no name for a user", instead="write up to 63 letters, digits and _.@-")
-
-
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,62}")
 DATABASE = "server.db"
 #: Seconds that another process's transaction is waited for.
@@ -449,12 +494,16 @@ BUSY = 2.0
 MAX_SESSIONS = 100_000
 COUNT_CHANGE = "INSERT INTO texts (key, value) VALUES ('changes', 1) ON CONFLICT (key) DO UPDATE SET value = value + 1"
 USERS = "SELECT name, serial, revoked, expires, address, address6, routes, password IS NOT NULL FROM users"
+#: Of the tables below; another number is another program's.
+SCHEMA_VERSION = 1
 SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS texts (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS users (name TEXT PRIMARY KEY, serial TEXT NOT NULL, revoked INTEGER DEFAULT 0, "
+    "CREATE TABLE texts (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "CREATE TABLE users (name TEXT PRIMARY KEY, serial TEXT NOT NULL, revoked INTEGER DEFAULT 0, "
     "expires REAL NOT NULL, address TEXT, address6 TEXT, routes TEXT DEFAULT '', password TEXT)",
-    "CREATE TABLE IF NOT EXISTS revoked (serial TEXT PRIMARY KEY, at REAL NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS leases (name TEXT PRIMARY KEY, address TEXT, address6 TEXT)",
-    "CREATE TABLE IF NOT EXISTS sessions (id INTEGER PRIMARY KEY, name TEXT NOT NULL, remote TEXT NOT NULL, "
+    # All that were ever made or imported, with the name in each; when it was taken back, in seconds since 1970.
+    "CREATE TABLE certificates (serial TEXT PRIMARY KEY, name TEXT NOT NULL, revoked REAL)",
+    "CREATE INDEX certificates_by_name ON certificates (name)",
+    "CREATE TABLE leases (name TEXT PRIMARY KEY, address TEXT, address6 TEXT)",
+    "CREATE TABLE sessions (id INTEGER PRIMARY KEY, name TEXT NOT NULL, remote TEXT NOT NULL, "
     "began REAL NOT NULL, ended REAL, rx INTEGER DEFAULT 0, tx INTEGER DEFAULT 0, reason TEXT)",
 )
