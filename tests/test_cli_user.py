@@ -125,6 +125,20 @@ def test_before_the_first_start_the_port_is_a_guess_that_is_said(tmp_path: Path)
     assert "remote 2001:db8::1 443 udp" in done.stdout
 
 
+def test_a_start_without_a_name_forgets_the_one_before_and_says_so(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    places = ["udp 192.0.2.9:1194"]
+    for name, public in (("alice", "vpn.example.net"), ("bob", None), ("carol", None)):
+        store.set_listeners(places, public)
+        assert f"remote {public or '192.0.2.9'} 1194 udp" in user(tmp_path, "add", name).stdout
+    told = [getattr(record, "fields", {}).get("was") for record in caplog.records]
+    assert told == ["vpn.example.net"]
+    before = store.version()
+    store.set_listeners(places, None)
+    assert store.version() == before, "a start that changes nothing needs no room on a disk"
+
+
 def test_a_listener_on_all_of_ipv6_is_named_by_an_ipv6_address(store: Store, tmp_path: Path) -> None:
     store.set_listeners(["udp [::]:1194"], None)
     lines = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import re
 import socket
@@ -29,6 +30,7 @@ from ginnel.openvpn.tls_crypt_v2 import Metadata, ServerKey
 from ginnel.server import authority
 from ginnel.server.authority import Authority, Issued
 from ginnel.server.easyrsa import Imported
+from ginnel.server.journal import tell
 from ginnel.server.notes import Notes
 from ginnel.server.passwords import hash_password, verify_password
 
@@ -303,17 +305,24 @@ class Store:
         return self._query(f"SELECT {columns} FROM sessions WHERE name = ? ORDER BY id DESC LIMIT 100", name)
 
     def set_listeners(self, listeners: Sequence[str], public: str | None) -> None:
-        """Where the server awaits its clients (``udp 0.0.0.0:1194``), and what client files name."""
+        """Where the server awaits its clients (``udp 0.0.0.0:1194``), and what client files name, as of this start:
+        a name of before is forgotten, which is told."""
+        before = self.listeners()
+        if before == (list(listeners), public):
+            # A server starts where the disk is full, too.
+            return
         with self._refusals(), self._transaction():
             self._set_text("listeners", "\n".join(listeners))
-            if public is not None:
-                self._set_text("public", public)
+            self._set_text("public", public or "")
+        if before[1] is not None and public is None:
+            instead = "start with --public, or give it to ginnel user add"
+            tell("public_forgotten", level=logging.WARNING, was=before[1], instead=instead)
 
     def listeners(self) -> tuple[list[str], str | None]:
         """What `set_listeners` was told last."""
         with self._refusals():
             texts = self._texts()
-        return texts.get("listeners", "").split("\n") if texts.get("listeners") else [], texts.get("public")
+        return texts.get("listeners", "").splitlines(), texts.get("public") or None
 
     def imported_wrap(self) -> tuple[str, str] | None:
         """``tls-crypt`` or ``tls-auth``, and its key: what the files of imported users have."""
