@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import ginnel
 from ginnel.errors import AuthError, ConfigError, UnreachableError
 from ginnel.gateways.relay import Address, Listener
+from ginnel.server import Listen
 from ginnel.server.control import NAME, Control, ask
 from ginnel.server.exporter import Exporter
 from ginnel.server.metrics import metrics
@@ -72,6 +74,19 @@ def test_a_second_server_leaves_the_first_ones_directory_alone(tmp_path: Path) -
             assert store.listeners()[0] == up["listen"]
         assert ask(tmp_path / "state", {"command": "status"})["listen"] == up["listen"]
         assert first.stop() == 0, str(first)
+
+
+async def test_a_program_serves_a_directory_and_leaves_it_closed(tmp_path: Path) -> None:
+    directory = tmp_path / "state"
+    config = ginnel.ServerConfig(listen=Listen.parse("127.0.0.1:0"))
+    for _ in range(2):
+        async with ginnel.serve(directory, config) as server:
+            status = await asyncio.to_thread(ask, directory, {"command": "status"})
+            assert status["listen"] == [str(place) for place in server.places]
+            with pytest.raises(ConfigError, match="a server runs in"):
+                await ginnel.serve(directory, config).__aenter__()
+        # SQLite's other files are gone when nobody has it open.
+        assert sorted(left_in(directory)) == ["server.db", "server.lock"]
 
 
 async def test_monitors_find_their_files(tmp_path: Path) -> None:

@@ -236,12 +236,16 @@ def test_what_cannot_be_written_is_bounded(store: Store, tmp_path: Path, monkeyp
 
 
 def test_sessions_of_a_server_that_was_killed_have_an_end(store: Store, tmp_path: Path) -> None:
-    store.begin_session("alice", "x")
-    assert store.settle(20)
     after = open_store(tmp_path / "state")
+    lost = store.begin_session("alice", "x")
+    store.account(lost, 1, 2)
+    assert store.settle(20)
+    with contextlib.closing(sqlite3.connect(tmp_path / "state" / "server.db", isolation_level=None)) as database:
+        database.execute("UPDATE sessions SET seen = 1700000000")
+    after.prepare()
     after.begin_session("alice", "y")
-    after.end_lost_sessions()
     assert after.settle(20)
+    assert after.sessions("alice")[1][2] == 1700000000
     assert [(row[0], row[2] is None, row[5]) for row in after.sessions("alice")] == [
         ("y", True, None),
         ("x", False, "the server was killed"),

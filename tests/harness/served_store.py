@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ginnel.server import Listen, Server, ServerConfig
 from ginnel.server.monitor import Monitor
-from ginnel.server.store import open_store
+from ginnel.server.running import opened
 from tests.harness.served import Reporter
 
 
@@ -23,13 +23,11 @@ async def main(directory: Path, text: str) -> None:
     config = eval(text, {"Listen": Listen, "IPv4Network": IPv4Network})
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    store = open_store(directory)
-    async with Server(store, ServerConfig(**config)) as server:
+    async with opened(directory) as store, Server(store, ServerConfig(**config)) as server:
         monitor = Monitor(server, directory)
         print(json.dumps({"event": "ready", "listen": [str(place) for place in server.places]}), flush=True)
         await stop.wait()
         await monitor.aclose()
-    await asyncio.to_thread(store.close)
 
 
 if __name__ == "__main__":

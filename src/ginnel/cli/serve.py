@@ -22,19 +22,16 @@ import click
 from ginnel.errors import ConfigError, DeviceError, GinnelError
 from ginnel.gateways.relay import Address, Listener
 from ginnel.network import rights
-from ginnel.openvpn.tls_crypt_v2 import ServerKey, TlsCryptV2Server
-from ginnel.openvpn.wrap import StaticKey, TlsAuth, TlsCrypt
 from ginnel.server.client_file import split_host
 from ginnel.server.config import Listen, Publish, ServerConfig
-from ginnel.server.control import Control
-from ginnel.server.directory import claimed, state_directory
-from ginnel.server.easyrsa import read_pki
+from ginnel.server.directory import state_directory
+from ginnel.server.easyrsa import Imported, read_pki
 from ginnel.server.exporter import Exporter
 from ginnel.server.inner import Routed
 from ginnel.server.journal import tell
 from ginnel.server.monitor import Monitor
-from ginnel.server.service import Server
-from ginnel.server.store import Store, open_store
+from ginnel.server.running import opened, running
+from ginnel.server.store import Store
 
 
 @click.command(name="serve")
@@ -167,20 +164,15 @@ async def _serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
-        store = _open_store(directory, pki)
-        # Before it says there where it listens.
-        stack.enter_context(claimed(directory))
-        config = replace(config, wrap=_wrap(store))
-        stack.push_async_callback(asyncio.to_thread, store.close)
+        imported = None if pki is None else read_pki(pki)
+        store = await stack.enter_async_context(opened(directory, imported))
+        _tell_left_out(store, imported)
         listener = None if exported is None else stack.enter_context(contextlib.closing(Listener(exported)))
         if routed is not None:
             ended = routed.helper_descriptor
             loop.add_reader(ended, stop.set)
             stack.callback(loop.remove_reader, ended)
-        server = await stack.enter_async_context(Server(store, config, routed))
-        control = await Control.open(server, directory)
-        stack.push_async_callback(control.aclose)
-        store.end_lost_sessions()
+        server = await stack.enter_async_context(running(store, directory, config, routed))
         stack.push_async_callback(Monitor(server, directory).aclose)
         if listener is not None:
             stack.push_async_callback(Exporter(server, listener).aclose)
@@ -216,27 +208,14 @@ async def _warn(store: Store) -> None:
         await asyncio.sleep(DAY)
 
 
-def _open_store(directory: Path, pki: Path | None) -> Store:
-    if pki is None:
-        return open_store(directory)
-    imported = read_pki(pki)
-    store = open_store(directory, imported)
+def _tell_left_out(store: Store, imported: Imported | None) -> None:
+    if imported is None:
+        return
     for what in imported.left_out:
         tell("not_imported", level=logging.WARNING, what=what)
     taken = {user.name for user in store.users()}
     for name in (user.name for user in imported.users if user.name not in taken):
         tell("not_imported", level=logging.WARNING, what=f"{name}, which is no name for a user here")
-    return store
-
-
-def _wrap(store: Store) -> TlsCryptV2Server | None:
-    """Imported users come with the static key that they have; None where there is none."""
-    found = store.imported_wrap()
-    if found is None:
-        return None
-    static = StaticKey.parse(found[1])
-    fallback = TlsCrypt(static) if found[0] == "tls-crypt" else TlsAuth(static, "SHA1", 0)
-    return TlsCryptV2Server(ServerKey.parse(store.identity.tls_crypt_v2), fallback=fallback)
 
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from ginnel.server.clients import Client
 from ginnel.server.config import Listen, Publish, ServerConfig
 from ginnel.server.directory import state_directory
+from ginnel.server.running import opened, running
 from ginnel.server.service import Server
-from ginnel.server.store import open_store
 
 __all__ = ["Client", "Listen", "Publish", "Server", "ServerConfig", "serve"]
 
 
-def serve(directory: str | Path | None = None, config: ServerConfig | None = None) -> Server:
-    """A server with the users and keys in ``directory``, the user's own state directory without one.
+@contextlib.asynccontextmanager
+async def serve(directory: str | Path | None = None, config: ServerConfig | None = None) -> AsyncIterator[Server]:
+    """A server with the users and keys in ``directory``, the user's own state directory without one, as
+    ``ginnel serve`` runs it: for itself there, and with an ear for ``ginnel status`` and ``kick``.
 
     >>> async with ginnel.serve("/var/lib/vpn") as server:
     ...     await server.stack.start_server(greet, port=80)
 
-    Raises ConfigError and DeviceError, as entering it does.
+    Entering it raises ConfigError and DeviceError.
     """
     path = state_directory(None if directory is None else Path(directory))
-    return Server(open_store(path), config)
+    async with opened(path) as store, running(store, path, config or ServerConfig()) as server:
+        yield server

@@ -123,10 +123,22 @@ class Store:
             instead = "import into another directory, with --dir"
             raise ConfigError(f"{self._path.parent} has keys and users already", instead=instead)
         self._authority = Authority(self._texts()["ca"], self._texts()["ca_key"])
-        self._renew_server()
-        ((last,),) = self._database.execute("SELECT coalesce(max(id), 0) FROM sessions")
-        self._last_session = int(last)
-        self._sessions = itertools.count(self._last_session + 1)
+        self._sessions = itertools.count(self._last_session() + 1)
+
+    def prepare(self) -> None:
+        """For a server that is about to run, and has the directory for itself: the sessions of one that was killed
+        end when they were last counted, and a server's certificate that ends soon is made anew."""
+        with self._refusals():
+            last = self._last_session()
+        self._sessions = itertools.count(last + 1)
+        statement = "UPDATE sessions SET ended = seen, reason = ? WHERE ended IS NULL AND id <= ?"
+        self._notes.add(statement, ("the server was killed", last))
+        try:
+            with self._refusals():
+                self._renew_server()
+        except ConfigError as error:
+            # With a disk that is full it runs all the same.
+            tell("store_failed", level=logging.ERROR, reason=str(error))
 
     @property
     def identity(self) -> Identity:
@@ -235,7 +247,8 @@ class Store:
         """What ends within so many days, or has ended: whose, when, and what to do."""
         ends = [("the authority", self._authority.expires, "a new server in another directory, and new files for all")]
         cert = x509.load_pem_x509_certificate(self.identity.cert.encode())
-        ends.append(("the server's certificate", cert.not_valid_after_utc, "one from the authority's own easy-rsa"))
+        instead = "start the server anew" if self._authority.can_sign else "one from the authority's own easy-rsa"
+        ends.append(("the server's certificate", cert.not_valid_after_utc, instead))
         ends += [
             (user.name, user.expires, f"ginnel user renew {user.name}") for user in self.users() if not user.revoked
         ]
@@ -282,21 +295,17 @@ class Store:
 
     def begin_session(self, name: str, remote: str) -> int:
         session = next(self._sessions)
-        statement = "INSERT INTO sessions (id, name, remote, began) VALUES (?, ?, ?, ?)"
-        self._notes.add(statement, (session, name, remote, time.time()))
+        now = time.time()
+        statement = "INSERT INTO sessions (id, name, remote, began, seen) VALUES (?, ?, ?, ?, ?)"
+        self._notes.add(statement, (session, name, remote, now, now))
         self._notes.add("DELETE FROM sessions WHERE id <= ?", (session - MAX_SESSIONS,))
         return session
 
     def account(self, session: int, rx: int, tx: int) -> None:
-        self._notes.add("UPDATE sessions SET rx = ?, tx = ? WHERE id = ?", (rx, tx, session))
+        self._notes.add("UPDATE sessions SET rx = ?, tx = ?, seen = ? WHERE id = ?", (rx, tx, time.time(), session))
 
     def end_session(self, session: int, reason: str) -> None:
         self._notes.add("UPDATE sessions SET ended = ?, reason = ? WHERE id = ?", (time.time(), reason, session))
-
-    def end_lost_sessions(self) -> None:
-        """Those of a server that was killed before this store was opened."""
-        statement = "UPDATE sessions SET ended = ?, reason = ? WHERE ended IS NULL AND id <= ?"
-        self._notes.add(statement, (time.time(), "the server was killed", self._last_session))
 
     def sessions(self, name: str) -> list[tuple[str, float, float | None, int, int, str | None]]:
         """The last hundred of a user: remote, began and ended (seconds since 1970), bytes from and to
@@ -337,7 +346,8 @@ class Store:
     def close(self) -> None:
         """Writes what is left, within two seconds. Idempotent."""
         self._notes.close(2.0)
-        self._database.close()
+        with self._lock:
+            self._database.close()
 
     # Inside a transaction, or about to be.
 
@@ -409,6 +419,10 @@ class Store:
             with self._transaction():
                 self._set_text("cert", issued.certificate)
                 self._set_text("key", issued.key)
+
+    def _last_session(self) -> int:
+        ((last,),) = self._database.execute("SELECT coalesce(max(id), 0) FROM sessions")
+        return int(last)
 
     def _issue(self, name: str, days: int) -> Issued:
         issued = self._authority.issue(name, "client", authority.now(), days)
@@ -514,5 +528,5 @@ SCHEMA = (
     "CREATE INDEX certificates_by_name ON certificates (name)",
     "CREATE TABLE leases (name TEXT PRIMARY KEY, address TEXT, address6 TEXT)",
     "CREATE TABLE sessions (id INTEGER PRIMARY KEY, name TEXT NOT NULL, remote TEXT NOT NULL, "
-    "began REAL NOT NULL, ended REAL, rx INTEGER DEFAULT 0, tx INTEGER DEFAULT 0, reason TEXT)",
+    "began REAL NOT NULL, seen REAL NOT NULL, ended REAL, rx INTEGER DEFAULT 0, tx INTEGER DEFAULT 0, reason TEXT)",
 )
