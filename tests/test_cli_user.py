@@ -94,6 +94,28 @@ def test_a_file_is_the_users_alone_and_replaces_the_one_before(store: Store, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alice.ovpn", "state"]
 
 
+def test_the_list_of_the_revoked_is_handed_out(store: Store, tmp_path: Path) -> None:
+    kept, revoked = store.add_user("alice"), store.add_user("bob")
+    store.revoke_user("bob")
+    file = tmp_path / "crl.pem"
+    file.write_text("of before")
+    assert user(tmp_path, "crl", "-o", file).returncode == 0
+    assert file.stat().st_mode & 0o777 == 0o644, "servers that have given up their rights read it"
+    shown = x509.load_pem_x509_crl(user(tmp_path, "crl").stdout.encode())
+    for crl in (x509.load_pem_x509_crl(file.read_bytes()), shown):
+        assert [entry.serial_number for entry in crl] == [revoked.serial]
+        assert crl.get_revoked_certificate_by_serial_number(kept.serial) is None
+    refused(user(tmp_path, "crl", "-o", tmp_path / "no" / "crl.pem"), "No such file")
+
+
+def test_what_is_no_file_is_not_replaced_by_one(store: Store, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    refused(user(tmp_path, "add", "alice", "-o", tmp_path / "pipe"), "is no file")
+    refused(user(tmp_path, "crl", "-o", tmp_path / "pipe"), "is no file")
+    assert (tmp_path / "pipe").is_fifo()
+    assert store.users() == []
+
+
 def test_revoked_is_for_ever(store: Store, tmp_path: Path) -> None:
     issued = store.add_user("alice")
     assert user(tmp_path, "revoke", "alice").returncode == 0

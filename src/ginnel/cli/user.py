@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import sys
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address, ip_network
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
+from ginnel.cli.output import Output
 from ginnel.errors import ConfigError
 from ginnel.server.directory import state_directory
 
@@ -115,6 +114,20 @@ def revoke(name: str, directory: Path | None) -> None:
     print(f"{name} {'is revoked' if new else 'was revoked before'}", file=sys.stderr)
 
 
+@command.command()
+@DIRECTORY
+@click.option(
+    "-o", "output", metavar="FILE", type=click.Path(path_type=Path), help="Write it there, whole (mode 0644)."
+)
+def crl(directory: Path | None, output: Path | None) -> None:
+    """Print the list of the certificates that were taken back, for others that trust the same authority.
+
+    It is signed now, and good for 180 days.
+    """
+    with _Opened(directory) as store, Output(output, 0o644) as written:
+        written.write(store.revocation_list())
+
+
 @command.command(name="list")
 @DIRECTORY
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -179,60 +192,34 @@ class _Delivery:
     """A user's file on its way: whole at its place at the end of the block, or not there at all."""
 
     def __init__(self, store: Store, output: Path | None, public: str | None, *, password: bool) -> None:
-        """Raises ConfigError for a ``public`` that cannot be, and for an ``output`` that is a folder."""
+        """Raises ConfigError for a ``public`` that cannot be, and for an ``output`` that is no file's place."""
         from ginnel.server.client_file import remotes
 
-        if output is not None and output.is_dir():
-            raise ConfigError(f"{output} is a directory", instead=f"write -o {output / 'NAME.ovpn'}")
+        self._path = output
+        self._output = Output(output, 0o600)
         listeners, known = store.listeners()
         self._places, self._warning = remotes(listeners, public or known)
         # Before a transaction, in which nothing else is asked of the store.
         self._identity, self._wrap_key = store.identity, store.make_wrap_key()
-        self._output = output
-        self._temporary = None if output is None else output.with_name(f".{output.name}.{os.getpid()}")
         self._password = password
-        self._issued: Issued | None = None
+        self._until = ""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._output.__exit__(kind, *rest)
         if kind is None and self._warning is not None:
             print(f"warning: {self._warning}", file=sys.stderr)
-        if self._output is None or self._temporary is None:
-            return
-        try:
-            if kind is None:
-                self._temporary.replace(self._output)
-        except OSError as error:
-            raise ConfigError(f"{self._output}: {error.strerror}; see: ginnel user renew") from None
-        finally:
-            with contextlib.suppress(OSError):
-                self._temporary.unlink(missing_ok=True)
-        if kind is None and self._issued is not None:
-            print(
-                f"{self._output} opens in any OpenVPN client; good until {self._issued.expires:%Y-%m-%d}",
-                file=sys.stderr,
-            )
+        if kind is None and self._path is not None:
+            print(f"{self._path} opens in any OpenVPN client; good until {self._until}", file=sys.stderr)
 
     def take(self, issued: Issued) -> None:
-        """Writes the file beside its place, or to stdout. Raises ConfigError."""
+        """Raises ConfigError."""
         from ginnel.server.client_file import client_file
 
-        text = client_file(self._identity, issued, self._wrap_key, self._places, password=self._password)
-        self._issued = issued
-        try:
-            if self._temporary is None:
-                print(text, end="", flush=True)
-                return
-            # It holds a key: whoever had the file before gets no look at the new one.
-            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-            with open(os.open(self._temporary, flags, 0o600), "w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise ConfigError(f"{self._output or 'stdout'}: {error.strerror}; nothing was changed") from None
+        self._until = _day(issued.expires)
+        self._output.write(client_file(self._identity, issued, self._wrap_key, self._places, password=self._password))
 
 
 def _ask() -> str:
@@ -260,6 +247,10 @@ def _fields(user: User) -> dict[str, Any]:
         "address6": None if user.address6 is None else str(user.address6),
         "networks": list(user.routes),
     }
+
+
+def _day(at: datetime) -> str:
+    return f"{at.astimezone():%Y-%m-%d}"
 
 
 def _date(at: float) -> str:

@@ -1,0 +1,58 @@
+"""Where a command's text goes: to stdout, or into a file that is whole at its place, or not there at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Self
+
+from ginnel.errors import ConfigError
+
+
+class Output:
+    """Put at its place at the end of the block; whatever is raised in it leaves what was there before."""
+
+    def __init__(self, path: Path | None, mode: int) -> None:
+        """None for stdout. Raises ConfigError for a place where no file can be: a folder, a device."""
+        if path is not None and path.is_dir():
+            raise ConfigError(f"{path} is a directory", instead=f"write -o {path / 'FILE'}")
+        if path is not None and path.exists() and not path.is_file():
+            # It would be replaced: for root /dev/null, too.
+            raise ConfigError(f"{path} is no file, and would be replaced by one", instead="leave -o out for stdout")
+        self._path = path
+        self._mode = mode
+        self._temporary: Path | None = None
+
+    def write(self, text: str) -> None:
+        """All of it, once. Raises ConfigError."""
+        try:
+            if self._path is None:
+                print(text, end="", flush=True)
+                return
+            # Whoever had the file before gets no look at the new one.
+            descriptor, made = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
+            self._temporary = Path(made)
+            with open(descriptor, "w") as file:
+                os.fchmod(file.fileno(), self._mode)
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ConfigError(f"{self._path or 'stdout'}: {error.strerror}; nothing was changed") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._path is None or self._temporary is None:
+            return
+        try:
+            if kind is None:
+                self._temporary.replace(self._path)
+        except OSError as error:
+            raise ConfigError(f"{self._path}: {error.strerror}; it is not written, ask for it again") from None
+        finally:
+            with contextlib.suppress(OSError):
+                self._temporary.unlink(missing_ok=True)
