@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -16,8 +17,12 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+import ginnel
+from ginnel.cli.serve import warn
 from ginnel.openvpn.ovpn_file import read_ovpn
+from ginnel.server import Listen
 from ginnel.server.store import Store, open_store
+from tests.test_egress import until
 
 PUBLIC = ("--public", "vpn.example.net")
 
@@ -137,6 +142,53 @@ def test_a_revocation_keeps_its_date(store: Store, tmp_path: Path) -> None:
     assert second - first >= timedelta(days=1)
 
 
+async def test_what_is_shown_of_a_user_is_true_here_and_now(store: Store, tmp_path: Path) -> None:
+    store.add_user("alice")
+    first = store.begin_session("alice", "192.0.2.1:4")
+    store.end_session(first, "left")
+    store.begin_session("alice", "192.0.2.1:5")
+    assert store.settle(20)
+    with contextlib.closing(sqlite3.connect(tmp_path / "state" / "server.db", isolation_level=None)) as database:
+        database.execute("UPDATE sessions SET began = 1700000000, seen = 1700000000, rx = 2500000")
+        database.execute("UPDATE sessions SET ended = 1700003600 WHERE ended IS NOT NULL")
+
+    def shown() -> list[str]:
+        return user(tmp_path, "show", "alice", env={**os.environ, "TZ": "XYZ-5"}).stdout.splitlines()[2:]
+
+    began = "2023-11-15 03:13"
+    ended = f"  {began} from 192.0.2.1:4, 2.5 MB in, 0 B out, until 2023-11-15 04:13: left"
+    lost = f"  {began} from 192.0.2.1:5, 2.5 MB in, 0 B out, until the server was killed"
+    assert shown() == [lost, ended]
+    async with ginnel.serve(tmp_path / "state", ginnel.ServerConfig(listen=Listen.parse("127.0.0.1:0"))):
+        store.prepare()
+        store.begin_session("alice", "192.0.2.1:6")
+        assert await asyncio.to_thread(store.settle, 20)
+        now, *rest = await asyncio.to_thread(shown)
+        assert now.endswith("from 192.0.2.1:6, 0 B in, 0 B out, connected")
+        assert [line.split(", ")[-1] for line in rest] == [
+            f"until {began}: the server was killed",
+            "until 2023-11-15 04:13: left",
+        ]
+
+
+async def test_who_has_expired_is_named_once(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ginnel.cli.serve.DAY", 0.001)
+    for name in ("alice", "bob"):
+        store.add_user(name, days=7)
+    with contextlib.closing(sqlite3.connect(tmp_path / "state" / "server.db", isolation_level=None)) as database:
+        database.execute("UPDATE users SET expires = 1700000000 WHERE name = 'alice'")
+
+    def told() -> list[str]:
+        return [f"{record.fields['what']} {record.event}" for record in caplog.records]  # type: ignore[attr-defined]
+
+    warnings = asyncio.create_task(warn(store))
+    await until(lambda: told().count("bob expires") >= 3)
+    warnings.cancel()
+    assert told().count("alice expired") == 1
+
+
 def test_before_the_first_start_the_port_is_a_guess_that_is_said(tmp_path: Path) -> None:
     done = user(tmp_path, "add", "alice", "--public", "vpn.example.net")
     assert done.returncode == 0
@@ -155,9 +207,10 @@ def test_a_start_without_a_name_forgets_the_one_before_and_says_so(
         store.set_listeners(places, public)
         assert f"remote {public or '192.0.2.9'} 1194 udp" in user(tmp_path, "add", name).stdout
     told = [getattr(record, "fields", {}).get("was") for record in caplog.records]
+    store.set_listeners(["udp 192.0.2.8:1194"], None)
     assert told == ["vpn.example.net"]
     before = store.version()
-    store.set_listeners(places, None)
+    store.set_listeners(["udp 192.0.2.8:1194"], None)
     assert store.version() == before, "a start that changes nothing needs no room on a disk"
 
 

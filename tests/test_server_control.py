@@ -51,6 +51,27 @@ async def test_status_and_kick_over_the_control_socket(tmp_path: Path) -> None:
     assert left_in(tmp_path) == []
 
 
+async def test_status_is_of_the_moment_at_which_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ginnel.server.service.ACCOUNTING", 1e9)
+    people = People()
+    people.add("alice")
+    async with serving(people) as server, connecting(server, people, "alice") as alice:
+        await reaches(alice, server)
+        (first,) = describe(server)["clients"]
+        await reaches(alice, server)
+        (second,) = describe(server)["clients"]
+        assert 0 < first["rx"] < second["rx"]
+        (client,) = server.clients
+        began, rx, tx = client.measured
+        counted = {"rx_datagrams": 9, "rx_dropped": 0}
+        client.count({**counted, "rx_bytes": rx + 3000, "tx_bytes": tx + 6000}, began + 2)
+        for seconds in (2, 2.9):
+            client.count({**counted, "rx_bytes": rx + 9000, "tx_bytes": tx + 9000}, began + seconds)
+            assert (client.rx_rate, client.tx_rate) == (1500, 3000), "looked at so soon again, they stand"
+        client.count({**counted, "rx_bytes": rx + 9000, "tx_bytes": tx + 9000}, began + 4)
+        assert (client.rx_rate, client.tx_rate) == (3000, 1500)
+
+
 async def test_one_server_a_directory(tmp_path: Path) -> None:
     async with serving(People()) as server:
         control = await Control.open(server, tmp_path)

@@ -188,7 +188,7 @@ async def _serve(
             **({} if routed is None else {"device": routed.device}),
             **({} if listener is None else {"metrics": str(listener.address)}),
         )
-        warnings = asyncio.create_task(_warn(store))
+        warnings = asyncio.create_task(warn(store))
         stack.callback(warnings.cancel)
         reporter.say(f"serving on {', '.join(listen)}; state in {directory}")
         await stop.wait()
@@ -196,15 +196,19 @@ async def _serve(
             raise DeviceError(errno.EIO, rights.ENDED)
 
 
-async def _warn(store: Store) -> None:
-    """Says every day what ends soon."""
+async def warn(store: Store) -> None:
+    """Says every day what ends soon, and once what has ended."""
+    ended: set[tuple[str, datetime]] = set()
     while True:
         with contextlib.suppress(GinnelError):
             for what, until, instead in await asyncio.to_thread(store.expiring, datetime.now(UTC)):
-                over = until <= datetime.now(UTC)
-                tell(
-                    "expired" if over else "expires", level=logging.WARNING, what=what, on=until.date(), instead=instead
-                )
+                if (what, until) in ended:
+                    continue
+                event = "expires"
+                if until <= datetime.now(UTC):
+                    event = "expired"
+                    ended.add((what, until))
+                tell(event, level=logging.WARNING, what=what, on=until.astimezone().date(), instead=instead)
         await asyncio.sleep(DAY)
 
 

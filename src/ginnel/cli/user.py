@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 
 from ginnel.cli.output import Output
-from ginnel.errors import ConfigError
+from ginnel.errors import ConfigError, DeviceError, UnreachableError
 from ginnel.server.directory import state_directory
+from ginnel.server.status import size
 
 if TYPE_CHECKING:
     from ginnel.server.authority import Issued
@@ -138,7 +139,7 @@ def list_users(directory: Path | None, as_json: bool) -> None:
     known = {user.name for user in users}
     for what, until, instead in ends:
         if what not in known:
-            print(f"warning: {what} ends on {until:%Y-%m-%d}; {instead}", file=sys.stderr)
+            print(f"warning: {what} ends on {_day(until)}; {instead}", file=sys.stderr)
     if as_json:
         print(json.dumps([_fields(user) for user in users]))
         return
@@ -158,6 +159,7 @@ def show(name: str, directory: Path | None, as_json: bool) -> None:
             raise ConfigError(f"there is no user {name}", instead="see: ginnel user list")
         sessions = store.sessions(name)
         lease = (user.address, user.address6) if user.address or user.address6 else store.lease(name)
+    running = _is_running(state_directory(directory))
     if as_json:
         keys = ("remote", "began", "ended", "rx", "tx", "reason")
         rows = [dict(zip(keys, row, strict=True)) for row in sessions]
@@ -169,8 +171,11 @@ def show(name: str, directory: Path | None, as_json: bool) -> None:
     if user.routes:
         print(f"  networks  {', '.join(user.routes)}")
     for remote, began, ended, rx, tx, reason in sessions:
-        until = "still" if ended is None else f"{_date(ended)}, {reason}"
-        print(f"  {_date(began)} from {remote}, {rx} bytes in, {tx} out, until {until}")
+        if ended is not None:
+            end = f"until {_date(ended)}: {reason}"
+        else:
+            end = "connected" if running else "until the server was killed"
+        print(f"  {_date(began)} from {remote}, {size(rx)} in, {size(tx)} out, {end}")
 
 
 class _Opened:
@@ -231,9 +236,9 @@ def _state(user: User) -> str:
     if user.revoked:
         return "revoked"
     if left < timedelta(0):
-        return f"expired on {user.expires:%Y-%m-%d}; ginnel user renew {user.name}"
+        return f"expired on {_day(user.expires)}; ginnel user renew {user.name}"
     soon = f", in {left.days} days; ginnel user renew {user.name}" if left < timedelta(days=30) else ""
-    return f"good until {user.expires:%Y-%m-%d}{soon}{', with a password' if user.has_password else ''}"
+    return f"good until {_day(user.expires)}{soon}{', with a password' if user.has_password else ''}"
 
 
 def _fields(user: User) -> dict[str, Any]:
@@ -249,9 +254,19 @@ def _fields(user: User) -> dict[str, Any]:
     }
 
 
+def _is_running(directory: Path) -> bool:
+    from ginnel.server.control import ask
+
+    try:
+        ask(directory, {"command": "status"})
+    except (UnreachableError, DeviceError):
+        return False
+    return True
+
+
 def _day(at: datetime) -> str:
     return f"{at.astimezone():%Y-%m-%d}"
 
 
 def _date(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
+    return datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M")

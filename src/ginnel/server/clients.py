@@ -15,7 +15,8 @@ from ginnel.server.pool import Lease
 @dataclass(slots=True)
 class Client:
     """A client that was let in. ``rx`` and ``tx`` are the bytes of inner packets from it and to it, and the
-    rates are in bytes a second. ``heard`` is when something authentic had last come, on `time.monotonic`, as
+    rates are in bytes a second, of the last second at least: since ``measured``, which is on `time.monotonic`, with
+    the bytes until then. ``heard`` is when something authentic had last come, on `time.monotonic`, as
     exactly as the counters are looked at. ``session`` is the store's number, None before the tunnel is open."""
 
     peer: int
@@ -37,6 +38,7 @@ class Client:
     heard: float = field(default_factory=time.monotonic)
     rx_rate: float = 0.0
     tx_rate: float = 0.0
+    measured: tuple[float, int, int] = field(default_factory=lambda: (time.monotonic(), 0, 0))
 
     @property
     def address(self) -> IPv4Address:
@@ -58,15 +60,16 @@ class Client:
         words = [self.peer_info.get(name, "") for name in ("IV_GUI_VER", "IV_VER", "IV_PLAT")]
         return "".join(character for character in " ".join(filter(None, words)) if character.isprintable())[:80]
 
-    def count(self, counted: Mapping[str, int], elapsed: float) -> None:
-        """Takes the data plane's counters, ``elapsed`` seconds after the last time."""
-        rx, tx = counted["rx_bytes"], counted["tx_bytes"]
-        if elapsed > 0:
-            self.rx_rate, self.tx_rate = (rx - self.rx) / elapsed, (tx - self.tx) / elapsed
-        self.rx, self.tx = rx, tx
+    def count(self, counted: Mapping[str, int], now: float) -> None:
+        """Takes the data plane's counters of this moment, on `time.monotonic`."""
+        self.rx, self.tx = counted["rx_bytes"], counted["tx_bytes"]
+        began, rx, tx = self.measured
+        if now >= began + 1:
+            self.rx_rate, self.tx_rate = (self.rx - rx) / (now - began), (self.tx - tx) / (now - began)
+            self.measured = now, self.rx, self.tx
         authentic = counted["rx_datagrams"] - counted["rx_dropped"]
         if authentic != self.authentic:
-            self.authentic, self.heard = authentic, time.monotonic()
+            self.authentic, self.heard = authentic, now
 
     def described(self) -> dict[str, Any]:
         """For JSON."""

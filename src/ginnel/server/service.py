@@ -99,6 +99,11 @@ class Server:
         """Those whose tunnel is open."""
         return [client for client in self._clients.values() if client.session is not None]
 
+    def count(self) -> None:
+        """Brings the clients' counters up to this moment; without, they are looked at every few seconds."""
+        for client in self.clients:
+            self._count(client.peer)
+
     def kick(self, name: str, reason: str = "ended by the administrator") -> int:
         """Ends a user's sessions; the number of them. Who may connect comes back."""
         peers = [peer for peer, client in self._clients.items() if client.name == name]
@@ -358,11 +363,11 @@ class Server:
         except Exception:
             log.exception("the hook for clients that are gone failed")
 
-    def _count(self, peer: int, elapsed: float = 0.0) -> None:
+    def _count(self, peer: int) -> None:
         client = self._clients.get(peer)
         if client is not None and peer not in self._cut:
             with contextlib.suppress(ValueError):
-                client.count(self._plane.peer_statistics(peer), elapsed)
+                client.count(self._plane.peer_statistics(peer), time.monotonic())
 
     def _uses(self, number: int) -> bool:
         return any(session.path[0] == number for session in self._endpoint.sessions.values())
@@ -384,7 +389,7 @@ class Server:
                 version = latest
             now = self._loop.time()
             if now >= counted_at + ACCOUNTING:
-                self._account(now - counted_at)
+                self._account()
                 counted_at = now
 
     def _expel_revoked(self) -> bool:
@@ -407,9 +412,9 @@ class Server:
         is_revoked = serial is not None and self.store.is_revoked(serial)
         return "the certificate was replaced by a new one" if is_revoked else None
 
-    def _account(self, elapsed: float) -> None:
+    def _account(self) -> None:
+        self.count()
         for client in self.clients:
-            self._count(client.peer, elapsed)
             if (session := client.session) is not None:
                 self._stored(None, self.store.account, session, client.rx, client.tx)
 

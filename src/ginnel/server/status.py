@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def describe(server: Server) -> dict[str, Any]:
-    """For JSON. Times are in seconds since 1970, rates in bytes a second."""
+    """For JSON, as of this moment. Times are in seconds since 1970, rates in bytes a second."""
+    server.count()
     return {
         "name": server.store.identity.name,
         "since": round(server.started, 3),
