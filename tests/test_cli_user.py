@@ -206,8 +206,8 @@ def test_a_start_without_a_name_forgets_the_one_before_and_says_so(
     for name, public in (("alice", "vpn.example.net"), ("bob", None), ("carol", None)):
         store.set_listeners(places, public)
         assert f"remote {public or '192.0.2.9'} 1194 udp" in user(tmp_path, "add", name).stdout
-    told = [getattr(record, "fields", {}).get("was") for record in caplog.records]
     store.set_listeners(["udp 192.0.2.8:1194"], None)
+    told = [getattr(record, "fields", {}).get("was") for record in caplog.records]
     assert told == ["vpn.example.net"]
     before = store.version()
     store.set_listeners(["udp 192.0.2.8:1194"], None)
@@ -253,6 +253,17 @@ def test_a_password_is_changed_and_taken_away(store: Store, tmp_path: Path) -> N
     (row,) = json.loads(user(tmp_path, "list", "--json").stdout)
     assert row["password"] is False
     refused(user(tmp_path, "password", "bob"), "no user bob")
+
+
+def test_a_password_comes_from_stdin_where_there_is_no_terminal(store: Store, tmp_path: Path) -> None:
+    done = user(tmp_path, "add", "alice", "--password", *PUBLIC, input="with space \n")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert store.check_password("alice", "with space ")
+    for said in ("", "\n"):
+        refused(user(tmp_path, "add", "bob", "--password", *PUBLIC, input=said), "no password on stdin")
+    # It is not asked for in vain.
+    refused(user(tmp_path, "add", "alice", "--password", *PUBLIC, input="other\n"), "already")
+    assert [user.name for user in store.users()] == ["alice"]
 
 
 def test_its_file_is_read_by_our_own_client(store: Store, tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ import ginnel
 from ginnel.errors import AuthError, ConfigError
 from ginnel.openvpn.ovpn_file import read_ovpn
 from ginnel.openvpn.tls_crypt_v2 import ServerKey, TlsCryptV2Server
+from ginnel.openvpn.tls_settings import VerifyName
 from ginnel.openvpn.wrap import StaticKey, TlsCrypt
 from ginnel.server import Listen, Server, ServerConfig
+from ginnel.server.client_file import client_file
 from ginnel.server.easyrsa import read_pki
 from ginnel.server.store import Store, open_store
 from tests.harness.pki import Authority, Identity, static_key
@@ -170,6 +172,17 @@ def test_without_the_authoritys_key_nobody_is_added_but_anyone_revoked(pki: Pki,
         assert store.is_revoked(serial(alice))
         with pytest.raises(ConfigError, match="is not here"):
             store.revocation_list()
+
+
+def test_a_servers_name_may_have_a_space(pki: Pki, tmp_path: Path) -> None:
+    (pki.folder / "private/vpn.key").unlink()
+    pki.issue("Our VPN", server=True)
+    with contextlib.closing(open_store(tmp_path / "state", read_pki(pki.folder))) as store:
+        issued = store.add_user("alice")
+        places = [("udp", "192.0.2.9", 1194)]
+        text = client_file(store.identity, issued, store.make_wrap_key(), places, password=False)
+    (tmp_path / "alice.ovpn").write_text(text)
+    assert read_ovpn(tmp_path / "alice.ovpn").verify_x509_name == VerifyName("Our VPN", "name")
 
 
 def test_names_that_could_do_harm_are_left_out(pki: Pki, tmp_path: Path) -> None:

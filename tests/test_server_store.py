@@ -128,6 +128,11 @@ def test_who_only_looks_changes_nothing(store: Store, tmp_path: Path) -> None:
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done
         assert "no server has its state" in done.stderr
     assert not (tmp_path / "none").exists()
+    # As a process leaves it that was killed in between, or met a full disk.
+    (tmp_path / "none").mkdir(mode=0o700)
+    (tmp_path / "none" / "server.db").touch()
+    assert "no server has its state" in ginnel("user", "list", "--dir", tmp_path / "none").stderr
+    assert (tmp_path / "none" / "server.db").stat().st_size == 0
 
 
 def test_a_user_whom_another_process_adds_meanwhile_is_there_already(

@@ -39,7 +39,7 @@ def command() -> None:
 @DIRECTORY
 @OUTPUT
 @DAYS
-@click.option("--password", is_flag=True, help="Ask for a password that is needed beside the file.")
+@click.option("--password", is_flag=True, help="Ask for a password, needed beside the file (or read it from stdin).")
 @click.option("--public", metavar="HOST[:PORT]", help="How the server is reached, where it has not been told.")
 def add(name: str, directory: Path | None, output: Path | None, days: int, password: bool, public: str | None) -> None:
     """Add a user, and print the file that any OpenVPN client opens."""
@@ -228,7 +228,17 @@ class _Delivery:
 
 
 def _ask() -> str:
-    return str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
+    """Twice on a terminal; elsewhere it is the first line of stdin. Raises ConfigError."""
+    if sys.stdin.isatty():
+        return str(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+    try:
+        line = sys.stdin.readline()
+    except UnicodeDecodeError:
+        raise ConfigError("the password on stdin is not text in this locale's encoding") from None
+    password = line.removesuffix("\n")
+    if not password:
+        raise ConfigError("no password on stdin", instead="write it there, or run this on a terminal")
+    return password
 
 
 def _state(user: User) -> str:

@@ -8,6 +8,7 @@ import re
 import socket
 
 from ginnel.errors import ConfigError
+from ginnel.openvpn.words import quote
 from ginnel.server.authority import Issued
 from ginnel.server.store import Identity
 
@@ -21,7 +22,7 @@ def client_file(
         "dev tun",
         "nobind",
         "remote-cert-tls server",
-        f"verify-x509-name {identity.name} name",
+        f"verify-x509-name {quote(identity.name)} name",
         "data-ciphers AES-256-GCM:AES-128-GCM:CHACHA20-POLY1305",
         *(f"remote {host} {port} {protocol}" for protocol, host, port in remotes),
     ]

@@ -111,7 +111,8 @@ def _server(pki: Path, good: list[x509.Certificate]) -> tuple[str, str, str] | N
     """The one that is good for longest, of those whose key is there."""
     for certificate in sorted(good, key=lambda certificate: certificate.not_valid_after_utc, reverse=True):
         name = _name(certificate)
-        if _purpose(certificate) == "server" and "/" not in name:
+        # The name is a file's, and stands in a line of each client's file.
+        if _purpose(certificate) == "server" and "/" not in name and name.isprintable():
             key = _secret(pki / f"private/{name}.key")
             if key and _belongs(key, certificate):
                 return name, certificate.public_bytes(Encoding.PEM).decode(), key

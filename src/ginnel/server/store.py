@@ -21,7 +21,7 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from types import EllipsisType
-from typing import Any
+from typing import Any, NoReturn
 
 from cryptography import x509
 
@@ -80,7 +80,7 @@ def open_store(directory: Path, imported: Imported | None = None, *, make: bool 
     path = directory / DATABASE
     try:
         if not make and not path.exists():
-            raise ConfigError(f"no server has its state in {directory}", instead="name its directory with --dir")
+            _raise_nothing_in(directory)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = directory.stat()
         if status.st_uid != os.geteuid():
@@ -94,14 +94,18 @@ def open_store(directory: Path, imported: Imported | None = None, *, make: bool 
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise ConfigError(f"{directory}: {error.strerror}; the server keeps its keys and users there") from None
-    return Store(path, imported)
+    return Store(path, imported, make=make)
+
+
+def _raise_nothing_in(directory: Path) -> NoReturn:
+    raise ConfigError(f"no server has its state in {directory}", instead="name its directory with --dir")
 
 
 class Store:
     """See `ginnel.server.records.Store`. What the database refuses is a ConfigError, except in what a
     running server tells it (`set_lease`, `account`, `begin_session`, `end_session`): that is written later."""
 
-    def __init__(self, path: Path, imported: Imported | None = None) -> None:
+    def __init__(self, path: Path, imported: Imported | None = None, *, make: bool = True) -> None:
         self._path = path
         self._lock = threading.RLock()
         self._notes = Notes(path, BUSY)
@@ -110,12 +114,14 @@ class Store:
         with self._refusals():
             self._database = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
             try:
-                self._open(imported)
+                self._open(imported, make=make)
             except BaseException:
                 self._database.close()
                 raise
 
-    def _open(self, imported: Imported | None) -> None:
+    def _open(self, imported: Imported | None, *, make: bool) -> None:
+        if not make and not self._is_made():
+            _raise_nothing_in(self._path.parent)
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = FULL")
         made = not self._is_made() and self._make(imported)
@@ -124,6 +130,7 @@ class Store:
             raise ConfigError(f"{self._path.parent} has keys and users already", instead=instead)
         self._authority = Authority(self._texts()["ca"], self._texts()["ca_key"])
         self._sessions = itertools.count(self._last_session() + 1)
+        self._identity = self._read_identity()
 
     def prepare(self) -> None:
         """For a server that is about to run, and has the directory for itself: the sessions of one that was killed
@@ -142,8 +149,11 @@ class Store:
 
     @property
     def identity(self) -> Identity:
-        with self._refusals(), self._lock:
-            texts = self._texts()
+        """Asked for while a server runs, too, and then whatever the disk is like."""
+        return self._identity
+
+    def _read_identity(self) -> Identity:
+        texts = self._texts()
         pem = {name: texts[name] for name in ("name", "ca", "cert", "key", "tls_crypt_v2")}
         return Identity(**pem, token_key=bytes.fromhex(texts["token_key"]))
 
@@ -419,6 +429,7 @@ class Store:
             with self._transaction():
                 self._set_text("cert", issued.certificate)
                 self._set_text("key", issued.key)
+            self._identity = self._read_identity()
 
     def _last_session(self) -> int:
         ((last,),) = self._database.execute("SELECT coalesce(max(id), 0) FROM sessions")
@@ -484,8 +495,10 @@ class Store:
     def _refusals(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except sqlite3.OperationalError as error:
             raise ConfigError(f"{self._path}: {error}; is the disk full, or another program at it?") from None
+        except sqlite3.Error as error:
+            raise ConfigError(f"{self._path}: {error}") from None
 
 
 def _user(row: tuple[Any, ...]) -> User:
