@@ -10,6 +10,7 @@ import pty
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -234,6 +235,7 @@ def test_a_listener_on_all_of_ipv6_is_named_by_an_ipv6_address(store: Store, tmp
 
 def test_a_password_is_changed_and_taken_away(store: Store, tmp_path: Path) -> None:
     store.add_user("alice", password="first")
+    began = time.time()
     word = "second ‘word’"
     parent, child = pty.openpty()
     line = [sys.executable, "-m", "ginnel", "user", "password", "--dir", str(tmp_path / "state"), "alice"]
@@ -249,6 +251,9 @@ def test_a_password_is_changed_and_taken_away(store: Store, tmp_path: Path) -> N
     os.close(parent)
     assert store.check_password("alice", word)
     assert not store.check_password("alice", "first")
+    alice = store.user("alice")
+    assert alice is not None
+    assert began <= alice.password_since <= time.time(), "tokens of before count no more"
     assert user(tmp_path, "password", "alice", "--remove").returncode == 0
     (row,) = json.loads(user(tmp_path, "list", "--json").stdout)
     assert row["password"] is False

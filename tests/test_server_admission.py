@@ -90,6 +90,18 @@ async def test_tokens_that_are_refused(wrong: str) -> None:
     assert await house.ask(house.login("alice", 1, token)) == Refusal("SESSION: token expired")
 
 
+async def test_a_token_of_before_the_password_was_changed_counts_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    house = House()
+    first = await house.enter(house.login("alice", 1, "secret"))
+    alice = house.people.users["alice"]
+    alice.password, alice.password_since = "new", time.time() + 1
+    assert first.auth_token is not None
+    for again in (True, False):
+        refusal = await house.ask(house.login("alice", 1, first.auth_token, again=again))
+        assert refusal == Refusal("SESSION: token expired")
+    assert "the password was changed" in caplog.text
+
+
 async def test_tokens_outlive_the_server() -> None:
     house = House()
     reply = await house.enter(house.login("alice", 1, "secret"))

@@ -35,6 +35,7 @@ class Person:
     address: IPv4Address | None = None
     address6: IPv6Address | None = None
     routes: tuple[str, ...] = ()
+    password_since: float = 0.0
 
     @property
     def has_password(self) -> bool:

@@ -97,7 +97,7 @@ def set_user(
 @DIRECTORY
 @click.option("--remove", is_flag=True, help="Ask her for none any longer.")
 def set_password(name: str, directory: Path | None, remove: bool) -> None:
-    """Ask for the password that a user needs beside her file. It counts from the next connection on."""
+    """Ask for the password that a user needs beside her file. It counts from her next login on."""
     with _Opened(directory) as store:
         store.check_valid(name)
         store.set_password(name, None if remove else _ask())

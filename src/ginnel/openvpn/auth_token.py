@@ -53,10 +53,10 @@ class AuthTokens:
         return hmac.digest(self.secret, username.encode(errors="surrogateescape") + body, "sha256")
 
 
-def session_of(token: str) -> tuple[bytes, int]:
-    """The session id of a valid token, and when it was made."""
-    session, _, made = struct.unpack_from(LAYOUT, base64.b64decode(token.removeprefix(PREFIX)))
-    return session, made
+def session_of(token: str) -> tuple[bytes, int, int]:
+    """The session id of a valid token, and when its first token and it itself were made."""
+    session, began, made = struct.unpack_from(LAYOUT, base64.b64decode(token.removeprefix(PREFIX)))
+    return session, began, made
 
 
 def is_token(password: str) -> bool:

@@ -87,6 +87,8 @@ class Admission:
             token = self._tokens.renew(login.password, login.username, time.time())
             if token is None:
                 return self._refuse(login, "the token is not valid, or no longer", told=EXPIRED)
+            if session_of(login.password)[1] < user.password_since:
+                return self._refuse(login, "the password was changed since the token was made", told=EXPIRED)
             if not self._is_latest(login.password):
                 return self._refuse(login, "the token was used before, and has been replaced", told=EXPIRED)
             asked = False
@@ -146,7 +148,7 @@ class Admission:
         return self._refuse(login, f"nobody can be looked up: {error}", told="try again later", backoff=BACKOFF)
 
     def _is_latest(self, token: str) -> bool:
-        session, made = session_of(token)
+        session, _, made = session_of(token)
         if made < self._shown.get(session, 0):
             return False
         self._shown[session] = made

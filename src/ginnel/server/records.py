@@ -25,8 +25,9 @@ class Identity(Protocol):
 
 
 class User(Protocol):
-    """``serial`` is that of the certificate which counts. ``expires`` is a time, in seconds since 1970.
-    ``address`` and ``address6`` are fixed ones; ``routes`` the networks behind the user, as CIDR (``iroute``)."""
+    """``serial`` is that of the certificate which counts. ``address`` and ``address6`` are fixed ones; ``routes`` the
+    networks behind the user, as CIDR (``iroute``). ``password_since`` is when the password was changed last, in
+    seconds since 1970, 0 for never: tokens of before count no more."""
 
     @property
     def name(self) -> str: ...
@@ -42,6 +43,8 @@ class User(Protocol):
     def routes(self) -> Sequence[str]: ...
     @property
     def has_password(self) -> bool: ...
+    @property
+    def password_since(self) -> float: ...
 
 
 class Store(Protocol):

@@ -69,6 +69,7 @@ class User:
     address6: IPv6Address | None
     routes: tuple[str, ...]
     has_password: bool
+    password_since: float
 
 
 def open_store(directory: Path, imported: Imported | None = None, *, make: bool = True) -> Store:
@@ -225,11 +226,12 @@ class Store:
         return True
 
     def set_password(self, name: str, password: str | None) -> None:
-        """What the user needs beside the file from the next connection on; None for nothing."""
+        """What the user needs beside the file from the next login on, also who has a token; None for nothing."""
         hashed = None if password is None else hash_password(password)
         with self._refusals(), self._transaction():
             self.check_valid(name)
-            self._database.execute("UPDATE users SET password = ? WHERE name = ?", (hashed, name))
+            statement = "UPDATE users SET password = ?, password_since = ? WHERE name = ?"
+            self._database.execute(statement, (hashed, time.time(), name))
 
     def set_user(
         self,
@@ -502,7 +504,7 @@ class Store:
 
 
 def _user(row: tuple[Any, ...]) -> User:
-    name, serial, revoked, expires, address, address6, routes, has_password = row
+    name, serial, revoked, expires, address, address6, routes, has_password, since = row
     return User(
         name=name,
         serial=int(serial, 16),
@@ -512,6 +514,7 @@ def _user(row: tuple[Any, ...]) -> User:
         address6=_address(address6),
         routes=tuple(routes.split()),
         has_password=bool(has_password),
+        password_since=float(since),
     )
 
 
@@ -529,13 +532,16 @@ DATABASE = "server.db"
 BUSY = 2.0
 MAX_SESSIONS = 100_000
 COUNT_CHANGE = "INSERT INTO texts (key, value) VALUES ('changes', 1) ON CONFLICT (key) DO UPDATE SET value = value + 1"
-USERS = "SELECT name, serial, revoked, expires, address, address6, routes, password IS NOT NULL FROM users"
+USERS = (
+    "SELECT name, serial, revoked, expires, address, address6, routes, password IS NOT NULL, password_since FROM users"
+)
 #: Of the tables below; another number is another program's.
 SCHEMA_VERSION = 1
 SCHEMA = (
     "CREATE TABLE texts (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE users (name TEXT PRIMARY KEY, serial TEXT NOT NULL, revoked INTEGER DEFAULT 0, "
-    "expires REAL NOT NULL, address TEXT, address6 TEXT, routes TEXT DEFAULT '', password TEXT)",
+    "expires REAL NOT NULL, address TEXT, address6 TEXT, routes TEXT DEFAULT '', password TEXT, "
+    "password_since REAL DEFAULT 0)",
     # All that were ever made or imported, with the name in each; when it was taken back, in seconds since 1970.
     "CREATE TABLE certificates (serial TEXT PRIMARY KEY, name TEXT NOT NULL, revoked REAL)",
     "CREATE INDEX certificates_by_name ON certificates (name)",
