@@ -6,7 +6,7 @@ import asyncio
 import errno
 import time
 from dataclasses import replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 import pytest
@@ -119,6 +119,24 @@ async def test_tokens_outlive_the_server() -> None:
     )
     assert reply.auth_token is not None
     assert isinstance(after.admission.gate(house.login("alice", 1, reply.auth_token)), PushReply)
+
+
+async def test_a_fixed_address_is_kept_for_its_user(caplog: pytest.LogCaptureFixture) -> None:
+    house = House()
+    house.people.add("carol")
+    carol = house.people.users["carol"]
+    await house.enter(house.login("bob", 1))
+    carol.address = house.clients[1].address
+    assert await house.ask(house.login("carol", 2)) == Refusal("no address is free", backoff=30)
+    assert "bob has an address that is fixed for carol" in caplog.text
+    house.admission.forget(1)
+    await house.enter(house.login("bob", 3))
+    assert house.clients[3].address != carol.address
+    await house.enter(house.login("carol", 4))
+    assert house.clients[4].address == carol.address
+    carol.address = IPv4Address("192.0.2.1")
+    assert isinstance(await house.ask(house.login("carol", 4)), Refusal)
+    assert "192.0.2.1, which is fixed for carol, is none of 10.8.0.0/24's" in caplog.text
 
 
 async def test_a_second_login_is_refused_while_the_first_is_alive_elsewhere(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
 
 import pytest
@@ -50,6 +50,15 @@ def test_what_another_holds_or_is_no_clients_is_not_had_again() -> None:
         assert lease is not None
         assert str(lease.address) != last
         pool.give_back(2, lease)
+
+
+def test_what_is_fixed_for_others_is_not_given_out() -> None:
+    pool = make()
+    reserved = {IPv4Address("10.8.0.2"), IPv6Address("fd00::3"), IPv4Address("10.8.0.9")}
+    lease = pool.take(1, last=IPv4Address("10.8.0.9"), reserved=reserved)
+    assert lease is not None
+    assert (str(lease.address), str(lease.address6)) == ("10.8.0.4", "fd00::4")
+    assert pool.take(2, fixed=IPv4Address("10.8.0.9"), reserved=reserved) is not None
 
 
 @pytest.mark.parametrize("fixed", ["10.8.0.0", "10.8.0.1", "10.8.0.255", "10.9.0.7", "192.0.2.1"])

@@ -345,6 +345,7 @@ def test_fixed_addresses_and_networks_are_one_users(store: Store, tmp_path: Path
     assert alice is not None
     assert (str(alice.address), str(alice.address6), alice.routes) == ("10.8.0.77", "fd67::77", ("192.168.5.0/24",))
     assert "192.168.5.0/24" in ginnel("user", "show", "alice", "--dir", directory).stdout
+    assert set(map(str, store.fixed_addresses())) == {"10.8.0.77", "fd67::77"}
     for option, value in (("--address", "10.8.0.77"), ("--network", "192.168.0.0/16"), ("--network", "192.168.5.9/24")):
         refused = ginnel("user", "set", "bob", "--dir", directory, option, value)
         assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr

@@ -100,6 +100,10 @@ class People:
     def version(self) -> int:
         return self._version
 
+    def fixed_addresses(self) -> set[IPv4Address | IPv6Address]:
+        users = self.users.values()
+        return {each for user in users for each in (user.address, user.address6) if each is not None}
+
     def lease(self, name: str) -> tuple[IPv4Address | None, IPv6Address | None]:
         return self.leases.get(name, (None, None))
 

@@ -221,11 +221,13 @@ class Admission:
                 backoff = round(1.5 * self._config.keepalive[0])
                 return self._refuse(login, reason, told="already logged in elsewhere", backoff=backoff)
             self._displace(user.name, login.peer)
-        lease = self._pool.take(login.peer, user.address, user.address6, self._store.lease(user.name)[0])
+        try:
+            last, reserved = self._store.lease(user.name)[0], self._store.fixed_addresses()
+        except Exception as error:
+            return self._without_store(login, error)
+        lease = self._pool.take(login.peer, user.address, user.address6, last, reserved)
         if lease is None:
-            return self._refuse(
-                login, f"no address is free for {user.name}", told="no address is free", backoff=BACKOFF
-            )
+            return self._refuse(login, self._why_no_address(user), told="no address is free", backoff=BACKOFF)
         if user.address is None and not self._config.duplicate_cn:
             self._store.set_lease(user.name, lease.address, lease.address6)
         self._clients[login.peer] = Client(
@@ -240,6 +242,15 @@ class Admission:
             peer_info=login.peer_info,
         )
         return self._options(lease, token, tcp=self._is_tcp(login.path[0]))
+
+    def _why_no_address(self, user: User) -> str:
+        fixed = [address for address in (user.address, user.address6) if address is not None]
+        for other in self._clients.values():
+            if other.address in fixed or other.address6 in fixed:
+                return f"{other.name} has an address that is fixed for {user.name}, until that session ends"
+        if user.address is not None:
+            return f"{user.address}, which is fixed for {user.name}, is none of {self._pool.network}'s for clients"
+        return f"no address is free for {user.name}"
 
     def _refuse(self, login: ClientLogin, reason: str, *, told: str | None = None, backoff: int = 0) -> Refusal:
         """Refused with a line in the log; the client is told the same, or what is better told to strangers."""

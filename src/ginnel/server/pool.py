@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
@@ -43,10 +44,11 @@ class Pool:
         fixed: IPv4Address | None = None,
         fixed6: IPv6Address | None = None,
         last: IPv4Address | None = None,
+        reserved: Collection[IPv4Address | IPv6Address] = (),
     ) -> Lease | None:
         """Addresses for a holder, which is a number of the caller's; None where all are taken, or a fixed one is,
-        or is none of a client's."""
-        address = fixed or self._free(last)
+        or is none of a client's. ``reserved`` ones are nobody's who has no fixed one."""
+        address = fixed or self._free(last, reserved)
         if address is None or not self._is_clients(address) or self._held.get(address, holder) != holder:
             return None
         address6 = fixed6 or self._beside(address)
@@ -64,16 +66,19 @@ class Pool:
         if lease.address6 is not None and self._held6.get(lease.address6) == holder:
             del self._held6[lease.address6]
 
-    def _free(self, last: IPv4Address | None) -> IPv4Address | None:
-        if last is not None and last not in self._held and self._is_clients(last):
+    def _free(self, last: IPv4Address | None, reserved: Collection[IPv4Address | IPv6Address]) -> IPv4Address | None:
+        if last is not None and self._is_clients(last) and self._is_free(last, reserved):
             return last
         # Where the last search ended: so each is short, and an address rests before somebody else gets it.
         for _ in range(self._size):
             address = self._nth(self._next)
             self._next = (self._next + 1) % self._size
-            if address not in self._held:
+            if self._is_free(address, reserved):
                 return address
         return None
+
+    def _is_free(self, address: IPv4Address, reserved: Collection[IPv4Address | IPv6Address]) -> bool:
+        return address not in self._held and address not in reserved and self._beside(address) not in reserved
 
     def _is_clients(self, address: IPv4Address) -> bool:
         offset = int(address) - int(self.network.network_address)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
@@ -59,6 +59,9 @@ class Store(Protocol):
 
     def version(self) -> int:
         """Another number whenever users or revocations have changed."""
+
+    def fixed_addresses(self) -> Collection[IPv4Address | IPv6Address]:
+        """Of all users: nobody else is given one."""
 
     def lease(self, name: str) -> tuple[IPv4Address | None, IPv6Address | None]: ...
     def set_lease(self, name: str, address: IPv4Address | None, address6: IPv6Address | None) -> None: ...

@@ -293,6 +293,10 @@ class Store:
         rows = self._query("SELECT value FROM texts WHERE key = 'changes'")
         return int(rows[0][0]) if rows else 0
 
+    def fixed_addresses(self) -> set[IPv4Address | IPv6Address]:
+        statement = "SELECT address FROM users WHERE NOT revoked UNION SELECT address6 FROM users WHERE NOT revoked"
+        return {_address(text) for (text,) in self._query(statement) if text is not None}
+
     def lease(self, name: str) -> tuple[IPv4Address | None, IPv6Address | None]:
         if name in self._leases:
             return self._leases[name]
