@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,10 @@ async def test_what_is_shown_of_a_user_is_true_here_and_now(store: Store, tmp_pa
     ended = f"  {began} from 192.0.2.1:4, 2.5 MB in, 0 B out, until 2023-11-15 04:13: left"
     lost = f"  {began} from 192.0.2.1:5, 2.5 MB in, 0 B out, until the server was killed"
     assert shown() == [lost, ended]
+    store.set_lease("alice", IPv4Address("10.8.0.5"), None)
+    assert store.settle(20)
+    fields = json.loads(user(tmp_path, "show", "alice", "--json").stdout)
+    assert (fields["lease"], fields["lease6"], fields["address"]) == ("10.8.0.5", None, None)
     async with ginnel.serve(tmp_path / "state", ginnel.ServerConfig(listen=Listen.parse("127.0.0.1:0"))):
         store.prepare()
         store.begin_session("alice", "192.0.2.1:6")

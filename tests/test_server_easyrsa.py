@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +24,7 @@ from ginnel.server.client_file import client_file
 from ginnel.server.easyrsa import read_pki
 from ginnel.server.store import Store, open_store
 from tests.harness.pki import Authority, Identity, static_key
+from tests.harness.process import Process, parse_event
 
 
 class Pki:
@@ -155,6 +158,21 @@ def test_who_was_revoked_there_is_revoked_here(pki: Pki, tmp_path: Path) -> None
         assert store.add_user("dave").certificate
 
 
+def test_an_import_says_what_it_took_and_what_not(pki: Pki, tmp_path: Path) -> None:
+    pki.issue("alice")
+    pki.issue("bob", revoked=True)
+    pki.issue("odd name")
+    command = [sys.executable, "-m", "ginnel", "serve", "--json", "--dir", tmp_path / "state", "--import", tmp_path]
+    with Process([*command, "--listen", "127.0.0.1:0"]) as server:
+        server.wait_line('"event": "up"', 60)
+        assert server.stop() == 0, str(server)
+        said = [parse_event(line) for line in server.out.all()]
+    assert {"event": "imported", "users": 2, "revoked": 1} in said
+    left_out = " ".join(each["what"] for each in said if each["event"] == "not_imported")
+    assert "no tc.key or ta.key" in left_out
+    assert "odd name" in left_out
+
+
 def test_without_the_authoritys_key_nobody_is_added_but_anyone_revoked(pki: Pki, tmp_path: Path) -> None:
     alice = pki.issue("alice")
     (pki.folder / "private/ca.key").write_text("-----BEGIN ENCRYPTED PRIVATE KEY-----\nx\n")
@@ -183,6 +201,21 @@ def test_a_servers_name_may_have_a_space(pki: Pki, tmp_path: Path) -> None:
         text = client_file(store.identity, issued, store.make_wrap_key(), places, password=False)
     (tmp_path / "alice.ovpn").write_text(text)
     assert read_ovpn(tmp_path / "alice.ovpn").verify_x509_name == VerifyName("Our VPN", "name")
+
+
+def test_any_authority_of_easy_rsa_signs_here(tmp_path: Path) -> None:
+    """Made by OpenSSL, as easy-rsa makes it."""
+    for number, algorithm in enumerate(("ED25519", "RSA", "EC -pkeyopt ec_paramgen_curve:secp384r1")):
+        folder = tmp_path / str(number) / "pki"
+        (folder / "private").mkdir(parents=True)
+        words = f"req -x509 -newkey {algorithm} -keyout private/ca.key -out ca.crt -noenc -subj /CN=Old"
+        subprocess.run(["openssl", *words.split()], cwd=folder, check=True, capture_output=True)
+        with contextlib.closing(open_store(tmp_path / f"state{number}", read_pki(folder))) as store:
+            issued = store.add_user("alice")
+            (folder / "trust").write_text(store.identity.ca + store.revocation_list())
+            (folder / "cert").write_text(issued.certificate)
+            verify = ["openssl", "verify", "-crl_check", "-purpose", "sslclient", "-CAfile", "trust", "cert"]
+            subprocess.run(verify, cwd=folder, check=True, capture_output=True)
 
 
 def test_names_that_could_do_harm_are_left_out(pki: Pki, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ async def _serve(
     async with contextlib.AsyncExitStack() as stack:
         imported = None if pki is None else read_pki(pki)
         store = await stack.enter_async_context(opened(directory, imported))
-        _tell_left_out(store, imported)
+        _tell_imported(store, imported)
         listener = None if exported is None else stack.enter_context(contextlib.closing(Listener(exported)))
         if routed is not None:
             ended = routed.helper_descriptor
@@ -212,12 +212,14 @@ async def warn(store: Store) -> None:
         await asyncio.sleep(DAY)
 
 
-def _tell_left_out(store: Store, imported: Imported | None) -> None:
+def _tell_imported(store: Store, imported: Imported | None) -> None:
     if imported is None:
         return
+    users = store.users()
+    tell("imported", users=len(users), revoked=sum(user.revoked for user in users), wrap=(imported.wrap or (None,))[0])
     for what in imported.left_out:
         tell("not_imported", level=logging.WARNING, what=what)
-    taken = {user.name for user in store.users()}
+    taken = {user.name for user in users}
     for name in (user.name for user in imported.users if user.name not in taken):
         tell("not_imported", level=logging.WARNING, what=f"{name}, which is no name for a user here")
 

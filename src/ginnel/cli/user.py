@@ -163,7 +163,8 @@ def show(name: str, directory: Path | None, as_json: bool) -> None:
     if as_json:
         keys = ("remote", "began", "ended", "rx", "tx", "reason")
         rows = [dict(zip(keys, row, strict=True)) for row in sessions]
-        print(json.dumps({**_fields(user), "sessions": rows}))
+        held = dict(zip(("lease", "lease6"), (each and str(each) for each in lease), strict=True))
+        print(json.dumps({**_fields(user), **held, "sessions": rows}))
         return
     print(f"{user.name}: {_state(user)}")
     fixed = " (fixed)" if user.address or user.address6 else ""

@@ -12,10 +12,12 @@ from typing import Literal
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ginnel.errors import ConfigError
+
+Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Authority:
         """Both in PEM; without a key ("") it signs nothing. Raises ConfigError when they are no authority's or do
         not belong together."""
         self.certificate = certificate
-        self._key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = None
+        self._key: Key | None = None
         try:
             self._certificate = x509.load_pem_x509_certificate(certificate.encode())
             if not key:
@@ -46,8 +48,8 @@ class Authority:
             loaded = serialization.load_pem_private_key(key.encode(), None)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"the server's authority cannot be read: {error}") from None
-        if not isinstance(loaded, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
-            raise ConfigError("the key of the server's authority is neither EC nor RSA")
+        if not isinstance(loaded, Key):
+            raise ConfigError("the key of the server's authority is neither EC nor RSA nor Ed25519")
         if loaded.public_key() != self._certificate.public_key():
             raise ConfigError("certificate and key of the server's authority do not belong together")
         self._key = loaded
@@ -91,7 +93,7 @@ class Authority:
             .add_extension(_usage(signs_certificates=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
             .add_extension(issuer, critical=False)
-            .sign(signer, hashes.SHA256())
+            .sign(signer, _digest(signer))
         )
         return Issued(_pem(certificate), _key_pem(key), certificate.serial_number, expires)
 
@@ -111,9 +113,9 @@ class Authority:
         for serial, at in revoked:
             entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(at).build()
             builder = builder.add_revoked_certificate(entry)
-        return builder.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+        return builder.sign(signer, _digest(signer)).public_bytes(serialization.Encoding.PEM).decode()
 
-    def _signer(self) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey:
+    def _signer(self) -> Key:
         if self._key is None:
             instead = "sign where it is, with easy-rsa"
             raise ConfigError("the key of the server's authority is not here", instead=instead)
@@ -127,6 +129,11 @@ def _builder(
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key)
     serial = x509.random_serial_number()
     return builder.serial_number(serial).not_valid_before(now - SKEW).not_valid_after(until)
+
+
+def _digest(signer: Key) -> hashes.SHA256 | None:
+    """Ed25519 has its own."""
+    return None if isinstance(signer, ed25519.Ed25519PrivateKey) else hashes.SHA256()
 
 
 def _name(common_name: str) -> x509.Name:

@@ -70,6 +70,8 @@ def read_pki(folder: Path) -> Imported:
                 del known[serial]
         server = _server(pki, [certificate for serial, (certificate, _) in files.items() if serial not in known])
         wrap = next((found for found in map(_wrap, (pki, pki.parent)) if found is not None), None)
+        if wrap is None:
+            left_out.append(f"a static key, as there is no tc.key or ta.key in {pki} or above: users need new files")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{folder} is no PKI of easy-rsa: {error}", instead="name its pki folder") from None
     if server is None and not ca_key:
