@@ -51,6 +51,12 @@ def test_a_directory_that_others_read_is_refused(tmp_path: Path) -> None:
         open_store(tmp_path)
 
 
+def test_a_directory_of_another_user_is_refused(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 12345)
+    with pytest.raises(ConfigError, match="belongs to another user.*sudo -u"):
+        open_store(tmp_path / "state")
+
+
 def test_certificates_verify_by_openssl(store: Store, tmp_path: Path) -> None:
     issued = store.add_user("alice")
     (tmp_path / "ca").write_text(store.identity.ca + store.revocation_list())
@@ -311,7 +317,9 @@ def test_a_public_name_may_have_a_port(text: str, host: str, port: int | None) -
     assert split_host(text) == (host, port)
 
 
-@pytest.mark.parametrize("text", ["", "a b", "a:x", ":5"])
+@pytest.mark.parametrize(
+    "text", ["", "a b", "a:x", ":5", "a:", "a:0", "a:65536", "[2001:db8::1]443", "[2001:db8::1]:", "[]", "[a"]
+)
 def test_a_public_name_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         split_host(text)

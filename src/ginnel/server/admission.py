@@ -129,11 +129,11 @@ class Admission:
     def _identify(self, login: ClientLogin) -> User | Refusal:
         name = login.name if self._config.client_certificate else login.username
         user = self._store.user(name)
-        if login.serial is not None and self._store.is_revoked(login.serial):
-            renewed = user is not None and not user.revoked
-            return Refusal("the certificate was replaced by a new one" if renewed else "the certificate is revoked")
         if user is None:
             return Refusal("unknown user" if self._config.client_certificate else WRONG)
+        if login.serial is not None and self._store.is_revoked(login.serial):
+            what = "is revoked" if user.revoked else "was replaced by a new one"
+            return Refusal(f"the certificate {what}")
         if user.revoked:
             return Refusal("the user is revoked")
         if user.has_password and login.username != user.name:

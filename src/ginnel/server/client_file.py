@@ -63,14 +63,10 @@ def _place(line: str) -> tuple[str, str, int]:
 
 def split_host(public: str) -> tuple[str, int | None]:
     """``HOST[:PORT]``, an IPv6 address in brackets where a port follows. Raises ConfigError."""
-    host, port = public, ""
-    if public.startswith("["):
-        host, _, port = public[1:].partition("]")
-        port = port.removeprefix(":")
-    elif public.count(":") == 1:
-        host, _, port = public.partition(":")
-    colon_alone = public.endswith(":") and public.count(":") == 1
-    if not _is_host(host) or colon_alone or (port and not (port.isdecimal() and 0 < int(port) < 65536)):
+    match = _PUBLIC.fullmatch(public)
+    host = match and (match["bracketed"] or match["host"] or match["address"])
+    port = match and (match["bracketed_port"] or match["port"])
+    if not host or not _is_host(host) or (port and not 0 < int(port) < 65536):
         instead = "write HOST[:PORT], an IPv6 address with a port in brackets"
         raise ConfigError(f"--public {public}: not a host, or a host and a port", instead=instead)
     return host, int(port) if port else None
@@ -95,4 +91,9 @@ def default_address(version: int) -> str:
 
 # Addresses set aside for documentation (RFC 5737, RFC 3849): the way to them is the default route.
 _FAR = {4: (socket.AF_INET, "192.0.2.1"), 6: (socket.AF_INET6, "2001:db8::1")}
+_PUBLIC = re.compile(
+    r"\[(?P<bracketed>[^\[\]]+)\](:(?P<bracketed_port>[0-9]{1,5}))?"
+    r"|(?P<host>[^:\[\]]+)(:(?P<port>[0-9]{1,5}))?"
+    r"|(?P<address>[^\[\]]+)"
+)
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
