@@ -82,6 +82,20 @@ def test_a_full_disk_leaves_the_user_and_the_file_of_before(store: Store, tmp_pa
         assert store.users() == before
 
 
+def test_who_listens_to_nothing_gets_no_user(store: Store, tmp_path: Path) -> None:
+    line = f"exec {sys.executable} -m ginnel user add alice --dir {tmp_path / 'state'} >&-"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "ginnel: stdout: Bad file descriptor; nothing was changed\n")
+    assert store.users() == []
+
+
+def test_a_loopback_address_in_a_file_is_said(store: Store, tmp_path: Path) -> None:
+    done = user(tmp_path, "add", "alice")
+    assert "remote 127.0.0.1 1194 udp" in done.stdout
+    assert "no other machine reaches" in done.stderr
+    assert user(tmp_path, "renew", "alice", *PUBLIC).stderr == ""
+
+
 def test_a_renewal_that_fails_takes_nothing_back(store: Store, tmp_path: Path) -> None:
     issued = store.add_user("alice")
     refused(user(tmp_path, "renew", "alice", "-o", tmp_path / "no" / "file"), "No such file")

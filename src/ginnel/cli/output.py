@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Self
@@ -28,6 +30,9 @@ class Output:
     def write(self, text: str) -> None:
         """All of it, once. Raises ConfigError."""
         try:
+            if self._path is None and sys.stdout is None:
+                # As a shell's >&- leaves it: print() would say nothing.
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             if self._path is None:
                 print(text, end="", flush=True)
                 return

@@ -51,6 +51,8 @@ def remotes(listeners: list[str], public: str | None) -> tuple[list[tuple[str, s
         if ipaddress.ip_address(address).is_unspecified:
             host = default_address(ipaddress.ip_address(address).version)
             warning = f"client files name {host}, this machine's address; if it is reached by another, give --public"
+        elif ipaddress.ip_address(address).is_loopback:
+            warning = f"client files name {host}, which no other machine reaches; give --public for one that does"
         found.append((protocol, host, port))
     return list(dict.fromkeys(found)), warning
 
