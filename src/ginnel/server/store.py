@@ -294,8 +294,9 @@ class Store:
         return int(rows[0][0]) if rows else 0
 
     def fixed_addresses(self) -> set[IPv4Address | IPv6Address]:
-        statement = "SELECT address FROM users WHERE NOT revoked UNION SELECT address6 FROM users WHERE NOT revoked"
-        return {_address(text) for (text,) in self._query(statement) if text is not None}
+        select = "SELECT {0} FROM users WHERE {0} IS NOT NULL AND NOT revoked"
+        statement = f"{select.format('address')} UNION ALL {select.format('address6')}"
+        return {_address(text) for (text,) in self._query(statement)}
 
     def lease(self, name: str) -> tuple[IPv4Address | None, IPv6Address | None]:
         if name in self._leases:
@@ -546,6 +547,9 @@ SCHEMA = (
     "CREATE TABLE users (name TEXT PRIMARY KEY, serial TEXT NOT NULL, revoked INTEGER DEFAULT 0, "
     "expires REAL NOT NULL, address TEXT, address6 TEXT, routes TEXT DEFAULT '', password TEXT, "
     "password_since REAL DEFAULT 0)",
+    # Few have one, and each login asks who.
+    "CREATE INDEX users_by_address ON users (address) WHERE address IS NOT NULL",
+    "CREATE INDEX users_by_address6 ON users (address6) WHERE address6 IS NOT NULL",
     # All that were ever made or imported, with the name in each; when it was taken back, in seconds since 1970.
     "CREATE TABLE certificates (serial TEXT PRIMARY KEY, name TEXT NOT NULL, revoked REAL)",
     "CREATE INDEX certificates_by_name ON certificates (name)",
