@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack
 
 import pytest
 
+from ginnel._core import DescriptorEnd
 from ginnel.device.bridge import Bridge
 from ginnel.device.memory import MemoryDevice
 from ginnel.errors import DeviceError
@@ -124,6 +126,27 @@ def test_ports_come_and_go(exits: ExitStack) -> None:
     bridge.close()
     with pytest.raises(DeviceError, match="closed"):
         bridge.ports()
+
+
+def test_an_end_that_another_process_holds(exits: ExitStack) -> None:
+    bridge = exits.enter_context(Bridge())
+    device, first = station(bridge, exits)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    end = DescriptorEnd(ours.detach())
+    second = bridge.add(end)
+    assert end.closed
+    with theirs:
+        theirs.settimeout(20)
+        frames = [b"\xff" * 6 + bytes([2, 0, 0, 0, 0, number]) + bytes(50 + number) for number in range(200)]
+        device.interface.write_batch(frames)
+        assert [theirs.recv(2000) for _ in frames] == frames
+        theirs.send(frames[0])
+        assert device.interface.read(20) == frames[0]
+        # It reads no more: what finds no room is counted, and the others go on.
+        written = len(frames) + sum(device.interface.write_batch(frames) for _ in range(50))
+        wait_until(lambda: counters(bridge)[first]["rx_frames"] == written)
+        assert counters(bridge)[second]["tx_dropped"] > 0
+    wait_until(lambda: [port.number for port in bridge.ports()] == [first])
 
 
 async def test_two_bridges_in_a_circle_do_not_melt(exits: ExitStack) -> None:

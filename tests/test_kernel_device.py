@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -19,10 +20,12 @@ from pathlib import Path
 
 import pytest
 
-from ginnel.device import KernelDevice
+from ginnel.device import KernelDevice, MemoryDevice
 from ginnel.device.base import DeviceEnd
+from ginnel.device.bridge import Bridge
 from ginnel.device.interface import Address, Route
 from ginnel.errors import DeviceError
+from ginnel.stack import Stack
 from ginnel.testing.probes import Background, network_state, refuses, until
 from ginnel.testing.subjects import set_ipv6
 from tests.harness.network import Namespace
@@ -219,3 +222,59 @@ def test_the_example_of_the_documentation() -> None:
     exec(compile(example, "example", "exec"), names)
     # The kernel looks for routers as soon as the interface is up.
     assert names["packet"][0] >> 4 == 6
+
+
+async def test_a_bridge_joins_the_kernels_device_to_others() -> None:
+    """no way to bridge: a learning switch joins TAP devices"""
+    with (
+        Namespace() as own,
+        own.entered(),
+        Bridge() as bridge,
+        KernelDevice("tap0", "tap") as kernel,
+        MemoryDevice("tap") as memory,
+    ):
+        set_ipv6(kernel.name, False)
+        kernel.add_address(OWN)
+        memory.set_up(True)
+        ports = bridge.add(kernel.application), bridge.add(memory.application)
+        with KernelDevice("tun0") as tun, pytest.raises(DeviceError, match="cannot be a port"):
+            bridge.add(tun.application)
+        async with Stack(memory.interface) as stack:
+            stack.set_addresses(["10.9.0.2/24"])
+            # While it is down it takes nothing, and that is counted.
+            with pytest.raises(TimeoutError):
+                await stack.ping("10.9.0.1", timeout=0.2)
+            counted = {port.number: port.counters for port in bridge.ports()}
+            assert counted[ports[0]]["tx_dropped"] == counted[ports[1]]["flooded"] > 0
+            kernel.set_up(True)
+            while not await _answers(stack, "10.9.0.1"):
+                pass
+            server = await stack.start_server(_echo)
+            reader, writer = await asyncio.open_connection("10.9.0.2", server.port)
+            sent = os.urandom(2_000_000)
+            writer.write(sent)
+            writer.write_eof()
+            assert await reader.read() == sent
+            writer.close()
+            macs = {row.mac: row.port for row in bridge.stations()}
+            assert macs == {kernel.mac.hex(":"): ports[0], stack.mac: ports[1]}
+            counted = {port.number: port.counters for port in bridge.ports()}
+            for one, other in (ports, ports[::-1]):
+                arrived = counted[one]["forwarded"] + counted[one]["flooded"]
+                assert (
+                    arrived == counted[other]["tx_frames"] + counted[other]["tx_dropped"] + counted[other]["tx_blocked"]
+                )
+        bridge.remove(ports[0])
+        assert "tap0" not in (name for _, name in socket.if_nameindex())
+
+
+async def _answers(stack: Stack, host: str) -> bool:
+    try:
+        return await stack.ping(host, timeout=1) > 0
+    except TimeoutError:
+        return False
+
+
+async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(await reader.read())
+    writer.close()

@@ -10,6 +10,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::descriptor::DescriptorEnd;
 use crate::device::{End, POOL, device_error};
 
 #[pyclass(module = "ginnel._core.bridge", frozen)]
@@ -34,6 +35,12 @@ impl Bridge {
     fn add(&self, py: Python<'_>, end: &End) -> PyResult<u64> {
         let end = end.take().ok_or_else(|| device_error(libc::EBADFD, "this end of the device is closed"))?;
         py.detach(|| self.inner.add(end))
+            .map_err(|errno| device_error(errno.raw_os_error(), "this end cannot be a port of the bridge"))
+    }
+
+    fn add_descriptor(&self, py: Python<'_>, end: &DescriptorEnd) -> PyResult<u64> {
+        let file = end.take()?;
+        py.detach(|| self.inner.add_file(file))
             .map_err(|errno| device_error(errno.raw_os_error(), "this end cannot be a port of the bridge"))
     }
 

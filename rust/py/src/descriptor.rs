@@ -99,6 +99,13 @@ impl DescriptorEnd {
 }
 
 impl DescriptorEnd {
+    /// Takes the descriptor away: this end is closed from now on.
+    pub fn take(&self) -> PyResult<Arc<PacketFile>> {
+        let file = self.lock().take().ok_or_else(closed)?;
+        file.close();
+        Ok(file)
+    }
+
     fn wait_for<R>(&self, py: Python<'_>, timeout: Option<f64>, take: impl Fn(&[u8]) -> R) -> PyResult<R> {
         let file = self.file()?;
         let mut buffer = [MaybeUninit::uninit(); BUFFER];

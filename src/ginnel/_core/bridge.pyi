@@ -1,4 +1,4 @@
-from ginnel._core.device import End
+from ginnel._core.device import DescriptorEnd, End
 
 class Bridge:
     """A learning switch between ends of TAP devices, on a thread of its own. It knows at most ``stations``
@@ -7,6 +7,10 @@ class Bridge:
     def __new__(cls, stations: int, ageing: float) -> Bridge: ...
     def add(self, end: End) -> int:
         """Takes an end over as a port. DeviceError: EINVAL for a TUN device, EBADFD, ENOSPC past 1,024 ports."""
+
+    def add_descriptor(self, end: DescriptorEnd) -> int:
+        """The same for a descriptor that gives and takes a frame a call. DeviceError: EBADFD, EPERM for a file that
+        cannot be waited for, ENOSPC."""
 
     def remove(self, port: int) -> bool:
         """Gives a port's end back. False where there is no such port."""

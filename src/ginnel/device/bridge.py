@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ginnel._core import Bridge as CoreBridge
+from ginnel._core import DescriptorEnd
+from ginnel.device.kernel import is_tun
+from ginnel.errors import DeviceError
 
 if TYPE_CHECKING:
     from typing import Self
@@ -53,28 +57,34 @@ class Loop:
 
 
 class Bridge:
-    """A switch between ends of TAP devices in this process. A context manager that closes it.
+    """A switch between ends of TAP devices. A context manager that closes it.
 
     It learns which station is behind which port (IEEE 802.1D) and sends frames for it there alone; frames for
     groups and for unknown stations go to all other ports. Tagged frames pass as they are; those for bridges
     themselves (01-80-C2-00-00-0x) do not. There is no spanning tree: a port that leads back to the bridge is
-    closed for 2 to 4 seconds, then for longer, up to 60. Any end of a device in this process may be a port;
-    whoever holds the other end is its station.
+    closed for 2 to 4 seconds, then for longer, up to 60. Any end that can be held may be a port, of a device in
+    this process, of one with a name, of a kernel's; whoever holds the other end is its station.
     """
 
     def __init__(self, *, stations: int = DEFAULT_STATIONS, ageing: float = DEFAULT_AGEING) -> None:
         """``stations``: how many it knows at most; ``ageing``: seconds after which a silent one is forgotten."""
         self._core = CoreBridge(stations, ageing)
 
-    def add(self, end: End) -> int:
+    def add(self, end: End | DescriptorEnd) -> int:
         """Takes a device's end over and returns its port's number. At any time.
 
-        DeviceError: EINVAL for a TUN device, EBADFD for an end that is closed, ENOSPC past 1,024 ports.
+        DeviceError: EINVAL for a TUN device, EBADFD for an end that is closed, ENOSPC past 1,024 ports. A named
+        device does not say what it is: what a TUN would give are no frames, and counted as ``dropped_malformed``.
         """
+        if isinstance(end, DescriptorEnd):
+            if is_tun(end.fileno()):
+                raise DeviceError(errno.EINVAL, "this end cannot be a port of the bridge")
+            return self._core.add_descriptor(end)
         return self._core.add(end)
 
     def remove(self, port: int) -> None:
-        """Gives a port's end back, so that anyone may attach to it. KeyError where there is no such port.
+        """Gives a port's end back, so that anyone may attach to it; a descriptor is closed. KeyError where there is
+        no such port.
 
         A port whose device is deleted goes by itself.
         """

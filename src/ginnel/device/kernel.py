@@ -288,6 +288,15 @@ def attach(name: str, flags: int) -> tuple[DescriptorEnd, str]:
     return DescriptorEnd(descriptor), answer[:16].rstrip(b"\0").decode()
 
 
+def is_tun(descriptor: int) -> bool:
+    """Whether it is one of a kernel's TUN device."""
+    try:
+        answer = fcntl.ioctl(descriptor, TUNGETIFF, bytes(40))
+    except OSError:
+        return False
+    return bool(struct.unpack_from("16xH", answer)[0] & FLAGS["tun"])
+
+
 def _ask(call: Callable[[IPRoute], T], outcome: list[Any]) -> None:
     # Late, for it takes as long to import as all else that ginnel starts with.
     from pyroute2 import IPRoute
@@ -341,6 +350,7 @@ IFF_MULTI_QUEUE = 0x0100
 IFF_VNET_HDR = 0x4000
 TUNSETIFF = 0x400454CA
 TUNSETPERSIST = 0x400454CB
+TUNGETIFF = 0x800454D2
 TUNSETOFFLOAD = 0x400454D0
 TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x02, 0x04, 0x20, 0x40
 # Bytes of a long packet that come to one train of datagrams (64 KiB), headers and tags among them.
