@@ -30,6 +30,31 @@ def test_what_is_lent_is_said_first_and_the_status_is_the_programs() -> None:
     assert said == f"ginnel: /dev/net/tun is lent to {sys.executable}\n"
 
 
+def test_a_program_that_speaks_netlink_through_pyroute2() -> None:
+    """It asks a socket what it is, and trusts the answer."""
+    status, out, said = run(
+        "--",
+        *python("""
+import fcntl, os, socket, struct
+from pyroute2 import IPRoute
+device = os.open("/dev/net/tun", os.O_RDWR)
+fcntl.ioctl(device, 0x400454CA, struct.pack("16sH22x", b"lent7", 0x1001))
+with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE) as plain:
+    print([plain.getsockopt(socket.SOL_SOCKET, option) for option in (3, 38, 39)])
+with IPRoute() as ip:
+    (index,) = ip.link_lookup(ifname="lent7")
+    ip.addr("add", index=index, address="10.9.0.1", prefixlen=24)
+    ip.link("set", index=index, state="up", mtu=1400)
+    ip.route("add", dst="10.77.0.0/16", oif=index)
+    print([link.get_attr("IFLA_MTU") for link in ip.get_links(index)])
+    print([address.get_attr("IFA_ADDRESS") for address in ip.get_addr(index=index)])
+    print([route.get_attr("RTA_DST") for route in ip.get_routes(oif=index, family=socket.AF_INET)])
+"""),
+    )
+    assert status == 0, said
+    assert out.splitlines() == ["[2, 0, 16]", "[1400]", "['10.9.0.1']", "['10.9.0.0', '10.77.0.0']"]
+
+
 def test_whom_the_gateway_is_open_to() -> None:
     _, _, said = run("--socks", "0", "--", "true")
     assert "SOCKS5 on 127.0.0.1:" in said

@@ -51,7 +51,10 @@ def connecting(
 
 
 async def reaches(vpn: Vpn, server: Server) -> None:
-    await vpn.ping("10.8.0.1", timeout=10)
+    try:
+        await vpn.ping("10.8.0.1", timeout=10)
+    except TimeoutError:
+        raise AssertionError(f"no answer; {vpn.state}, {vpn.statistics()}, {server.statistics()}") from None
     assert vpn.info.address is not None
     await server.stack.ping(vpn.info.address.split("/")[0], timeout=10)
 

@@ -164,7 +164,11 @@ class KernelDevice:
 
     def add_address(self, address: Address) -> None:
         """EEXIST when it is there already."""
-        self._netlink(lambda ip: ip.addr("add", **self._address_words(address)))
+        words = self._address_words(address)
+        if self._kind == "tun" and address.interface.version == 6:
+            # Nobody on such a device could have the same: it need not be asked for first.
+            words["flags"] = IFA_F_NODAD
+        self._netlink(lambda ip: ip.addr("add", **words))
 
     def remove_address(self, interface: IPv4Interface | IPv6Interface) -> None:
         """EADDRNOTAVAIL when the device does not have it."""
@@ -358,4 +362,5 @@ TRAIN = 62_000
 TUNSETOWNER = 0x400454CC
 TUNSETGROUP = 0x400454CE
 MAIN_TABLE = 254
+IFA_F_NODAD = 0x02
 MADE_BY_KERNEL = 2

@@ -22,10 +22,12 @@ log = logging.getLogger(__name__)
 
 
 class NetlinkSocket:
-    """Our end of one. ``port`` is what the program's own address shows."""
+    """Our end of one. ``port`` is what the program's own address shows, ``kind`` what it asked for: SOCK_RAW or
+    SOCK_DGRAM."""
 
-    def __init__(self, routes: RouteNetlink, port: int, ours: socket.socket) -> None:
+    def __init__(self, routes: RouteNetlink, port: int, kind: int, ours: socket.socket) -> None:
         self.port = port
+        self.kind = kind
         self.groups = 0
         self.dropped = 0
         """Messages that the program left no room for."""
@@ -37,7 +39,7 @@ class NetlinkSocket:
         self._loop = asyncio.get_running_loop()
 
     @classmethod
-    def make(cls, routes: RouteNetlink, port: int) -> tuple[Self, socket.socket]:
+    def make(cls, routes: RouteNetlink, port: int, kind: int) -> tuple[Self, socket.socket]:
         """One, and the program's end of it."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
@@ -46,7 +48,7 @@ class NetlinkSocket:
             chance = secrets.token_bytes(5)
             try:
                 ours.bind(b"\0" + chance[:1] + bytes(4) + chance[1:])
-                return cls(routes, port, ours), theirs
+                return cls(routes, port, kind, ours), theirs
             except OSError:
                 # Somebody has it: one in 2**40.
                 continue

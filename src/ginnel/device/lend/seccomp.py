@@ -122,7 +122,7 @@ def build_filter(machine: Machine) -> bytes:
     for name in ("open", "openat", "openat2", "getsockname"):
         if name in calls:
             code.if_equal(calls[name], "notify")
-    for name in ("ioctl", "socket", "bind", "connect", "setsockopt"):
+    for name in ("ioctl", "socket", "bind", "connect", "setsockopt", "getsockopt"):
         code.if_equal(calls[name], name)
     code.if_equal(calls["io_uring_setup"], "unknown").jump("allow")
     # Type 'T' has the device's and the terminals', 0x89 those about interfaces.
@@ -135,6 +135,10 @@ def build_filter(machine: Machine) -> bytes:
     code.label("bind").load(_argument(2)).if_equal(_SOCKADDR_NL, "notify").jump("allow")
     code.label("connect").load(_argument(2)).if_equal(_SOCKADDR_NL, "notify").jump("allow")
     code.label("setsockopt").load(_argument(1)).if_equal(_SOL_NETLINK, "notify").jump("allow")
+    code.label("getsockopt").load(_argument(1)).unless_equal(_SOL_SOCKET, "allow").load(_argument(2))
+    for option in (SO_TYPE, SO_PROTOCOL, SO_DOMAIN):
+        code.if_equal(option, "notify")
+    code.jump("allow")
     code.label("allow").end(_ALLOW)
     code.label("notify").end(_NOTIFY)
     code.label("unknown").end(_ERRNO | errno.ENOSYS)
@@ -204,6 +208,8 @@ def _argument(number: int) -> int:
     return 16 + 8 * number
 
 
+# What a socket is, which the pair that stands for one of netlink's is not (asm-generic/socket.h).
+SO_TYPE, SO_PROTOCOL, SO_DOMAIN = 3, 38, 39
 WAIT_KILLABLE = 1 << 5
 NEW_LISTENER = 1 << 3
 
@@ -219,5 +225,6 @@ _CONTINUE, _ADD_AND_SEND, _SYNC_WAKE_UP = 1, 2, 1
 # The caller died (ENOENT) or a signal ended its call before it was received again (EINPROGRESS).
 _GONE = (errno.ENOENT, errno.EINPROGRESS)
 _AF_NETLINK, _NETLINK_ROUTE, _NETLINK_GENERIC, _SOL_NETLINK, _SOCKADDR_NL = 16, 0, 16, 270, 12
+_SOL_SOCKET = 1
 # FIONCLEX, FIOCLEX, FIOASYNC, FIONBIO: the kernel answers them for every file alike.
 _OF_EVERY_FILE = (0x5450, 0x5451, 0x5452, 0x5421)

@@ -30,7 +30,7 @@ from ginnel.device.lend.netlink import NetlinkSocket
 from ginnel.device.lend.node import Node
 from ginnel.device.lend.numbers import Machine
 from ginnel.device.lend.rtnetlink import RouteNetlink
-from ginnel.device.lend.seccomp import Listener, Notification
+from ginnel.device.lend.seccomp import SO_DOMAIN, SO_PROTOCOL, SO_TYPE, Listener, Notification
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class Supervisor:
             "connect": self._connect,
             "getsockname": self._getsockname,
             "setsockopt": self._setsockopt,
+            "getsockopt": self._getsockopt,
         }
         self._handlers = {
             machine.calls[name]: (name, handler) for name, handler in handlers.items() if name in machine.calls
@@ -212,7 +213,8 @@ class Supervisor:
         self._ports += 1
         process = call.caller.process()
         taken = any(netlink.port == process for netlink in self._netlink.values())
-        netlink, theirs = NetlinkSocket.make(self._routes, 0x80000000 + self._ports if taken else process)
+        port = 0x80000000 + self._ports if taken else process
+        netlink, theirs = NetlinkSocket.make(self._routes, port, kind & 0xF)
         with theirs:
             if kind & socket.SOCK_NONBLOCK:
                 theirs.setblocking(False)
@@ -254,15 +256,17 @@ class Supervisor:
         if netlink is None:
             call.let_pass()
             return
-        address, length = call.arguments[1:3]
-        (room,) = struct.unpack("=i", call.caller.read(length, 4))
-        if room < 0:
-            raise OSError(errno.EINVAL, "a negative length")
         name = struct.pack("=HHII", socket.AF_NETLINK, 0, netlink.port, netlink.groups)
-        call.check()
-        call.caller.write(address, name[:room])
-        call.caller.write(length, struct.pack("=i", len(name)))
-        call.end()
+        call.hand_out(name, *call.arguments[1:3])
+
+    def _getsockopt(self, call: _Call) -> None:
+        netlink = self._netlink_of(call)
+        if netlink is None:
+            call.let_pass()
+            return
+        option, value, length = call.arguments[2:5]
+        answer = {SO_TYPE: netlink.kind, SO_PROTOCOL: NETLINK_ROUTE, SO_DOMAIN: socket.AF_NETLINK}[option & 0xFFFFFFFF]
+        call.hand_out(struct.pack("=i", answer), value, length, cut=True)
 
     def _setsockopt(self, call: _Call) -> None:
         netlink = self._netlink_of(call)
@@ -310,6 +314,16 @@ class _Call:
         self.check()
         return data
 
+    def hand_out(self, data: bytes, address: int, length: int, *, cut: bool = False) -> None:
+        """Ends the call with data as long as the caller has room for, and its length: as it is, or as it was cut."""
+        (room,) = struct.unpack("=i", self.caller.read(length, 4))
+        if room < 0:
+            raise OSError(errno.EINVAL, "a negative length")
+        self.check()
+        self.caller.write(address, data[:room])
+        self.caller.write(length, struct.pack("=i", min(len(data), room) if cut else len(data)))
+        self.end()
+
     def end(self, value: int = 0) -> None:
         self.outcome = str(value)
         self.listener.respond(self.notification, value)
@@ -340,4 +354,5 @@ def _inode(status: os.stat_result) -> Inode:
 
 MAX_DESCRIPTORS = 1024
 SIOC_TYPE = 0x8900
+NETLINK_ROUTE = 0
 NETLINK_ADD_MEMBERSHIP, NETLINK_DROP_MEMBERSHIP = 1, 2
