@@ -118,6 +118,8 @@ pub struct Receiver {
     names: [Name; RECEIVED],
     controls: [Control; RECEIVED],
     lengths: [(usize, usize, usize); RECEIVED],
+    /// How many messages are asked for.
+    asked_for: usize,
 }
 
 /// A message that was received: datagrams of `segment` bytes each, the last perhaps shorter.
@@ -142,10 +144,12 @@ impl Receiver {
             names: [Name::default(); RECEIVED],
             controls: [Control::default(); RECEIVED],
             lengths: [(0, 0, 0); RECEIVED],
+            asked_for: 1,
         }
     }
 
-    /// Receives what waits, without blocking. Returns how many [`Receiver::message`]s there are.
+    /// Receives what waits, without blocking: about [`TURN_BYTES`], so that whoever comes next has not long to
+    /// wait. Returns how many [`Receiver::message`]s there are.
     pub fn receive(&mut self, socket: &UdpSocket) -> Result<usize, Errno> {
         let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: BUFFER_LEN }; RECEIVED];
         let mut headers = [EMPTY_HEADER; RECEIVED];
@@ -165,7 +169,7 @@ impl Receiver {
             libc::recvmmsg(
                 socket.descriptor.as_raw_fd(),
                 headers.as_mut_ptr(),
-                RECEIVED as _,
+                self.asked_for as _,
                 libc::MSG_DONTWAIT as _,
                 std::ptr::null_mut(),
             )
@@ -175,6 +179,9 @@ impl Receiver {
             let hdr = &header.msg_hdr;
             *lengths = (header.msg_len as usize, hdr.msg_namelen as usize, hdr.msg_controllen as _);
         }
+        // What comes next is most likely like this.
+        let bytes: usize = self.lengths[..received].iter().map(|(len, ..)| len).sum();
+        self.asked_for = (TURN_BYTES * received / bytes.max(1)).clamp(1, RECEIVED);
         if let Some(asked) = &socket.asked {
             let mut asked = lock(asked);
             for index in 0..received {
@@ -529,8 +536,10 @@ const EMPTY_HEADER: libc::mmsghdr = {
 const MEMINFO_VARS: usize = 9;
 const MEMINFO_DROPS: usize = 8;
 
-/// Messages a call, and the room for each: a run that GRO put together fills 64 KiB.
-const RECEIVED: usize = 8;
+/// Messages a call at most, and the room for each: a run that GRO put together fills 64 KiB.
+const RECEIVED: usize = 32;
+/// What is received in a turn, more or less: two such runs.
+const TURN_BYTES: usize = 128 << 10;
 const BUFFER_LEN: usize = 65_536;
 
 /// The kernel's limit for a run (UDP_MAX_SEGMENTS), what fits an IP packet with its headers, and

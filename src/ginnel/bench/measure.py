@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ginnel.bench.spaces import BenchError, Program
@@ -16,6 +17,13 @@ from ginnel.bench.tunnels import Tunnel
 
 def measure(tunnel: Tunnel, seconds: float) -> dict[str, float]:
     """Every figure of a tunnel once, by name (`UNITS`)."""
+    before = _processor_time()
+    figures = _measure(tunnel, seconds)
+    total, stolen = (now - then for now, then in zip(_processor_time(), before, strict=True))
+    return figures | {"stolen_percent": stolen / max(total, 1) * 100}
+
+
+def _measure(tunnel: Tunnel, seconds: float) -> dict[str, float]:
     with _iperf_server(tunnel):
         if tunnel.streams:
             return _tcp(tunnel, seconds, "up") | _tcp(tunnel, seconds, "down", "--reverse")
@@ -115,6 +123,12 @@ def _iperf(tunnel: Tunnel, seconds: float, *options: str) -> dict[str, Any]:
     return end
 
 
+def _processor_time() -> tuple[int, int]:
+    """All of this machine's, and what its host gave to others meanwhile (steal), in ticks: proc(5)."""
+    ticks = [int(word) for word in Path("/proc/stat").read_text().split(maxsplit=11)[1:9]]
+    return sum(ticks), ticks[7]
+
+
 def _cpu(programs: list[Program]) -> float:
     return sum(program.usage()[0] for program in programs)
 
@@ -136,6 +150,7 @@ UNITS = {
     "loaded_ping_ms": "ping under a stream, median, ms",
     "loaded_ping_p99_ms": "ping under a stream, p99, ms",
     "memory_mb": "resident memory, MB",
+    "stolen_percent": "taken by the machine's host, % of the cores' time",
 }
 SMALL_SECONDS = 1.5
 FIRST_RATE, STEP = 4_000.0, 1.35
