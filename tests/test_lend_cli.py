@@ -7,9 +7,11 @@ import pty
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from tests.harness.client import wait_until
 from tests.harness.process import Process
 
 GINNEL = [sys.executable, "-m", "ginnel", "lend"]
@@ -88,6 +90,21 @@ def test_what_goes_into_the_background_is_ended() -> None:
     status, _, said = run("--", "sh", "-c", "sleep 1000 & exit 3")
     assert status == 3
     assert "left 1 of its processes behind" in said
+
+
+def test_no_orphan_when_the_one_dies_that_looks_after_them() -> None:
+    """With a grandchild in a session of its own: everything goes."""
+    lines = ["import os, time", "if os.fork() == 0: os.setsid()", "print(os.getppid(), os.getpid(), flush=True)"]
+    text = "\n".join([*lines, "time.sleep(1000)"])
+    with Process([*GINNEL, "--", *python(text)]) as process:
+        wait_until(lambda: len(process.out.all()) == 2, 60, lambda: str(process))
+        family = [[int(word) for word in line.split()] for line in process.out.all()]
+        program = next(pid for _, pid in family if pid in {parent for parent, _ in family})
+        guardian = next(parent for parent, pid in family if pid == program)
+        os.kill(guardian, signal.SIGKILL)
+        # The program is killed with it.
+        assert process.wait(30) == 128 + signal.SIGKILL, str(process)
+    assert not any(Path(f"/proc/{pid}").exists() for _, pid in family)
 
 
 def test_signals_are_the_programs() -> None:

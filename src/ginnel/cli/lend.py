@@ -19,6 +19,7 @@ import click
 
 from ginnel.device.interface import Interfaces
 from ginnel.device.lend import LentProgram, Node
+from ginnel.device.lend.launch import become_subreaper, kill_orphans
 from ginnel.device.lend.node import TUN
 from ginnel.device.lend.seen import Seen
 from ginnel.errors import ConfigError, GinnelError
@@ -69,6 +70,8 @@ def command(
     for server in dns:
         _check_server(server)
     plan = Plan(program, Node(node), _gateway(socks), tuple(dns), name, capture)
+    # Should the process die that looks after the program's orphans, they are ours to end.
+    become_subreaper()
     try:
         return asyncio.run(_lend(plan))
     except FileNotFoundError as error:
@@ -77,6 +80,8 @@ def command(
         return _fail(f"{program[0]}: {error.strerror}", 126)
     except GinnelError as error:
         return _fail(str(error), 125)
+    finally:
+        kill_orphans()
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ def main() -> None:
     order = json.loads(message)
     program = sys.argv[2:]
     signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
-    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    become_subreaper()
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
@@ -47,9 +47,27 @@ def main() -> None:
         finally:
             os._exit(125)
     status = _wait(control, pid)
-    left = _kill_orphans()
+    left = kill_orphans()
     if status is not None:
         _tell(control, {"status": status, "left": left})
+
+
+def become_subreaper() -> None:
+    """Orphans among our descendants come to us from now on."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def kill_orphans() -> int:
+    """Kills all descendants. Their own children come to us when they die, so it ends when there are none."""
+    killed = set()
+    while True:
+        for pid in _children():
+            killed.add(pid)
+            os.kill(pid, signal.SIGKILL)
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return len(killed)
 
 
 def _become(control: socket.socket, order: dict[str, Any], program: list[str], parent: int) -> None:
@@ -101,19 +119,6 @@ def _wait(control: socket.socket, pid: int) -> int | None:
     if ended in ready:
         return os.waitpid(pid, 0)[1]
     return None
-
-
-def _kill_orphans() -> int:
-    """Kills all descendants. Their own children come to us when they die, so it ends when there are none."""
-    killed = set()
-    while True:
-        for pid in _children():
-            killed.add(pid)
-            os.kill(pid, signal.SIGKILL)
-        try:
-            os.waitpid(-1, 0)
-        except ChildProcessError:
-            return len(killed)
 
 
 def _children() -> list[int]:
