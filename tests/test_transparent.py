@@ -76,7 +76,7 @@ async def setup(request: pytest.FixtureRequest) -> AsyncIterator[Setup]:
         server.set_addresses(["10.8.0.1/24", "fd00::1/64"])
         client.set_routes([("0.0.0.0/0", "10.8.0.1"), ("::/0", "fd00::1")])
         gate.stack = server
-        await exits.enter_async_context(Interception(server, gate.arrival, gate.datagrams, gate.echo, idle=3))
+        await exits.enter_async_context(Interception(server, gate.arrival, gate.datagrams, gate.echo, idle=6))
         yield client, server, gate
 
 
