@@ -177,3 +177,26 @@ fn extension_headers_are_skipped_where_they_may_be() {
         assert_eq!(counted, counter.map(|name| (name, 1)).into_iter().collect::<Vec<_>>(), "{extensions:?}");
     }
 }
+
+#[test]
+fn what_has_waited_for_a_station_goes_before_what_comes_later() {
+    let (mut stack, mut out, mut other) = (stack(Kind::Tap), outbox(), outbox());
+    let (Ok(own), Ok(host)) = ("10.8.0.1".parse(), "10.8.0.2".parse()) else { unreachable!() };
+    for sequence in 1..4 {
+        stack.ping(IpAddr::V4(host), 7, sequence, b"", &mut out).unwrap();
+    }
+    stack.transmit(1, &mut out);
+    out.take(&mut Vec::new());
+    let reply = arp::Arp { operation: arp::Operation::Reply, sender: (THEIRS, host), target: (OURS, own) };
+    reply.emit(&mut other, OURS);
+    let mut frames = Vec::new();
+    other.take(&mut frames);
+    stack.input(2, &frames[0], &mut out);
+    stack.ping(IpAddr::V4(host), 7, 4, b"", &mut out).unwrap();
+    stack.transmit(2, &mut out);
+    let mut sent = Vec::new();
+    out.take(&mut sent);
+    // Ethernet, IPv4, and ICMP's own up to the sequence number.
+    let sequences: Vec<u8> = sent.iter().map(|frame| frame[HEADER + 20 + 7]).collect();
+    assert_eq!(sequences, [1, 2, 3, 4]);
+}

@@ -69,10 +69,11 @@ impl Outbox {
         }
     }
 
-    /// Appends a packet that is as the device is to have it.
+    /// Takes a packet that is as the device is to have it, and has waited: it goes before those of this round.
     pub fn push_frame(&mut self, frame: Packet) {
         if self.packets.len() + self.frames.len() < self.room + SLACK {
-            self.frames.push(frame);
+            self.packets.insert(self.ready, frame);
+            self.ready += 1;
         } else {
             self.overflow += 1;
             self.pool.recycle(frame);
