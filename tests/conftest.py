@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.harness.environment import Environment, ordinary_environment
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("ginnel", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ginnel")
 
 
 @pytest.fixture(scope="session")
