@@ -470,7 +470,9 @@ def checksum(data: bytes) -> bytes:
     return struct.pack("!H", ~total & 0xFFFF)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_garbage_never_stops_the_stack(target: tuple[Device, NetStack, End], data: st.DataObject) -> None:
     _, stack, end = target

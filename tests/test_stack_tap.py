@@ -186,7 +186,9 @@ async def test_what_is_not_for_us_is_counted(station: tuple[Stack, End]) -> None
     assert [counted[f"dropped_{name}"] for name in names] == [2, 1, 1, 2]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.data())
 def test_no_frame_of_any_length_does_harm(data: st.DataObject) -> None:
     ethertypes = st.sampled_from([b"\x08\x00", b"\x08\x06", b"\x86\xdd", b"\x81\x00", b"\x00\x00"])
