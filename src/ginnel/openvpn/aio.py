@@ -84,6 +84,8 @@ class Client:
         self._plane = plane
         self._attempt: _Attempt | None = None
         self._way: Way | Unresolved | None = None
+        # Our address towards where packets go now.
+        self._leaves_from: str | None = None
         self._failure: GinnelError | None = None
         self._nudge = asyncio.Event()
         self._questions: set[asyncio.Task[None]] = set()
@@ -182,10 +184,13 @@ class Client:
         )
         attempt = _Attempt(self._plane, policy, path, way.remote, patience, self._take_news)
         self._attempt = attempt
+        # What is compared later is the way to this server: to another it may begin elsewhere.
+        self._leaves_from = self._source()
         try:
             return await attempt.run(), attempt.is_up
         finally:
             self._attempt = None
+            self._leaves_from = self._source()
             self._user_is_done()
             self._plane.remove_socket(number)
 
@@ -322,14 +327,14 @@ class Client:
     async def _watch_network(self) -> None:
         """When packets to the server would leave from another address than before, or can leave again,
         waiting makes no sense: the server won't find us where we were."""
-        before = self._source()
+        self._leaves_from = self._source()
         async for _ in watch.network_changes():
             now = self._source()
-            if now is not None and now != before:
+            if now is not None and now != self._leaves_from:
                 if self._attempt is not None:
                     self._attempt.lose(UnreachableError(f"the network of this machine changed (now {now})"))
                 self._nudge.set()
-            before = now
+            self._leaves_from = now
 
     async def _watch_sleep(self) -> None:
         async for seconds in watch.sleeps():
