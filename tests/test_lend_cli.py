@@ -107,6 +107,15 @@ def test_no_orphan_when_the_one_dies_that_looks_after_them() -> None:
     assert not any(Path(f"/proc/{pid}").exists() for _, pid in family)
 
 
+def test_what_a_shell_left_running_before_it_became_ginnel_runs_on() -> None:
+    """Its children are ours from then on, and none of our business."""
+    words = ["sh", "-c", 'sleep 1000 >/dev/null 2>&1 & echo $!; exec "$@"', "sh", *GINNEL, "--", "true"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    # It fails for a process that is not there.
+    os.kill(int(done.stdout), signal.SIGKILL)
+
+
 def test_signals_are_the_programs() -> None:
     text = """
 import os, signal, sys

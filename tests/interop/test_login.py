@@ -22,6 +22,15 @@ from tests.interop.test_terminal import read_to_end, read_until
 USER_ALONE = ("verify-client-cert none", "username-as-common-name")
 
 
+def come_back(server: StockServer, client: GinnelClient) -> None:
+    """Lets the client lose its server, and find it again."""
+    client.wait_next("up")
+    server.kill()
+    client.wait_next("reconnecting")
+    server.start()
+    client.wait_next("up", 30)
+
+
 def script(folder: Path, text: str) -> Path:
     file = folder / "ask"
     file.write_text(f'#!/bin/sh\n{{ read -r user; read -r word; }} < "$1"\n{text}\n')
@@ -104,11 +113,7 @@ def test_a_token_takes_the_place_of_a_password_that_works_once(
         StockServer(network, profile) as server,
         GinnelClient(network, ordinary_env, profile, login=LOGIN) as client,
     ):
-        client.wait_next("up")
-        server.kill()
-        client.wait_next("reconnecting")
-        server.start()
-        client.wait_next("up", 30)
+        come_back(server, client)
         assert client.curl("http://wiki.office/") == office.PAGE.decode()
         client.stop()
 
@@ -141,11 +146,7 @@ def test_an_expired_token_makes_way_for_the_password(
         StockServer(network, profile) as server,
         GinnelClient(network, ordinary_env, profile, login=LOGIN) as client,
     ):
-        client.wait_next("up")
-        server.kill()
-        client.wait_next("reconnecting")
-        server.start()
-        client.wait_next("up", 30)
+        come_back(server, client)
         assert server.wait_log("expired")
         assert client.curl("http://wiki.office/") == office.PAGE.decode()
         client.stop()

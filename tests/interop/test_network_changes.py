@@ -11,6 +11,7 @@ from tests.harness.network import Namespace
 # A server and a client on loopback; the way to anywhere else begins at another address.
 SCRIPT = """
 import asyncio, subprocess
+from ginnel.transports import watch
 from tests.harness.people import People
 from tests.test_server_service import connecting, serving
 
@@ -23,10 +24,13 @@ async def main():
     people.add("alice")
     async with serving(people) as server, connecting(server, people, "alice") as alice:
         told = asyncio.create_task(tell(alice.changes()))
+        news = watch.network_changes()
         for number in range(3):
+            # When we have heard of one change, the client, which listens since before us, has heard of the last.
+            heard = asyncio.create_task(anext(news))
+            await asyncio.sleep(0)
             subprocess.run(f"ip link add a{number} type veth peer name b{number}", shell=True, check=True)
-            # Longer than a change is given to settle in.
-            await asyncio.sleep(0.7)
+            await asyncio.wait_for(heard, 30)
         told.cancel()
         print(alice.state)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.harness import office
@@ -16,6 +18,15 @@ from tests.harness.profile import LOGIN, Profile
 from tests.harness.server import StockServer
 from tests.interop.test_login import at_a_terminal
 from tests.interop.test_terminal import read_to_end, read_until
+
+
+@contextlib.contextmanager
+def asking(network: Network, environment: Environment, folder: Path) -> Iterator[tuple[Management, GinnelClient]]:
+    """A server that is told what to answer, and a client that has a login for it."""
+    manager = Management(folder)
+    profile = Profile(server_options=manager.options, client_options=("auth-user-pass",))
+    with StockServer(network, profile), manager, GinnelClient(network, environment, profile, login=LOGIN) as ours:
+        yield manager, ours
 
 
 def test_a_challenge_and_then_a_question(network: Network, ordinary_env: Environment, tmp_path: Path) -> None:
@@ -50,13 +61,7 @@ def test_a_challenge_and_then_a_question(network: Network, ordinary_env: Environ
 
 
 def test_a_login_on_the_web(network: Network, ordinary_env: Environment, tmp_path: Path) -> None:
-    manager = Management(tmp_path)
-    profile = Profile(server_options=manager.options, client_options=("auth-user-pass",))
-    with (
-        StockServer(network, profile),
-        manager,
-        GinnelClient(network, ordinary_env, profile, login=LOGIN) as ours,
-    ):
+    with asking(network, ordinary_env, tmp_path) as (manager, ours):
         client, _ = manager.login()
         manager.pend(client, "WEB_AUTH::https://login.example/y")
         assert ours.wait_next("open_url")["url"] == "https://login.example/y"
@@ -66,13 +71,7 @@ def test_a_login_on_the_web(network: Network, ordinary_env: Environment, tmp_pat
 
 
 def test_a_server_that_is_busy_for_a_moment(network: Network, ordinary_env: Environment, tmp_path: Path) -> None:
-    manager = Management(tmp_path)
-    profile = Profile(server_options=manager.options, client_options=("auth-user-pass",))
-    with (
-        StockServer(network, profile),
-        manager,
-        GinnelClient(network, ordinary_env, profile, login=LOGIN) as ours,
-    ):
+    with asking(network, ordinary_env, tmp_path) as (manager, ours):
         client, first = manager.login()
         manager.deny(client, "TEMP[backoff 2]: too many logins at once")
         again = ours.wait_next("reconnecting")

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use super::*;
 use crate::netstack::ethernet::{Frame, HEADER, IPV6};
 use crate::packet::{LocalPool, Pool};
+use crate::seeded::Seeded;
 
 const OURS: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const THEIRS: Mac = Mac([2, 0, 0, 0, 0, 2]);
@@ -19,21 +20,8 @@ impl Outlet for Taken {
     }
 }
 
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        self.0 >> 33 ^ self.0 << 31
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        self.next() as usize % limit
-    }
-}
-
 fn stack(kind: Kind) -> Stack<(), Taken> {
-    let mut random = Random(1);
+    let mut random = Seeded(1);
     let mut stack = Stack::new(kind, 1 << 22, 1500, Box::new(move || random.next()));
     stack.set_mac(OURS);
     stack.set_addresses(Addresses::parse(["10.8.0.1/24", "fd00::1/64"]).unwrap());
@@ -92,7 +80,7 @@ fn damaged_packets_of_every_sort_do_no_harm() {
     for kind in [Kind::Tun, Kind::Tap] {
         let (mut stack, mut out, mut pool) = (stack(kind), outbox(), Pool::new(64).local());
         stack.capture(60 * crate::SECOND);
-        let mut random = Random(42);
+        let mut random = Seeded(42);
         let mut packets = Vec::new();
         for round in 0..60_000u64 {
             let mut packet = samples[random.below(samples.len())].clone();
@@ -123,7 +111,7 @@ fn damaged_packets_of_every_sort_do_no_harm() {
 
 #[test]
 fn frames_of_every_length_do_no_harm() {
-    let mut random = Random(7);
+    let mut random = Seeded(7);
     let bytes: Vec<u8> = (0..65_535).map(|_| random.next() as u8).collect();
     for kind in [Kind::Tun, Kind::Tap] {
         let (mut stack, mut out) = (stack(kind), outbox());

@@ -58,16 +58,19 @@ def become_subreaper() -> None:
 
 
 def kill_orphans() -> int:
-    """Kills all descendants. Their own children come to us when they die, so it ends when there are none."""
-    killed = set()
-    while True:
-        for pid in _children():
-            killed.add(pid)
+    """Kills all that is left of a lent program. How many were killed.
+
+    Told by their filter: other children may be ours that have nothing to do with it, such as those of a shell that
+    became us. Their own children come to us when they die, so it ends when there are none.
+    """
+    killed = 0
+    while left := _lent_children():
+        for pid, state in left:
+            killed += state != "Z"
             os.kill(pid, signal.SIGKILL)
-        try:
-            os.waitpid(-1, 0)
-        except ChildProcessError:
-            return len(killed)
+        for pid, _ in left:
+            os.waitpid(pid, 0)
+    return killed
 
 
 def _become(control: socket.socket, order: dict[str, Any], program: list[str], parent: int) -> None:
@@ -121,20 +124,26 @@ def _wait(control: socket.socket, pid: int) -> int | None:
     return None
 
 
-def _children() -> list[int]:
-    me = os.getpid()
+def _lent_children() -> list[tuple[int, str]]:
+    """Children with more filters than we have, and their states."""
+    me, (_, own, _) = os.getpid(), _status("self")
     found = []
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
-                with open(f"/proc/{name}/stat") as file:
-                    # The name before it may hold anything.
-                    state, parent = file.read().rpartition(")")[2].split()[:2]
+                parent, filters, state = _status(name)
             except OSError:
                 continue
-            if int(parent) == me and state != "Z":
-                found.append(int(name))
+            if parent == me and filters > own:
+                found.append((int(name), state))
     return found
+
+
+def _status(name: str) -> tuple[int, int, str]:
+    """A process's parent, how many seccomp filters it has, and its state."""
+    with open(f"/proc/{name}/status") as file:
+        fields = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+    return int(fields["PPid"]), int(fields.get("Seccomp_filters", 0)), fields["State"][0]
 
 
 def _tell(control: socket.socket, what: dict[str, Any]) -> None:

@@ -8,27 +8,11 @@ use crate::netstack::segment::{self, Segment, Tuple};
 use crate::netstack::tcp::{Connection, Parameters, Transport};
 use crate::netstack::{ip, tcp::Phase};
 use crate::packet::{Packet, Pool};
+pub use crate::seeded::Seeded;
 use crate::{Nanos, SECOND};
 
 pub const MILLI: Nanos = SECOND / 1000;
 pub const BUDGET: usize = 64 << 20;
-
-/// SplitMix64.
-pub struct Seeded(pub u64);
-
-impl Seeded {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
-    }
-
-    /// True once in a million for each of `millionths`.
-    pub fn happens(&mut self, millionths: u64) -> bool {
-        self.next() % 1_000_000 < millionths
-    }
-}
 
 /// What one direction of the path does. Probabilities are in millionths.
 #[derive(Clone, Copy)]
@@ -78,9 +62,14 @@ impl Wire {
         }
     }
 
+    /// True once in a million for each of `millionths`.
+    fn happens(&mut self, millionths: u64) -> bool {
+        self.random.next() % 1_000_000 < millionths
+    }
+
     fn carry(&mut self, now: Nanos, packet: &[u8]) {
         let path = self.path;
-        if self.random.happens(path.loss) {
+        if self.happens(path.loss) {
             return;
         }
         while let Some(std::cmp::Reverse((at, len))) = self.leaving.peek().copied()
@@ -99,11 +88,11 @@ impl Wire {
             self.queued += packet.len();
             self.leaving.push(std::cmp::Reverse((leaves, packet.len())));
         }
-        let copies = 1 + usize::from(self.random.happens(path.duplicate));
+        let copies = 1 + usize::from(self.happens(path.duplicate));
         for _ in 0..copies {
-            let late = if self.random.happens(path.reorder) { self.random.next() % (5 * MILLI) } else { 0 };
+            let late = if self.happens(path.reorder) { self.random.next() % (5 * MILLI) } else { 0 };
             let mut bytes = packet.to_vec();
-            if self.random.happens(path.corrupt) {
+            if self.happens(path.corrupt) {
                 let at = self.random.next() as usize % bytes.len();
                 bytes[at] ^= 1 << (self.random.next() % 8);
             }
