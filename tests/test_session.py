@@ -93,9 +93,21 @@ def test_nobody_has_an_address_before_the_login_is_decided() -> None:
     assert len(pair.server_policy.heard) > 3
     assert not pair.client.established
     assert pair.server.events == []
+    (said,) = pair.client.events
+    assert isinstance(said, events.Notice)
+    assert "waits for approval" in said.text
     pair.server_policy.decide(PushReply.parse(PUSH), pair.now)
     establish(pair)
     assert len(keys_of(pair.client)) == len(keys_of(pair.server)) == 1
+
+
+def test_of_a_login_that_is_decided_in_a_moment_nobody_hears_that_it_waits() -> None:
+    pair = make_pair(gate=lambda login: None)
+    pair.run_for(1)
+    pair.server_policy.decide(PushReply.parse(PUSH), pair.now)
+    establish(pair)
+    pair.run_for(10)
+    assert not [event for event in pair.client.events if isinstance(event, events.Notice)]
 
 
 def test_the_first_packet_is_sent_again_until_there_is_an_answer() -> None:

@@ -99,6 +99,8 @@ class ServerPolicy:
         self._theirs: KeyMessage | None = None
         self._cipher: str | None = None
         self._decided = False
+        # The client was told to wait.
+        self._is_pending = False
         self._answered = float("-inf")
         self._messages: list[str] = []
         self._reply: PushReply | None = None
@@ -210,14 +212,19 @@ class ServerPolicy:
         if verdict is not None:
             self.decide(verdict, now)
             return
-        window = self.settings.hand_window
-        self._session.set_timer(Timer.PUSH_WINDOW, now + window)
-        told = Proto.AUTH_PENDING_KW in self._proto
-        self._session.send_message(f"AUTH_PENDING,timeout {window:.0f}" if told else "AUTH_PENDING")
+        # Most logins are decided in a moment, and nobody need hear of that.
+        self._session.set_timer(Timer.PUSH_WINDOW, now + MOMENT)
 
     def handle_timer(self, timer: Timer, now: float) -> None:
-        """PUSH_WINDOW: nobody decided."""
-        self.decide(Refusal("the login was not approved in time"), now)
+        """PUSH_WINDOW: nobody has decided, yet or in time."""
+        if self._is_pending:
+            self.decide(Refusal("the login was not approved in time"), now)
+            return
+        self._is_pending = True
+        window = self.settings.hand_window
+        self._session.set_timer(Timer.PUSH_WINDOW, now + window)
+        timed = Proto.AUTH_PENDING_KW in self._proto
+        self._session.send_message(f"AUTH_PENDING,timeout {window:.0f}" if timed else "AUTH_PENDING")
 
     def handle_message(self, text: str, now: float) -> None:
         if text != "PUSH_REQUEST":
@@ -332,5 +339,7 @@ def _fixed(settings: ServerSettings, push: PushReply) -> Gate:
 NEGOTIATED = ("cipher", "peer_id", "ping", "ping_restart", "protocol_flags", "key_derivation", "auth_token")
 # Stock answers no sooner again, as requests may be on their way while the answer is.
 PUSH_REPLY_INTERVAL = 30.0
+# Seconds after which a client is told that its login waits.
+MOMENT = 2.0
 # Time for a last message to be sent again and acknowledged.
 FAREWELL = 5.0
