@@ -56,10 +56,15 @@ class Machine:
         file = self.folder / "office.ovpn"
         file.write_text(profile.client_file(port))
         file.chmod(0o600)
-        bind = 'mount --bind "$1" /etc/resolv.conf; shift; exec "$@"'
-        words = [_GINNEL, "connect", file, "--tun", "--json", *options]
-        command = ["unshare", "--mount", "sh", "-ec", bind, "sh", self.resolv_conf, *words]
-        return TunClient(self, self.namespace.start(command, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}))
+        # The folder is root's alone, as a home is: what the session loads once it is nobody, it can't.
+        private = self.folder / "private"
+        private.mkdir(exist_ok=True)
+        bind = 'mount --bind "$1" /etc/resolv.conf; mount --bind "$2" "$3"; shift 3; exec "$@"'
+        ginnel = [private / _PYTHON.relative_to(_ROOT), "-m", "ginnel"]
+        words = [*ginnel, "connect", file, "--tun", "--json", *options]
+        command = ["unshare", "--mount", "sh", "-ec", bind, "sh", self.resolv_conf, _ROOT, private, *words]
+        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(private / "src")}
+        return TunClient(self, self.namespace.start(command, env=environment))
 
 
 class TunClient(JsonProgram):
@@ -92,5 +97,5 @@ class TunClient(JsonProgram):
         assert parse_event(self.process.out.all()[-1])["event"] == "down", str(self.process)
 
 
-# Below root's home, where nobody else reads: what the session loads once it is nobody, it can't.
-_GINNEL = Path(sys.executable).with_name("ginnel")
+_ROOT = Path(__file__).parents[2]
+_PYTHON = Path(sys.prefix) / "bin/python"

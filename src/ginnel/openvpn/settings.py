@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 from ginnel.openvpn.client import ClientSettings
 from ginnel.openvpn.config import AuthUserPass, ClientConfig, Remote
 from ginnel.openvpn.data_format import FRAMINGS
 from ginnel.openvpn.login import Login
 from ginnel.openvpn.tls import TlsContext, TlsSettings
+from ginnel.release import VERSION
 
 
 def tls_context(config: ClientConfig, key_password: str | None = None) -> TlsContext:
@@ -67,7 +66,7 @@ def client_settings(config: ClientConfig, remote: Remote, tls: TlsContext) -> Cl
         route_nopull=config.route_nopull,
         session_timeout=config.session_timeout,
         inactive=config.inactive,
-        gui_version=f"ginnel_{version('ginnel')}",
+        gui_version=f"ginnel_{VERSION}",
         extra_peer_info=config.peer_info,
         export_keys=config.export_keys,
     )

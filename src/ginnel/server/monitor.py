@@ -7,10 +7,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ginnel.release import VERSION
 from ginnel.server.journal import tell
 from ginnel.server.metrics import metrics
 from ginnel.server.service import Server
@@ -47,7 +47,7 @@ class Monitor:
     def _write(self, description: Mapping[str, Any]) -> None:
         """A disk that is full is said once, and once more when it is not."""
         try:
-            _replace(self._directory / STATUS, status_file(description, version("ginnel")))
+            _replace(self._directory / STATUS, status_file(description, VERSION))
             _replace(self._directory / METRICS, metrics(description))
         except OSError as error:
             if not self._failed:
