@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ginnel import socks5
 from ginnel._core import DataPlane, Device
 
 
@@ -131,6 +132,45 @@ def test_answers_come_from_the_address_that_was_asked(family, anywhere):
             left.plane.set_routes(2, ["0.0.0.0/0"], None)
             left.stack.write_batch([packet(each) for each in range(50)])
             assert {asker.recvfrom(2000)[1] for _ in range(50)} == {("127.0.0.2", port)}
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "vpn.example"])
+def test_a_relay_finds_its_header_before_every_datagram(host):
+    """Of a batch, too, that leaves as one run; and what it sends back has the header that it likes."""
+    header = socks5.datagram_header(host, 1194)
+    back = socks5.datagram_header("203.0.113.9", 1194)
+    with sides() as (left, right), udp() as relay:
+        relay.settimeout(20)
+        ours = udp()
+        ours.connect(relay.getsockname())
+        where = ours.getsockname()
+        number = left.plane.add_udp(ours.detach(), header)
+        left.plane.new_peer(2, (number, *relay.getsockname()), 3)
+        left.plane.new_key(2, 1, 0, "AES-256-GCM", material("there"), material("back"))
+        left.plane.swap(2, 1)
+        left.plane.set_routes(2, ["0.0.0.0/0"], None)
+        # A long run, then one that ends with a shorter datagram.
+        sizes = [1400] * 20 + [900] * 7 + [20]
+        left.stack.write_batch([packet(each, size) for each, size in enumerate(sizes)])
+        right.plane.new_peer(2, (right.socket, *relay.getsockname()), 3)
+        right.plane.new_key(2, 1, 0, "AES-256-GCM", material("back"), material("there"))
+        right.plane.swap(2, 1)
+        right.plane.set_routes(2, ["0.0.0.0/0"], None)
+        messages = [relay.recv(65536) for _ in sizes]
+        for each, (size, message) in enumerate(zip(sizes, messages, strict=True)):
+            assert message[: len(header)] == header
+            relay.sendto(message[len(header) :], right.address)
+            assert right.stack.read(20) == packet(each, size)
+            right.stack.write(packet(each, size))
+            relay.sendto(back + relay.recv(65536), where)
+            assert left.stack.read(20) == packet(each, size)
+        left.plane.send_control(b"\x38 hello", (number, *relay.getsockname()))
+        assert relay.recv(65536) == header + b"\x38 hello"
+        for bad in (b"", back[:9], b"\0\0\1" + back[3:] + b"\x40 a fragment", b"\0\0\0\2" + bytes(50)):
+            relay.sendto(bad, where)
+        relay.sendto(back + b"\x40 hello", where)
+        assert left.wait_events() == [("control", b"\x40 hello", (number, *relay.getsockname()))]
+        assert left.plane.statistics()["rx_bad_relayed"] == 4
 
 
 def test_every_packet_arrives_or_is_counted():

@@ -483,6 +483,7 @@ socks-proxy socks.example
 </connection>
 <connection>
 remote three.example 1196 udp
+socks-proxy socks.example 1081
 explicit-exit-notify 2
 </connection>
 """
@@ -494,7 +495,9 @@ explicit-exit-notify 2
     assert config.remotes == (
         Remote("one.example", 1194, "tcp", proxy, **bound, own=own),
         Remote("two.example", 1195, "tcp6", SocksProxy("socks.example", 1080), **bound),
-        Remote("three.example", 1196, "udp", **bound, own=(("explicit_exit_notify", 2),)),
+        Remote(
+            "three.example", 1196, "udp", SocksProxy("socks.example", 1081), **bound, own=(("explicit_exit_notify", 2),)
+        ),
     )
     first, second, third = map(config.for_remote, config.remotes)
     assert (first.connect_timeout, first.mssfix, first.explicit_exit_notify) == (3, MssFix(1300), 0)
@@ -573,7 +576,6 @@ WRONG = [
     ("<connection>\nremote a\nremote b\n</connection>", "a second remote in one <connection>"),
     ("<connection>\nremote a\nverb 4\n</connection>", "verb can't be within <connection>"),
     ("http-proxy 192.0.2.9 8080", "http-proxy leads to TCP only, and this remote is udp; write: proto tcp"),
-    ("socks-proxy 192.0.2.9", "socks-proxy is supported for TCP only"),
     ("http-proxy 192.0.2.9", "http-proxy needs HOST PORT [FILE|auto|auto-nct] [METHOD]"),
     ("http-proxy 192.0.2.9 8080 stdin ntlm", "ntlm is not supported"),
     ("http-proxy-option COLOUR red", "'COLOUR' is not one of: VERSION, AGENT, CUSTOM-HEADER"),

@@ -15,7 +15,7 @@ from ginnel._core import Device
 from ginnel.gateways.http_proxy import HttpProxy
 from ginnel.gateways.relay import Address, Listener
 from ginnel.gateways.socks5 import Login, Socks5Gateway
-from ginnel.gateways.udp_associate import parse_datagram
+from ginnel.socks5 import parse_datagram
 from ginnel.stack import Stack
 from tests.harness.socks import GREETING
 

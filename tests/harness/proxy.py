@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ginnel.socks5 import datagram_header, parse_datagram
 from tests.harness.network import Namespace
 
 
@@ -72,7 +73,7 @@ async def serve_socks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     await writer.drain()
     if not good:
         return
-    _, _, _, kind = await reader.readexactly(4)
+    _, command, _, kind = await reader.readexactly(4)
     if kind == 3:
         (length,) = await reader.readexactly(1)
         host = (await reader.readexactly(length)).decode()
@@ -80,7 +81,52 @@ async def serve_socks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
         packed = await reader.readexactly(4 if kind == 1 else 16)
         host = socket.inet_ntop(socket.AF_INET if kind == 1 else socket.AF_INET6, packed)
     port = int.from_bytes(await reader.readexactly(2))
+    if command == 3:
+        await relay(reader, writer)
+        return
     await lead_on(reader, writer, host, port, b"\5\0\0\1\0\0\0\0\0\0", "socks")
+
+
+async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Datagrams to and fro while the connection lasts; where they go is said without the address, as many do."""
+    loop = asyncio.get_running_loop()
+    here = writer.get_extra_info("sockname")[0]
+    inside, outside = (socket.socket(type=socket.SOCK_DGRAM) for _ in range(2))
+    with inside, outside:
+        for each in (inside, outside):
+            each.setblocking(False)
+            each.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 22)
+            each.bind((here, 0))
+        clients: list[tuple[str, int]] = []
+        longest = 0
+
+        def outwards() -> None:
+            nonlocal longest
+            message, client = inside.recvfrom(1 << 16)
+            datagram = parse_datagram(message)
+            assert datagram is not None
+            if not clients:
+                print(f"datagrams go to {datagram.host}:{datagram.port}", flush=True)
+            clients[:] = [client]
+            if len(message) > longest:
+                longest = len(message)
+                print(f"longest datagram {longest}", flush=True)
+            with contextlib.suppress(BlockingIOError):
+                outside.sendto(datagram.payload, (datagram.host, datagram.port))
+
+        def inwards() -> None:
+            message, server = outside.recvfrom(1 << 16)
+            with contextlib.suppress(BlockingIOError):
+                inside.sendto(datagram_header(*server) + message, clients[0])
+
+        loop.add_reader(inside, outwards)
+        loop.add_reader(outside, inwards)
+        try:
+            writer.write(b"\5\0\0\1\0\0\0\0" + inside.getsockname()[1].to_bytes(2))
+            await reader.read()
+        finally:
+            loop.remove_reader(inside)
+            loop.remove_reader(outside)
 
 
 async def lead_on(
@@ -130,6 +176,7 @@ async def main(address: str) -> None:
 
 
 LOGIN = ("carol", "proxy pass")
+SO_RCVBUFFORCE = 33
 NONCE = "0123456789abcdef"
 BASIC_PORT, DIGEST_PORT, SOCKS_PORT = 3128, 3129, 1080
 OFFERS = {

@@ -67,6 +67,12 @@ ROWS = [
     ),
     Row(
         "transports",
+        "socks-proxy over UDP; the proxy ends and comes back",
+        "each datagram has a header of the proxy's, for which mssfix leaves room; only a connection tells of the end",
+        "test_transports::test_socks_proxy_over_udp",
+    ),
+    Row(
+        "transports",
         "two remotes, UDP and TCP; nothing listens at the first",
         "how long the first is waited for",
         "test_transports::test_the_second_remote_when_nothing_listens_at_the_first",

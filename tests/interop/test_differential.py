@@ -300,7 +300,6 @@ EXTRA = {
     "http-proxy": ["proto tcp-client"],
     "http-proxy-option": ["proto tcp-client", "http-proxy 192.0.2.9 8080"],
     "http-proxy-user-pass": ["proto tcp-client", "http-proxy 192.0.2.9 8080 stdin"],
-    "socks-proxy": ["proto tcp-client"],
     **{name: ["management 127.0.0.1 7505"] for name in MANAGEMENT},
     **{name: ["script-security 2"] for name in ("up", "down", "route-up", "ipchange", "tls-verify")},
     "up-delay": ["script-security 2", "up /bin/true"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Literal
 
@@ -14,7 +15,7 @@ from tests.harness.network import CLIENT, SERVER, SERVER6, Network
 from tests.harness.profile import Profile
 from tests.harness.proxy import Proxies
 from tests.harness.server import StockServer
-from tests.interop.test_matrix import fetch
+from tests.interop.test_matrix import SIZE, fetch
 
 TCP = Profile(transport="tcp")
 PROXY_LOGIN = "<http-proxy-user-pass>\n{}\n{}\n</http-proxy-user-pass>".format(*proxy.LOGIN)
@@ -64,6 +65,30 @@ async def test_socks_proxy(network: Network, ordinary_env: Environment) -> None:
         with GinnelClient(network, ordinary_env, profile, files=files) as client:
             await fetch(client)
             assert proxies.process.wait_line(f"socks leads to {SERVER}:1194", 5)
+            client.stop()
+
+
+async def test_socks_proxy_over_udp(network: Network, ordinary_env: Environment) -> None:
+    """The relay lasts as long as the connection to the proxy: its end is noticed where no ping would."""
+    options = (f"socks-proxy {SERVER} {proxy.SOCKS_PORT} proxy-login", "mssfix 1400 mtu")
+    profile = Profile(keepalive=(60, 600), client_options=options)
+    files = {"proxy-login": "\n".join(proxy.LOGIN) + "\n"}
+    with StockServer(network, profile), contextlib.ExitStack() as running:
+        with Proxies(network.server, SERVER) as proxies:
+            client = running.enter_context(GinnelClient(network, ordinary_env, profile, files=files))
+            assert client.wait_next("up")["transport"] == "udp"
+            assert proxies.process.wait_line(f"datagrams go to {SERVER}:1194", 5)
+            file = client.folder / "upload"
+            file.write_bytes(office.body(SIZE))
+            assert client.curl("--upload-file", str(file), "http://files.office/upload") == office.body_hash(SIZE)
+            await fetch(client)
+        longest = int([line for line in proxies.process.out.all() if line.startswith("longest")][-1].split()[2])
+        # With the proxy's header and those of IP and UDP it is what mssfix says, or a little less.
+        assert 1400 - 8 <= longest + 28 <= 1400
+        client.wait_next("reconnecting", 10)
+        with Proxies(network.server, SERVER):
+            client.wait_next("up", 30)
+            await fetch(client)
             client.stop()
 
 

@@ -26,6 +26,7 @@ pub mod queue;
 pub mod replay;
 #[cfg(test)]
 mod seeded;
+pub mod socks;
 
 /// Nanoseconds since an origin of the caller's choosing; only differences have a meaning.
 pub type Nanos = u64;

@@ -126,7 +126,7 @@ fn party() -> (OwnedFd, Party) {
     let pump = Pump::start(Inner::Kernel(Box::new(tun)), Pool::new(8192)).expect("a thread");
     let bound = UdpSocket::bind("127.0.0.1:0").expect("a port");
     let address = bound.local_addr().expect("a port");
-    let socket = pump.add_udp(bound.into_raw_fd()).expect("a socket");
+    let socket = pump.add_udp(bound.into_raw_fd(), Vec::new()).expect("a socket");
     (kernels, Party { pump, socket, address })
 }
 

@@ -70,9 +70,9 @@ impl Pump {
     }
 
     /// Takes a UDP socket over. On an error (ESHUTDOWN once the thread has ended) the descriptor
-    /// stays the caller's.
-    pub fn add_udp(&self, descriptor: RawFd) -> io::Result<u32> {
-        self.add(|| Ok(Socket::Udp(UdpSocket::adopt(descriptor)?)))
+    /// stays the caller's. A `header` that isn't empty is for a SOCKS5 relay at the other end.
+    pub fn add_udp(&self, descriptor: RawFd, header: Vec<u8>) -> io::Result<u32> {
+        self.add(|| Ok(Socket::Udp(UdpSocket::adopt(descriptor, header)?)))
     }
 
     /// Takes a connected TCP socket over, as [`Pump::add_udp`] does a UDP socket.
@@ -465,7 +465,10 @@ impl Turns {
                 let path = Path { socket: number, address: message.source };
                 for datagram in message.datagrams() {
                     counters.sockets.rx_segments += 1;
-                    packets.extend(plane.open(datagram, path, now, pool));
+                    match socket.content(datagram) {
+                        Some(content) => packets.extend(plane.open(content, path, now, pool)),
+                        None => counters.sockets.rx_bad_relayed += 1,
+                    }
                 }
             }
             plane.relay(now, datagrams, pool);

@@ -27,6 +27,8 @@ counters! {
         rx_errors,
         /// Streams that were given up because a length in them cannot be.
         rx_bad_streams,
+        /// Datagrams from a relay that are fragments, or malformed.
+        rx_bad_relayed,
         /// Datagrams longer than the path takes, even in fragments.
         tx_too_long,
         /// Datagrams for which a socket's buffer and our backlog had no room.

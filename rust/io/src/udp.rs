@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ginnel_core::plane::Datagram;
+use ginnel_core::socks;
 use rustix::io::Errno;
 use rustix::net::{SocketType, sockopt};
 
@@ -25,11 +26,14 @@ pub struct UdpSocket {
     gso: AtomicBool,
     /// For a socket of every address of ours.
     asked: Option<Mutex<Asked>>,
+    /// What a relay wants before each datagram; empty without one.
+    header: Vec<u8>,
 }
 
 impl UdpSocket {
-    /// Takes a UDP socket over. On an error the descriptor stays the caller's.
-    pub fn adopt(descriptor: RawFd) -> io::Result<UdpSocket> {
+    /// Takes a UDP socket over. On an error the descriptor stays the caller's. A `header` that isn't empty
+    /// stands before each datagram there and, as the other end writes it, back.
+    pub fn adopt(descriptor: RawFd, header: Vec<u8>) -> io::Result<UdpSocket> {
         let (descriptor, (local, connected, gso)) = adopt(descriptor, SocketType::DGRAM, |socket| {
             let local = address(rustix::net::getsockname(socket)?).ok_or(Errno::AFNOSUPPORT)?;
             let connected = rustix::net::getpeername(socket).ok().flatten().and_then(address).map(canonical);
@@ -45,12 +49,17 @@ impl UdpSocket {
         let is_ipv6 = local.is_ipv6();
         let asked = (local.ip().is_unspecified() && connected.is_none()).then(Mutex::default);
         let (local, gso) = (canonical(local), AtomicBool::new(gso));
-        Ok(UdpSocket { descriptor, is_ipv6, connected, local, gso, asked })
+        Ok(UdpSocket { descriptor, is_ipv6, connected, local, gso, asked, header })
     }
 
     /// Where the socket leads if it is connected, otherwise where it is bound.
     pub fn address(&self) -> SocketAddr {
         self.connected.unwrap_or(self.local)
+    }
+
+    /// What a datagram that came is about, without a relay's header; `None` if that is malformed.
+    pub fn content<'a>(&self, datagram: &'a [u8]) -> Option<&'a [u8]> {
+        if self.header.is_empty() { Some(datagram) } else { socks::payload(datagram) }
     }
 
     /// What the kernel has dropped for want of room since the socket was made. SO_RXQ_OVFL would
@@ -254,7 +263,7 @@ impl Sender {
         while done < datagrams.len() {
             let gso = done >= singly && socket.gso.load(Ordering::Relaxed);
             let end = if done < singly { singly } else { datagrams.len() };
-            self.plan(&datagrams[done..end], gso);
+            self.plan(&datagrams[done..end], socket.header.len(), gso);
             counters.tx_calls += 1;
             let errno = match self.call(socket, &mut datagrams[done..end]) {
                 Ok(messages) => {
@@ -292,15 +301,15 @@ impl Sender {
     }
 
     /// Cuts datagrams into runs.
-    fn plan(&mut self, datagrams: &[Datagram], gso: bool) {
+    fn plan(&mut self, datagrams: &[Datagram], header_len: usize, gso: bool) {
         self.runs.clear();
         let mut rest = datagrams;
         while let (Some(first), true) = (rest.first(), self.runs.len() < MESSAGES) {
-            let segment = first.packet.len();
+            let segment = header_len + first.packet.len();
             let mut count = 1;
             let mut bytes = segment;
             while let Some(next) = rest.get(count).filter(|_| gso && count < SEGMENTS) {
-                let len = next.packet.len();
+                let len = header_len + next.packet.len();
                 if next.path != first.path || len > segment || bytes + len > RUN_BYTES || len == 0 {
                     break;
                 }
@@ -323,10 +332,18 @@ impl Sender {
         self.controls.clear();
         self.headers.clear();
         let covered = self.runs.iter().map(|run| run.count).sum();
-        self.vectors.extend(datagrams[..covered].iter_mut().map(|datagram| libc::iovec {
-            iov_base: datagram.packet.as_mut_ptr().cast(),
-            iov_len: datagram.packet.len(),
-        }));
+        let header = &socket.header;
+        for datagram in &mut datagrams[..covered] {
+            if !header.is_empty() {
+                // The kernel only reads what is sent.
+                let iov_base = header.as_ptr().cast_mut().cast();
+                self.vectors.push(libc::iovec { iov_base, iov_len: header.len() });
+            }
+            let packet = &mut datagram.packet;
+            let iov_base = packet.as_mut_ptr().cast();
+            self.vectors.push(libc::iovec { iov_base, iov_len: packet.len() });
+        }
+        let per_datagram = if header.is_empty() { 1 } else { 2 };
         let mut first = 0;
         for run in &self.runs {
             let remote = datagrams[first].path.address;
@@ -348,11 +365,11 @@ impl Sender {
         for ((header, run), ((name, name_len), control)) in
             self.headers.iter_mut().zip(&self.runs).zip(blocks)
         {
-            let (own, rest) = vectors.split_at_mut(run.count);
+            let (own, rest) = vectors.split_at_mut(run.count * per_datagram);
             vectors = rest;
             let header = &mut header.msg_hdr;
             header.msg_iov = own.as_mut_ptr();
-            header.msg_iovlen = run.count as _;
+            header.msg_iovlen = own.len() as _;
             if socket.connected != Some(datagrams[first].path.address) {
                 header.msg_name = name.bytes.as_mut_ptr().cast();
                 header.msg_namelen = *name_len as _;
@@ -363,7 +380,7 @@ impl Sender {
             }
             first += run.count;
         }
-        // SAFETY: every header points into the datagrams' packets, into `self.names` and into
+        // SAFETY: every header points into the datagrams' packets, the socket's header, `self.names` and
         // `self.controls`, none of which moves or is freed before the call has returned.
         let sent = unsafe {
             libc::sendmmsg(

@@ -33,7 +33,7 @@ impl Party {
             Pump::start(Inner::Memory(device.attach(Side::Application).unwrap()), pool.clone()).unwrap();
         let bound = UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = bound.local_addr().unwrap();
-        let socket = pump.add_udp(bound.into_raw_fd()).unwrap();
+        let socket = pump.add_udp(bound.into_raw_fd(), Vec::new()).unwrap();
         Party { pump, stack, pool, address, socket }
     }
 
@@ -78,7 +78,7 @@ fn a_panic_on_the_thread_closes_the_sockets_and_hangs_nobody() {
     let path = Path { socket: right.socket, address: right.address };
     assert_eq!(right.pump.events(), [Event::Closed { path, errno: libc::EIO }]);
     let spare = UdpSocket::bind("127.0.0.1:0").unwrap();
-    assert!(right.pump.add_udp(spare.as_raw_fd()).is_err());
+    assert!(right.pump.add_udp(spare.as_raw_fd(), Vec::new()).is_err());
     assert!(UdpSocket::bind(right.address).is_ok(), "its port is free again");
     right.pump.send_control(b"x", path).unwrap();
     assert_eq!(right.count("tx_closed"), 1);

@@ -46,8 +46,9 @@ impl DataPlane {
         Ok(DataPlane { pump: Pump::start(Inner::Kernel(Box::new(tun)), POOL.clone())? })
     }
 
-    fn add_udp(&self, py: Python<'_>, fd: i32) -> PyResult<u32> {
-        Ok(py.detach(|| self.pump.add_udp(fd))?)
+    #[pyo3(signature = (fd, header=Vec::new()))]
+    fn add_udp(&self, py: Python<'_>, fd: i32, header: Vec<u8>) -> PyResult<u32> {
+        Ok(py.detach(|| self.pump.add_udp(fd, header))?)
     }
 
     fn add_tcp(&self, py: Python<'_>, fd: i32) -> PyResult<u32> {

@@ -20,8 +20,12 @@ class DataPlane:
         event.
         """
 
-    def add_udp(self, fd: int) -> int:
-        """Takes over a bound, possibly connected, UDP socket's descriptor. Returns its socket number."""
+    def add_udp(self, fd: int, header: bytes = b"") -> int:
+        """Takes over a bound, possibly connected, UDP socket's descriptor. Returns its socket number.
+
+        With a ``header`` the socket leads to a SOCKS5 relay: the header stands before each datagram that leaves, and
+        what comes has one of its own (RFC 1928, section 7).
+        """
 
     def add_tcp(self, fd: int) -> int:
         """Takes over a connected TCP socket's descriptor: packets go through it behind their length, 16 bits each.

@@ -20,6 +20,7 @@ from typing import Protocol
 from ginnel.errors import GinnelError
 from ginnel.gateways.relay import Acceptor, Listener, read_exactly
 from ginnel.gateways.udp_associate import Relay
+from ginnel.socks5 import IPV4, IPV6, NAME, emit_address
 from ginnel.stack.sockets import DatagramSocket, Flow
 
 log = logging.getLogger(__name__)
@@ -143,11 +144,11 @@ class Socks5Gateway:
         version, command, _, kind = await read_exactly(client, 4)
         if version != _VERSION:
             raise _RefusedError("malformed request", _reply(_GENERAL_FAILURE))
-        if kind == _IPV4:
+        if kind == IPV4:
             host = str(ipaddress.IPv4Address(await read_exactly(client, 4)))
-        elif kind == _IPV6:
+        elif kind == IPV6:
             host = str(ipaddress.IPv6Address(await read_exactly(client, 16)))
-        elif kind == _NAME:
+        elif kind == NAME:
             (length,) = await read_exactly(client, 1)
             host = _name(await read_exactly(client, length))
         else:
@@ -190,9 +191,7 @@ def _name(raw: bytes) -> str:
 
 
 def _reply(code: int, host: str = "0.0.0.0", port: int = 0) -> bytes:
-    address = ipaddress.ip_address(host)
-    kind = _IPV4 if address.version == 4 else _IPV6
-    return bytes([_VERSION, code, 0, kind]) + address.packed + struct.pack("!H", port)
+    return bytes([_VERSION, code, 0]) + emit_address(host, port)
 
 
 def _reply_code(error: BaseException) -> int:
@@ -211,7 +210,6 @@ _VERSION = 5
 _LOGIN_VERSION = 1
 _NO_LOGIN, _USERNAME_PASSWORD, _NOTHING_ACCEPTABLE = 0x00, 0x02, 0xFF
 _CONNECT, _UDP_ASSOCIATE = 1, 3
-_IPV4, _NAME, _IPV6 = 1, 3, 4
 _SUCCEEDED, _GENERAL_FAILURE, _NETWORK_UNREACHABLE, _HOST_UNREACHABLE = 0, 1, 3, 4
 _REFUSED, _TTL_EXPIRED, _COMMAND_NOT_SUPPORTED, _ADDRESS_NOT_SUPPORTED = 5, 6, 7, 8
 _CODES = {

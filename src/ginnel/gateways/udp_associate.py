@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import socket
-from typing import NamedTuple
 
+from ginnel.socks5 import datagram_header, parse_datagram
 from ginnel.stack.sockets import Address, DatagramSocket
 
 log = logging.getLogger(__name__)
@@ -83,43 +82,7 @@ class Relay:
             if self._peer is not None:
                 # What the host has no room for is lost, as datagrams are.
                 with contextlib.suppress(BlockingIOError, ConnectionRefusedError):
-                    self._socket.sendto(emit_datagram(host, port, payload), self._peer)
+                    self._socket.sendto(datagram_header(host, port) + payload, self._peer)
 
 
-class Datagram(NamedTuple):
-    """Whom it is for (an IP address or a name), and what."""
-
-    host: str
-    port: int
-    payload: bytes
-
-
-def parse_datagram(message: bytes) -> Datagram | None:
-    """Takes a client's datagram apart. None for a fragment, and for what is malformed."""
-    if len(message) < 5 or message[:3] != b"\0\0\0":
-        return None
-    kind = message[3]
-    start = 5 if kind == NAME else 4
-    end = start + {IPV4: 4, IPV6: 16, NAME: message[4]}.get(kind, len(message))
-    if len(message) < end + 2:
-        return None
-    raw = message[start:end]
-    try:
-        host = raw.decode("ascii") if kind == NAME else str(ipaddress.ip_address(raw))
-    except UnicodeDecodeError:
-        return None
-    port = int.from_bytes(message[end : end + 2], "big")
-    if not host.isprintable() or not host or " " in host or not port:
-        return None
-    return Datagram(host, port, message[end + 2 :])
-
-
-def emit_datagram(host: str, port: int, payload: bytes) -> bytes:
-    """What goes to the client for a datagram that came from an IP address and a port."""
-    address = ipaddress.ip_address(host)
-    kind = IPV4 if address.version == 4 else IPV6
-    return bytes([0, 0, 0, kind]) + address.packed + port.to_bytes(2, "big") + payload
-
-
-IPV4, NAME, IPV6 = 1, 3, 4
 LONGEST = 65_535

@@ -26,7 +26,7 @@ from ginnel.device.kernel import KernelDevice
 from ginnel.errors import DeviceError, GinnelError
 from ginnel.network.apply import Applied
 from ginnel.network.journal import Journal
-from ginnel.network.kill_switch import Server
+from ginnel.network.kill_switch import ANY_PORT, Server
 from ginnel.network.masquerade import Gate
 from ginnel.network.plan import MAX_SERVERS, Settings
 
@@ -128,7 +128,7 @@ def _servers(entries: list[list[Any]]) -> list[Server]:
         raise ValueError("too many servers")
     found = []
     for host, port, protocol in entries:
-        if protocol not in ("udp", "tcp") or not 0 < int(port) < 65536:
+        if protocol not in ("udp", "tcp") or not ANY_PORT <= int(port) < 65536:
             raise ValueError("no server")
         found.append((str(ip_address(host)), int(port), str(protocol)))
     return found

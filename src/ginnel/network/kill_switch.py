@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from ginnel.errors import DeviceError
 
 Server = tuple[str, int, str]
-"""An address, a port, and ``udp`` or ``tcp``."""
+"""An address, a port or `ANY_PORT`, and ``udp`` or ``tcp``."""
 
 
 def rules(device: str, servers: Iterable[Server]) -> str:
@@ -19,7 +19,8 @@ def rules(device: str, servers: Iterable[Server]) -> str:
     for host, port, protocol in servers:
         address = ip_address(host)
         family = "ip6" if address.version == 6 else "ip"
-        allowed.append(f"{family} daddr {address} {protocol} dport {port} accept")
+        where = f"meta l4proto {protocol}" if port == ANY_PORT else f"{protocol} dport {port}"
+        allowed.append(f"{family} daddr {address} {where} accept")
     lines = "\n        ".join([f'oifname {{ "lo", "{device}" }} accept', *dict.fromkeys(allowed), *HOUSEKEEPING])
     return f"""table inet {TABLE}
 delete table inet {TABLE}
@@ -61,6 +62,7 @@ def load(text: str, what: str) -> None:
 
 
 TABLE = "ginnel"
+ANY_PORT = 0
 # What keeps the link itself alive: DHCP's leases and the neighbours' addresses.
 HOUSEKEEPING = (
     "udp sport 68 udp dport 67 accept",

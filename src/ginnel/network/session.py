@@ -13,7 +13,7 @@ from typing import Any
 
 from ginnel._core import DataPlane
 from ginnel.errors import DeviceError, UnreachableError
-from ginnel.network.kill_switch import Server
+from ginnel.network.kill_switch import ANY_PORT, Server
 from ginnel.network.plan import MAX_SERVERS, Settings, settings
 from ginnel.network.rights import ENDED, RefusedError, Rights
 from ginnel.openvpn import aio
@@ -120,7 +120,8 @@ def with_addresses(config: ClientConfig) -> ClientConfig:
     failed: UnreachableError | None = None
     for remote in config.remotes:
         host, port = (remote.proxy.host, remote.proxy.port) if remote.proxy else (remote.host, remote.port)
-        family = {"4": socket.AF_INET, "6": socket.AF_INET6}.get(remote.proto[3:], socket.AF_UNSPEC)
+        kind = "" if remote.proxy else remote.proto[3:]
+        family = {"4": socket.AF_INET, "6": socket.AF_INET6}.get(kind, socket.AF_UNSPEC)
         try:
             found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
         except OSError as error:
@@ -143,6 +144,9 @@ def carriers(config: ClientConfig) -> Iterable[Remote]:
             yield remote
         else:
             yield Remote(remote.proxy.host, remote.proxy.port, "tcp")
+            if not remote.tcp:
+                # Which port of its own relays datagrams, the proxy says later.
+                yield Remote(remote.proxy.host, ANY_PORT, "udp")
 
 
 def allowed(config: ClientConfig) -> list[Server]:

@@ -7,12 +7,14 @@ commands from the session to the data plane and reports back, and starts again w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
 import random
+import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from ginnel.openvpn.session import Session
 from ginnel.openvpn.tls import KeyPasswordError, TlsContext
 from ginnel.transports import watch
 from ginnel.transports.dial import source_address
-from ginnel.transports.ways import Unresolved, Way, Ways, describe, open_socket, pause
+from ginnel.transports.ways import Opened, Unresolved, Way, Ways, describe, open_way, pause
 
 log = logging.getLogger(__name__)
 
@@ -171,14 +173,23 @@ class Client:
         quick = min(config.connect_timeout, _PATIENCE if way.remote.tcp or not way.first else _FIRST_PATIENCE)
         patience = float(config.connect_timeout if way.alone else quick)
         try:
-            number, path = await self._open(way, patience)
+            opened = await self._open(way, patience)
         except GinnelError as error:
             return events.Closed(error, retry=isinstance(error, UnreachableError)), False
         except OSError as error:
             reason = error.strerror or str(error) or "no answer in time"
             return events.Closed(UnreachableError(f"cannot reach {describe(way.remote)}: {reason}"), retry=True), False
+        with opened:
+            return await self._hold(way, opened, patience)
+
+    async def _hold(self, way: Way, opened: Opened, patience: float) -> tuple[events.Closed, bool]:
         assert self._tls is not None
         self._renew_revocations()
+        host, port = opened.sock.getpeername()[:2]
+        descriptor = opened.sock.fileno()
+        number = self._plane.add_tcp(descriptor) if way.remote.tcp else self._plane.add_udp(descriptor, opened.header)
+        opened.sock.detach()
+        path = (number, host, port)
         policy = ClientPolicy(
             settings.client_settings(self._config, way.remote, self._tls), self._login, unix_time=time.time()
         )
@@ -187,7 +198,8 @@ class Client:
         # What is compared later is the way to this server: to another it may begin elsewhere.
         self._leaves_from = self._source()
         try:
-            return await attempt.run(), attempt.is_up
+            with _watched(opened.association, attempt.relay_ended):
+                return await attempt.run(), attempt.is_up
         finally:
             self._attempt = None
             self._leaves_from = self._source()
@@ -200,14 +212,9 @@ class Client:
         retry = patient or time.monotonic() - self._began < (self._config.resolv_retry or 0)
         return events.Closed(UnreachableError(f"cannot resolve {way.host}: {reason}"), retry=retry)
 
-    async def _open(self, way: Way, patience: float) -> tuple[int, events.Path]:
+    async def _open(self, way: Way, patience: float) -> Opened:
         async with asyncio.timeout(patience):
-            sock = await open_socket(way, self._proxy_login)
-        with sock:
-            host, port = sock.getpeername()[:2]
-            number = self._plane.add_tcp(sock.fileno()) if way.remote.tcp else self._plane.add_udp(sock.fileno())
-            sock.detach()
-        return number, (number, host, port)
+            return await open_way(way, self._proxy_login)
 
     def _back_off(self, failures: int) -> float:
         lowest, highest = self._config.connect_retry
@@ -399,6 +406,11 @@ class _Attempt:
         self.session.finish(error, retry=True, advance="stay")
         self._advance()
 
+    def relay_ended(self) -> None:
+        """The proxy relays no longer."""
+        assert self.remote.proxy is not None
+        self.lose(UnreachableError(f"the proxy {self.remote.proxy.host}:{self.remote.proxy.port} ended the relay"))
+
     def respond(self, text: str) -> None:
         """Answers a question that the server asked in the course of the session."""
         if not self._closed.done():
@@ -460,6 +472,33 @@ class _Attempt:
     def _command(self, command: events.Command) -> None:
         if (report := carry_out(self._plane, command)) is not None:
             self.session.data_event(report, self._loop.time())
+
+
+@contextlib.contextmanager
+def _watched(connection: socket.socket | None, on_end: Callable[[], None]) -> Iterator[None]:
+    """Has ``on_end`` called when a connection that says nothing ends, while the block runs."""
+    if connection is None:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    sock = connection
+
+    def look() -> None:
+        try:
+            if sock.recv(4096):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        loop.remove_reader(sock)
+        on_end()
+
+    loop.add_reader(sock, look)
+    try:
+        yield
+    finally:
+        loop.remove_reader(sock)
 
 
 def _unanswered(prompt: events.Prompt) -> ConfigError:

@@ -27,7 +27,8 @@ class ClientSettings(SessionSettings):
     ``auth`` and ``fallback_cipher`` matter to old servers only. ``ping``, ``ping_restart`` and
     ``ping_exit`` (seconds; at most one of the latter two) hold unless the server pushes others.
     ``extra_peer_info`` are pairs like ("UV_ID", "7").
-    ``export_keys``: tell the server that we can take data keys from TLS's exporter.
+    ``export_keys``: tell the server that we can take data keys from TLS's exporter. ``relay_header``: the bytes
+    that a relay on the way wants before each datagram.
     """
 
     data_ciphers: tuple[str, ...] = ("AES-256-GCM", "AES-128-GCM", "CHACHA20-POLY1305")
@@ -49,6 +50,7 @@ class ClientSettings(SessionSettings):
     gui_version: str = "ginnel"
     extra_peer_info: tuple[tuple[str, str], ...] = ()
     export_keys: bool = True
+    relay_header: int = 0
 
 
 class ClientPolicy:
@@ -255,6 +257,8 @@ class ClientPolicy:
         fix = settings.mssfix
         if fix is None:
             fix = MssFix(1492, "mtu") if settings.tun_mtu == 1500 else MssFix(settings.tun_mtu, "fixed")
+        if settings.relay_header and fix.size and fix.mode != "fixed":
+            fix = replace(fix, size=fix.size - settings.relay_header)
         ipv6 = ":" in self._session.path[1]
         mss = data_format.mss(fix, peer_id=reply.peer_id is not None, tcp=settings.tcp, ipv6=ipv6, tap=settings.tap)
         return mss if reply.tun_mtu is None else min(mss, reply.tun_mtu - TCP_IP)

@@ -33,11 +33,13 @@ def _proxy(entry: Entry, proto: str) -> HttpProxy | SocksProxy | None:
     proxy = entry.http_proxy or entry.socks_proxy
     if proxy is None:
         return None
-    if not proto.startswith("tcp"):
-        name = "http-proxy" if entry.http_proxy is not None else "socks-proxy"
-        why = "leads to TCP only" if entry.http_proxy is not None else "is supported for TCP only"
-        raise ConfigError(f"{name} {why}, and this remote is {proto}", option=name, instead="write: proto tcp")
     if isinstance(proxy, HttpProxy):
+        if not proto.startswith("tcp"):
+            raise ConfigError(
+                f"http-proxy leads to TCP only, and this remote is {proto}",
+                option="http-proxy",
+                instead="write: proto tcp",
+            )
         if entry.http_login is not None:
             proxy = replace(proxy, username=entry.http_login[0], password=entry.http_login[1], ask=False)
         proxy = replace(proxy, agent=entry.agent, headers=entry.headers)

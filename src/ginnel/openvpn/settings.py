@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from ginnel.openvpn.client import ClientSettings
-from ginnel.openvpn.config import AuthUserPass, ClientConfig, Remote
+from ginnel.openvpn.config import AuthUserPass, ClientConfig, Remote, SocksProxy
 from ginnel.openvpn.data_format import FRAMINGS
 from ginnel.openvpn.login import Login
 from ginnel.openvpn.tls import TlsContext, TlsSettings
 from ginnel.release import VERSION
+from ginnel.socks5 import datagram_header
 
 
 def tls_context(config: ClientConfig, key_password: str | None = None) -> TlsContext:
@@ -41,9 +42,11 @@ def tls_context(config: ClientConfig, key_password: str | None = None) -> TlsCon
 def client_settings(config: ClientConfig, remote: Remote, tls: TlsContext) -> ClientSettings:
     """What a session with this remote needs to know."""
     config = config.for_remote(remote)
+    relayed = isinstance(remote.proxy, SocksProxy) and not remote.tcp
     return ClientSettings(
         tls=tls,
         tcp=remote.tcp,
+        relay_header=len(datagram_header(remote.host, remote.port)) if relayed else 0,
         wrap=config.wrap,
         tls_timeout=config.tls_timeout,
         hand_window=config.hand_window,

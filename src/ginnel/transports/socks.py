@@ -1,13 +1,16 @@
-"""A way through a SOCKS5 proxy: CONNECT (RFC 1928), with a user and password where it asks (RFC 1929)."""
+"""A way through a SOCKS5 proxy: CONNECT and UDP ASSOCIATE (RFC 1928), with a user and password where it asks
+(RFC 1929)."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address
 
 from ginnel.errors import AuthError, RemoteProtocolError, UnreachableError
 from ginnel.openvpn.config import SocksProxy
+from ginnel.socks5 import IPV4, IPV6, NAME, emit_address
+from ginnel.transports.dial import Address
 
 
 async def connect(sock: socket.socket, proxy: SocksProxy, host: str, port: int) -> None:
@@ -18,23 +21,45 @@ async def connect(sock: socket.socket, proxy: SocksProxy, host: str, port: int) 
     """
     channel = _Channel(sock, f"the proxy {proxy.host}:{proxy.port}")
     await _log_in(channel, proxy)
-    await channel.send(bytes((5, CONNECT, 0)) + _address(host) + port.to_bytes(2))
+    await _request(channel, CONNECT, host, port, f"connect to {host}:{port}")
+
+
+async def associate(sock: socket.socket, proxy: SocksProxy) -> Address:
+    """Has the proxy relay datagrams for as long as this connection to it stays open. Returns where they go, each
+    behind `ginnel.socks5.datagram_header`.
+
+    Raises as `connect` does.
+    """
+    channel = _Channel(sock, f"the proxy {proxy.host}:{proxy.port}")
+    await _log_in(channel, proxy)
+    # Which port of ours they will come from, and from which address behind a NAT, we don't know.
+    host, port = await _request(channel, UDP_ASSOCIATE, "0.0.0.0", 0, "relay datagrams")
+    if host in ("0.0.0.0", "::"):
+        host = sock.getpeername()[0]
+    if not port:
+        raise RemoteProtocolError(f"{channel.where} does not say where datagrams go")
+    return host, port
+
+
+async def _request(channel: _Channel, command: int, host: str, port: int, what: str) -> Address:
+    """Asks for something; returns the address in the answer."""
+    await channel.send(bytes((5, command, 0)) + emit_address(host, port))
     version, reply, _, kind = await channel.receive(4)
     if version != 5:
         raise RemoteProtocolError(f"{channel.where} does not speak SOCKS5")
     if reply:
         reason = REPLIES.get(reply, f"code {reply}")
-        raise UnreachableError(f"{channel.where} can't connect to {host}:{port}: {reason}")
-    match kind:
-        case 1:
-            await channel.receive(4 + 2)
-        case 3:
-            (length,) = await channel.receive(1)
-            await channel.receive(length + 2)
-        case 4:
-            await channel.receive(16 + 2)
-        case _:
-            raise RemoteProtocolError(f"{channel.where} does not speak SOCKS5")
+        raise UnreachableError(f"{channel.where} can't {what}: {reason}")
+    if kind == IPV4:
+        bound = str(IPv4Address(await channel.receive(4)))
+    elif kind == IPV6:
+        bound = str(IPv6Address(await channel.receive(16)))
+    elif kind == NAME:
+        (length,) = await channel.receive(1)
+        bound = (await channel.receive(length)).decode("ascii", "replace")
+    else:
+        raise RemoteProtocolError(f"{channel.where} does not speak SOCKS5")
+    return bound, int.from_bytes(await channel.receive(2))
 
 
 class _Channel:
@@ -76,16 +101,7 @@ async def _log_in(channel: _Channel, proxy: SocksProxy) -> None:
             raise AuthError(f"{channel.where} refuses the login")
 
 
-def _address(host: str) -> bytes:
-    try:
-        packed = ip_address(host).packed
-    except ValueError:
-        name = host.encode("idna" if not host.isascii() else "ascii")
-        return bytes((3, len(name))) + name
-    return bytes((1 if len(packed) == 4 else 4,)) + packed
-
-
-CONNECT = 1
+CONNECT, UDP_ASSOCIATE = 1, 3
 NOTHING, PASSWORD, REFUSED = 0, 2, 0xFF
 REPLIES = {
     1: "general failure",
@@ -94,6 +110,6 @@ REPLIES = {
     4: "host unreachable",
     5: "connection refused",
     6: "it took too long",
-    7: "CONNECT is not supported",
+    7: "it does not support that",
     8: "the kind of address is not supported",
 }

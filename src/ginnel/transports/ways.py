@@ -9,9 +9,11 @@ import random
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Self
 
 from ginnel.openvpn.config import HttpProxy, Remote, SocksProxy
 from ginnel.openvpn.events import Advance
+from ginnel.socks5 import datagram_header
 from ginnel.transports import http_proxy, socks
 from ginnel.transports.dial import Address, Local, dial, resolve, udp_socket
 
@@ -20,8 +22,8 @@ ProxyLogin = Callable[[HttpProxy], Awaitable[tuple[str, str] | None]]
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to a remote. Over UDP to one address; over TCP ``addresses`` race, and with a proxy they are
-    its own. ``alone``: there is no other. ``first``: its like were not tried before."""
+    """One way to a remote. Over UDP to one address; where there is a connection to be made ``addresses`` race,
+    and with a proxy they are its own. ``alone``: there is no other. ``first``: its like were not tried before."""
 
     remote: Remote
     addresses: tuple[Address, ...]
@@ -76,36 +78,63 @@ class Ways:
             addresses = await resolve(host, port, family)
         except OSError as error:
             return Unresolved(remote, host, error)
-        groups = [tuple(addresses)] if remote.tcp else [(address,) for address in addresses]
+        races = remote.tcp or remote.proxy is not None
+        groups = [tuple(addresses)] if races else [(address,) for address in addresses]
         alone = len(self._remotes) == len(groups) == 1
         return [Way(remote, group, alone, self._rounds == 0) for group in groups]
 
 
-async def open_socket(way: Way, proxy_login: ProxyLogin) -> socket.socket:
-    """A connected socket to the remote. Raises OSError, and a proxy's refusals as the proxies' modules do."""
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A connected socket to a remote, or to a relay of datagrams for it.
+
+    ``header`` stands before each datagram there and back. ``association`` is the connection that the relay lasts
+    as long as; nothing comes through it but its end.
+    """
+
+    sock: socket.socket
+    header: bytes = b""
+    association: socket.socket | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+        if self.association is not None:
+            self.association.close()
+
+
+async def open_way(way: Way, proxy_login: ProxyLogin) -> Opened:
+    """Raises OSError, and a proxy's refusals as the proxies' modules do."""
     remote = way.remote
     local = Local(remote.local, remote.local_port)
-    if not remote.tcp:
-        return udp_socket(way.addresses[0], local)
     match remote.proxy:
+        case None if remote.tcp:
+            return Opened(await dial(list(way.addresses), local))
         case None:
-            return await dial(list(way.addresses), local)
+            return Opened(udp_socket(way.addresses[0], local))
         case HttpProxy() as proxy:
-            return await http_proxy.connect(
-                lambda: dial(list(way.addresses), local),
-                proxy,
-                remote.host,
-                remote.port,
-                functools.partial(proxy_login, proxy),
+            return Opened(
+                await http_proxy.connect(
+                    lambda: dial(list(way.addresses), local),
+                    proxy,
+                    remote.host,
+                    remote.port,
+                    functools.partial(proxy_login, proxy),
+                )
             )
         case SocksProxy() as proxy:
-            sock = await dial(list(way.addresses), local)
+            sock = await dial(list(way.addresses), local if remote.tcp else None)
             try:
-                await socks.connect(sock, proxy, remote.host, remote.port)
+                if remote.tcp:
+                    await socks.connect(sock, proxy, remote.host, remote.port)
+                    return Opened(sock)
+                relay = await socks.associate(sock, proxy)
+                return Opened(udp_socket(relay, local), datagram_header(remote.host, remote.port), sock)
             except BaseException:
                 sock.close()
                 raise
-            return sock
 
 
 def describe(remote: Remote) -> str:
