@@ -76,6 +76,21 @@ def test_any_packets_in_any_state_are_dropped_or_end_the_session(data: st.DataOb
         assert end.closed is not None or end.established
 
 
+@pytest.mark.parametrize("floats", [True, False])
+def test_a_server_may_answer_from_elsewhere_where_the_file_says_so_and_proves_that_it_was_asked(floats: bool) -> None:
+    wire = Tap()
+    pair = make_pair(wire=wire, client={"floats": floats})
+    pair.run_for(0.01)
+    client, elsewhere = pair.client.session, PATHS["client"]
+    ours = wire.session_id(pair.client)
+    header = Header(Opcode.HARD_RESET_SERVER_V2, 0, b"elsewher")
+    client.receive_datagram(ControlPacket(header, (), None, 0, b"").emit(), elsewhere, pair.now)
+    assert client.path == PATHS["server"]
+    client.receive_datagram(ControlPacket(header, (0,), ours, 0, b"").emit(), elsewhere, pair.now)
+    assert client.path == (elsewhere if floats else PATHS["server"])
+    assert client.statistics()["wrong_path"] == (1 if floats else 2)
+
+
 def test_wrong_paths_session_ids_and_key_ids_are_dropped_and_counted() -> None:
     wire = Tap()
     pair = establish(make_pair(wire=wire, policy=OldClientPolicy))

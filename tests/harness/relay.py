@@ -25,6 +25,8 @@ class Relay:
         self._network = network
         self._back = self._connected()
         self._front.bind((SERVER, self.PORT))
+        self._answers = self._front
+        self._others: list[socket.socket] = []
         self._forgetting = threading.Event()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -38,12 +40,19 @@ class Relay:
     ) -> None:
         self._ending.set()
         self._thread.join()
-        self._front.close()
-        self._back.close()
+        for sock in (self._front, self._back, *self._others):
+            sock.close()
 
     def forget(self) -> None:
         """From the next packet on the server sees the client at another port, and the old one leads nowhere."""
         self._forgetting.set()
+
+    def answer_from(self, address: str) -> None:
+        """From now on the client is answered from here, and heard here, too, on the same port."""
+        other = self._network.server.socket(kind=socket.SOCK_DGRAM)
+        other.bind((address, self.PORT))
+        self._others.append(other)
+        self._answers = other
 
     def _connected(self) -> socket.socket:
         back = self._network.server.socket(kind=socket.SOCK_DGRAM)
@@ -62,16 +71,20 @@ class Relay:
                     self._back.close()
                     self._back = self._connected()
                     selector.register(self._back, selectors.EVENT_READ)
+                for other in self._others:
+                    if other not in selector.get_map():
+                        selector.register(other, selectors.EVENT_READ)
                 for key, _ in selector.select(0.1):
                     # A server that is gone answers with a refusal, which is none of our business.
                     with contextlib.suppress(ConnectionRefusedError):
-                        if key.fileobj is self._front:
-                            data, client = self._front.recvfrom(1 << 16)
-                            self._forward(data)
-                        else:
+                        if key.fileobj is self._back:
                             data = self._back.recv(1 << 16)
                             if client is not None and not self.held.is_set():
-                                self._front.sendto(data, client)
+                                self._answers.sendto(data, client)
+                        else:
+                            assert isinstance(key.fileobj, socket.socket)
+                            data, client = key.fileobj.recvfrom(1 << 16)
+                            self._forward(data)
 
     def _forward(self, data: bytes) -> None:
         if self._left:

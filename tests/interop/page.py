@@ -94,6 +94,13 @@ ROWS = [
     ),
     Row(
         "transports",
+        "float: the server answers from another address, and moves",
+        "as one with several addresses may; only who proves that it was asked is followed",
+        "test_float::test_a_server_that_answers_from_elsewhere_and_moves",
+        "connects; without float it does not",
+    ),
+    Row(
+        "transports",
         "paths narrower than the tunnel's packets",
         "packets vanish without a word",
         "test_mtu::test_both_ways",

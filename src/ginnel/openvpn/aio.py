@@ -173,7 +173,8 @@ class Client:
         quick = min(config.connect_timeout, _PATIENCE if way.remote.tcp or not way.first else _FIRST_PATIENCE)
         patience = float(config.connect_timeout if way.alone else quick)
         try:
-            opened = await self._open(way, patience)
+            async with asyncio.timeout(patience):
+                opened = await open_way(way, self._proxy_login, floats=config.floats)
         except GinnelError as error:
             return events.Closed(error, retry=isinstance(error, UnreachableError)), False
         except OSError as error:
@@ -185,11 +186,10 @@ class Client:
     async def _hold(self, way: Way, opened: Opened, patience: float) -> tuple[events.Closed, bool]:
         assert self._tls is not None
         self._renew_revocations()
-        host, port = opened.sock.getpeername()[:2]
         descriptor = opened.sock.fileno()
         number = self._plane.add_tcp(descriptor) if way.remote.tcp else self._plane.add_udp(descriptor, opened.header)
         opened.sock.detach()
-        path = (number, host, port)
+        path = (number, *opened.address)
         policy = ClientPolicy(
             settings.client_settings(self._config, way.remote, self._tls), self._login, unix_time=time.time()
         )
@@ -211,10 +211,6 @@ class Client:
         patient = self._config.resolv_retry is None or len(self._config.remotes) > 1
         retry = patient or time.monotonic() - self._began < (self._config.resolv_retry or 0)
         return events.Closed(UnreachableError(f"cannot resolve {way.host}: {reason}"), retry=retry)
-
-    async def _open(self, way: Way, patience: float) -> Opened:
-        async with asyncio.timeout(patience):
-            return await open_way(way, self._proxy_login)
 
     def _back_off(self, failures: int) -> float:
         lowest, highest = self._config.connect_retry
@@ -370,7 +366,6 @@ class _Attempt:
         patience: float,
         on_news: Callable[[events.News, _Attempt], None],
     ) -> None:
-        self.path = path
         self.remote = remote
         self.policy = policy
         self.began = time.monotonic()
@@ -416,6 +411,10 @@ class _Attempt:
         if not self._closed.done():
             self.policy.respond(text)
             self._advance()
+
+    @property
+    def path(self) -> events.Path:
+        return self.session.path
 
     @property
     def progress(self) -> str:

@@ -95,6 +95,7 @@ class Warning:
 class ClientConfig:
     """Each value is the option of the same name, with stock's default (2.6).
 
+    - ``floats``: ``float``.
     - ``ca``, ``cert``, ``key``, ``extra_certs``: PEM text without anything around it.
     - ``key_password``: ``askpass``, for an encrypted ``key`` or ``pkcs12``. ``crl``: ``crl-verify``;
       ``crl_file`` is where it was read from, and is read again when it changes.
@@ -116,6 +117,7 @@ class ClientConfig:
 
     remotes: tuple[Remote, ...]
     remote_random: bool = False
+    floats: bool = False
     dev_type: Literal["tun", "tap"] = "tun"
     ca: str | None = field(default=None, repr=False)
     cert: str | None = field(default=None, repr=False)

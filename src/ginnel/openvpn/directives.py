@@ -94,6 +94,7 @@ _TABLE = [
         bind="[ipv6only]",
         local="ADDRESS",
         lport="PORT",
+        float="",
         http_proxy="HOST PORT [FILE|auto|auto-nct] [METHOD]",
         http_proxy_option="WHAT VALUE [VALUE]",
         http_proxy_user_pass="FILE",
@@ -200,7 +201,6 @@ _TABLE = [
         "sndbuf rcvbuf txqueuelen socket-flags passtos mtu-disc mtu-test mark nice mlock shaper",
         "ginnel leaves this to its own and the system's defaults",
     ),
-    *_ignored("float", "only the address that was asked is listened to"),
     *_ignored(
         "daemon log log-append syslog status status-version writepid suppress-timestamps "
         "machine-readable-output remap-usr1 service dev-node gremlin memstats",

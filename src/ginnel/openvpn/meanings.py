@@ -35,6 +35,7 @@ MEANINGS: dict[str, tuple[str, ...]] = {
     "nobind": ("the system chooses the local port",),
     "proto": ("{0}, where a remote names nothing else",),
     "connection": ("a server, with options of its own",),
+    "float": ("a server may answer, and move to, another address than the one that was asked",),
     "remote-random": ("the servers are tried in another order each time",),
     "http-proxy": ("connects through the HTTP proxy {0}, port {1}",),
     "http-proxy-option": ("tells the proxy: {0}",),

@@ -276,6 +276,7 @@ TAKERS: dict[str, Taker] = {
     "tls-client": _client,
     "mode": _mode,
     "remote-random": _flag("remote_random"),
+    "float": _flag("floats"),
     "connect-retry": _connect_retry,
     "connect-retry-max": _connect_retry_max,
     "connect-timeout": _number("connect_timeout", 0, MAX_INT),

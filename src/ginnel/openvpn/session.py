@@ -67,12 +67,14 @@ class Timer(Enum):
 class SessionSettings:
     """What both roles need to know. Times are in seconds, ``reneg_sec`` 0 means never.
 
-    ``max_packet_size`` bounds a control packet with its IP and UDP headers.
+    ``max_packet_size`` bounds a control packet with its IP and UDP headers. ``floats``: the peer may answer from
+    another path than the one that was given.
     """
 
     tls: TlsContext
     wrap: Wrap = field(default_factory=NoWrap)
     tcp: bool = False
+    floats: bool = False
     tls_timeout: float = 2.0
     hand_window: float = 60.0
     tran_window: float = 3600.0
@@ -228,7 +230,7 @@ class Session:
             case events.BytesCounted(total=total):
                 self._check_activity(total, now)
             case events.PathClosed(path=path, errno=errno):
-                if path == self._path:
+                if path[0] == self._path[0]:
                     error = UnreachableError(f"the socket to {_show(path)} failed (errno {errno})")
                     self.finish(error, retry=True)
 
@@ -404,7 +406,8 @@ class Session:
     def _open(self, data: bytes, path: Path) -> ControlPacket | None:
         """The packet if it is one of our peer's, else None and a count. Raises `PacketError`."""
         header = Header.parse(data)
-        if path != self._path:
+        moved = path != self._path
+        if moved and not self._settings.floats:
             self._count("wrong_path")
             return None
         if header.opcode in WITH_WRAPPED_KEY and not isinstance(self._settings.wrap, TlsCryptV2Server):
@@ -429,6 +432,12 @@ class Session:
         if packet.peer_session_id not in (None, self._session_id):
             self._count("wrong_session")
             return None
+        if moved and self._tunnel is None:
+            # Who acknowledges what we sent has seen it. Once there are data channels, their packets alone move us.
+            if packet.peer_session_id is None:
+                self._count("wrong_path")
+                return None
+            self._path = path
         return packet
 
     def _receive(self, packet: ControlPacket, now: float) -> None:

@@ -46,6 +46,7 @@ def client_settings(config: ClientConfig, remote: Remote, tls: TlsContext) -> Cl
     return ClientSettings(
         tls=tls,
         tcp=remote.tcp,
+        floats=config.floats,
         relay_header=len(datagram_header(remote.host, remote.port)) if relayed else 0,
         wrap=config.wrap,
         tls_timeout=config.tls_timeout,

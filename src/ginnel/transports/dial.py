@@ -62,9 +62,13 @@ async def dial(addresses: list[Address], local: Local | None = None) -> socket.s
             task.cancel()
 
 
-def udp_socket(address: Address, local: Local | None = None) -> socket.socket:
+def udp_socket(address: Address, local: Local | None = None, *, connected: bool = True) -> socket.socket:
     """Connected, it takes datagrams from the server alone, and hears at once of a route that is missing."""
-    return _socket(address, socket.SOCK_DGRAM, local, lambda made: made.connect(address))
+    if connected:
+        return _socket(address, socket.SOCK_DGRAM, local, lambda made: made.connect(address))
+    anywhere = "::" if ":" in address[0] else "0.0.0.0"
+    where = local or Local()
+    return _socket(address, socket.SOCK_DGRAM, None, lambda made: made.bind((where.address or anywhere, where.port)))
 
 
 def source_address(address: str) -> str | None:

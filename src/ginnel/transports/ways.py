@@ -86,13 +86,14 @@ class Ways:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A connected socket to a remote, or to a relay of datagrams for it.
+    """A socket to a remote, or to a relay of datagrams for it, at ``address``.
 
     ``header`` stands before each datagram there and back. ``association`` is the connection that the relay lasts
     as long as; nothing comes through it but its end.
     """
 
     sock: socket.socket
+    address: Address
     header: bytes = b""
     association: socket.socket | None = None
 
@@ -105,17 +106,19 @@ class Opened:
             self.association.close()
 
 
-async def open_way(way: Way, proxy_login: ProxyLogin) -> Opened:
-    """Raises OSError, and a proxy's refusals as the proxies' modules do."""
+async def open_way(way: Way, proxy_login: ProxyLogin, *, floats: bool) -> Opened:
+    """``floats``: datagrams may come from anywhere. Raises OSError, and a proxy's refusals as the proxies' modules
+    do."""
     remote = way.remote
     local = Local(remote.local, remote.local_port)
     match remote.proxy:
         case None if remote.tcp:
-            return Opened(await dial(list(way.addresses), local))
+            return _connected(await dial(list(way.addresses), local))
         case None:
-            return Opened(udp_socket(way.addresses[0], local))
+            (address,) = way.addresses
+            return Opened(udp_socket(address, local, connected=not floats), address)
         case HttpProxy() as proxy:
-            return Opened(
+            return _connected(
                 await http_proxy.connect(
                     lambda: dial(list(way.addresses), local),
                     proxy,
@@ -129,12 +132,17 @@ async def open_way(way: Way, proxy_login: ProxyLogin) -> Opened:
             try:
                 if remote.tcp:
                     await socks.connect(sock, proxy, remote.host, remote.port)
-                    return Opened(sock)
+                    return _connected(sock)
                 relay = await socks.associate(sock, proxy)
-                return Opened(udp_socket(relay, local), datagram_header(remote.host, remote.port), sock)
+                return Opened(udp_socket(relay, local), relay, datagram_header(remote.host, remote.port), sock)
             except BaseException:
                 sock.close()
                 raise
+
+
+def _connected(sock: socket.socket) -> Opened:
+    host, port = sock.getpeername()[:2]
+    return Opened(sock, (host, port))
 
 
 def describe(remote: Remote) -> str:
