@@ -7,6 +7,7 @@ from ipaddress import (
     IPv6Network,
     ip_address,
 )
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -80,6 +81,30 @@ def test_name_servers_to_ask_leave_out_what_needs_more_than_port_53() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "ours", "address"),
+    [
+        (["ifconfig 10.8.0.2 255.255.255.0", "topology subnet"], {}, "10.8.0.2/24"),
+        (["ifconfig 10.8.0.2 10.8.0.1"], {}, "10.8.0.2/32"),
+        (["ifconfig 10.8.0.2 255.255.255.0"], {"topology": "subnet"}, "10.8.0.2/24"),
+        (["topology net30", "ifconfig 10.8.0.2 10.8.0.1"], {"topology": "subnet"}, "10.8.0.2/32"),
+        # An Ethernet has a mask, and stock pushes no topology for it.
+        (["ifconfig 10.8.0.2 255.255.255.0"], {"tap": True}, "10.8.0.2/24"),
+        (["topology net30", "ifconfig 10.8.0.2 255.255.255.0"], {"tap": True}, "10.8.0.2/24"),
+    ],
+)
+def test_what_the_second_word_of_ifconfig_is(options: list[str], ours: dict[str, Any], address: str) -> None:
+    assert str(PushReply.parse(options, **ours).address) == address
+
+
+@pytest.mark.parametrize("second", ["10.8.0.1", "0.0.0.255", "255.0.255.0"])
+@pytest.mark.parametrize("ours", [{"topology": "subnet"}, {"tap": True}])
+def test_an_address_whose_netmask_is_none_has_no_effect_and_the_rest_has(second: str, ours: dict[str, Any]) -> None:
+    reply = PushReply.parse([f"ifconfig 10.8.0.2 {second}", "ping 5"], **ours)
+    assert (reply.address, reply.ping) == (None, 5)
+    assert reply.ignored == ((f"ifconfig 10.8.0.2 {second}", f"{second} is no netmask"),)
+
+
+@pytest.mark.parametrize(
     "bad",
     [
         "ifconfig 10.8.0.2",
@@ -88,6 +113,8 @@ def test_name_servers_to_ask_leave_out_what_needs_more_than_port_53() -> None:
         "route",
         "route example.org 255.255.255.0",
         "route 10.0.0.0 255.0.255.0",
+        "route 10.0.0.0 0.0.0.255",
+        "route 10.0.0.0 24",
         "route 10.0.0.0 255.0.0.0 gateway",
         "route 10.0.0.0 255.0.0.0 10.0.0.1 -1",
         "route-ipv6 10.0.0.0/8",
@@ -247,9 +274,16 @@ profiles = st.lists(
     unique_by=lambda server: server.priority,
 ).map(lambda servers: tuple(sorted(servers, key=lambda server: server.priority)))
 flags = st.none() | st.lists(st.sampled_from(["def1", "local", "ipv6", "!ipv4"]), unique=True).map(tuple)
+
+
+def is_netmask(address: IPv4Address) -> bool:
+    return "01" not in f"{int(address):032b}"
+
+
+netmasks = st.integers(0, 32).map(lambda bits: IPv4Network((0, bits)).netmask)
 replies = st.builds(
     PushReply,
-    ifconfig=st.none() | st.builds(Ifconfig, ipv4s, ipv4s),
+    ifconfig=st.none() | st.builds(Ifconfig, ipv4s, ipv4s | netmasks),
     ifconfig_ipv6=st.none()
     | st.builds(
         IfconfigIpv6,
@@ -292,7 +326,7 @@ replies = st.builds(
     compression=st.none() | st.sampled_from(["comp-lzo no", "compress stub-v2", "compress"]),
     auth_token=st.none() | words,
     auth_token_user=st.none() | words,
-)
+).filter(lambda reply: reply.topology != "subnet" or reply.ifconfig is None or is_netmask(reply.ifconfig.remote))
 
 
 # A reply has forty parts, which take a busy machine a while to draw.

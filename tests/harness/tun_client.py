@@ -52,7 +52,8 @@ class Machine:
         state = {name: self.namespace.run(command) for name, command in commands.items()}
         return {**state, "resolv.conf": self.resolv_conf.read_text()}
 
-    def start(self, profile: Profile, *options: str, port: int = PORT) -> TunClient:
+    def start(self, profile: Profile, *options: str, port: int = PORT, programs: Path | None = None) -> TunClient:
+        """``programs``: a folder of this machine's own, before all others; its ``run`` is laid over /run/systemd."""
         file = self.folder / "office.ovpn"
         file.write_text(profile.client_file(port))
         file.chmod(0o600)
@@ -60,6 +61,8 @@ class Machine:
         private = self.folder / "private"
         private.mkdir(exist_ok=True)
         bind = 'mount --bind "$1" /etc/resolv.conf; mount --bind "$2" "$3"; shift 3; exec "$@"'
+        if programs is not None:
+            bind = f"PATH={programs}:$PATH; [ ! -d {programs}/run ] || mount --bind {programs}/run /run/systemd; {bind}"
         ginnel = [private / _PYTHON.relative_to(_ROOT), "-m", "ginnel"]
         words = [*ginnel, "connect", file, "--tun", "--json", *options]
         command = ["unshare", "--mount", "sh", "-ec", bind, "sh", self.resolv_conf, _ROOT, private, *words]

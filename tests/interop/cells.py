@@ -291,6 +291,7 @@ CELLS = [
         "frames in place of packets, neighbours have to be found",
         theirs=("dev tap0",),
         ours=("dev tap",),
+        up={"address": "10.8.0.2/24"},
     ),
     Cell("push", "topology net30", "two addresses, no mask", theirs=("topology net30",), up={"address": "10.8.0.6"}),
     Cell("push", "topology p2p", "one address and a peer's", theirs=("topology p2p",), up={"address": "10.8.0."}),

@@ -77,6 +77,62 @@ def test_every_program_is_inside(machine: Machine, server: StockServer) -> None:
     assert machine.state() == before
 
 
+def test_an_ethernet_tunnel_on_a_device_of_the_kernels() -> None:
+    """``dev tap``: the kernel's neighbours are found through the tunnel, and what is far by the server."""
+    options = ("dev tap0", 'push "redirect-gateway def1 ipv6"', 'push "route-gateway 10.8.0.1"')
+    profile = Profile(server_options=options, client_options=("dev tap",))
+    with Network() as network, Office(network.server), Machine(network) as machine, StockServer(network, profile):
+        network.client.ip(f"route add default via {places.SERVER}", f"route add default via {places.SERVER6}")
+        before = machine.state()
+        with machine.start(profile, "--dev", "office1") as client:
+            client.wait_next("up")
+            assert way(client, "1.2.3.4") == "office1"
+            for host in (office.ADDRESS, f"[{office.ADDRESS6}]", "wiki.office"):
+                fetched = client.run("curl", "--silent", "--show-error", "--max-time", "10", f"http://{host}/")
+                assert fetched.encode() == office.PAGE, host
+            assert "10.8.0.1" in client.run("ip", "neighbour", "show", "dev", "office1")
+            client.stop()
+        assert machine.state() == before
+
+
+RESOLVCONF = """#!/bin/sh
+{ echo "resolvconf $*"; [ "$1" != -a ] || cat; } >> "$(dirname "$0")/said"
+"""
+RESOLVECTL = """#!/bin/sh
+echo "resolvectl $*" >> "$(dirname "$0")/said"
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("who", ["resolvconf", "resolvectl"])
+def test_who_keeps_the_name_servers_is_asked(
+    machine: Machine, server: StockServer, tmp_path: Path, who: str, end: signal.Signals
+) -> None:
+    """The programs' own words, which were tried with openresolv 3.12 and systemd-resolved 252."""
+    program = tmp_path / who
+    program.write_text(RESOLVCONF if who == "resolvconf" else RESOLVECTL)
+    program.chmod(0o755)
+    if who == "resolvectl":
+        (tmp_path / "run/resolve").mkdir(parents=True)
+    with machine.start(server.profile, "--dev", "office0", programs=tmp_path) as client:
+        client.wait_next("up")
+        said = (tmp_path / "said").read_text().splitlines()
+        if who == "resolvconf":
+            assert said[0] == "resolvconf -a tun.office0 -m 0 -x"
+            assert [line for line in said[1:] if not line.startswith("#")] == ["nameserver 10.77.0.1", "search office"]
+        else:
+            assert said == ["resolvectl dns office0 10.77.0.1", "resolvectl domain office0 ~. office"]
+        assert machine.resolv_conf.read_text() == RESOLV_CONF
+        if end is signal.SIGTERM:
+            client.stop()
+        else:
+            helper = client.helper
+            os.kill(client.pid, end)
+            wait_until(lambda: not Path(f"/proc/{helper}").exists(), 10, lambda: "the helper stays")
+    last = (tmp_path / "said").read_text().splitlines()[-1]
+    assert last == ("resolvconf -d tun.office0" if who == "resolvconf" else "resolvectl revert office0")
+
+
 def test_a_capture_has_every_packet_as_it_was_on_the_way(machine: Machine, server: StockServer, tmp_path: Path) -> None:
     file = tmp_path / "office.pcapng"
     with machine.start(server.profile, "--dev", "office0", "--capture", str(file)) as client:

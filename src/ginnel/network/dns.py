@@ -43,7 +43,8 @@ def make(entry: Entry, device: str, servers: Sequence[IpAddress], domains: Seque
             # "~." draws every name to this link; without it names would be asked for on both.
             _run(["resolvectl", "domain", device, "~.", *domains])
         case "resolvconf":
-            _run(["resolvconf", "-a", f"{device}.ginnel"], _text(servers, domains))
+            # -x: these alone count. The older resolvconf, which knows no -x, asks who is called tun.… first.
+            _run(["resolvconf", "-a", f"tun.{device}", "-m", "0", "-x"], _text(servers, domains))
         case _:
             try:
                 _replace(RESOLV_CONF, _text(servers, domains))
@@ -57,7 +58,7 @@ def undo(entry: Entry) -> None:
         if entry["undo"] == "resolvectl":
             _run(["resolvectl", "revert", entry["device"]])
         elif entry["undo"] == "resolvconf":
-            _run(["resolvconf", "-d", f"{entry['device']}.ginnel"])
+            _run(["resolvconf", "-d", f"tun.{entry['device']}"])
     if entry["undo"] == "resolv.conf":
         with contextlib.suppress(OSError):
             if hashlib.sha256(RESOLV_CONF.read_bytes()).hexdigest() != entry["ours"]:

@@ -14,7 +14,7 @@ from ginnel.openvpn.events import Framing
 from ginnel.openvpn.keys import KeyMessage, Proto
 from ginnel.openvpn.login import Login
 from ginnel.openvpn.push import PullFilter, PushCollector, PushReply
-from ginnel.openvpn.push_values import Inactive
+from ginnel.openvpn.push_values import Inactive, Topology
 from ginnel.openvpn.session import Session, SessionSettings, Timer, Tunnel
 from ginnel.openvpn.tls import TlsConnection
 from ginnel.openvpn.wrap import TlsAuth
@@ -36,6 +36,7 @@ class ClientSettings(SessionSettings):
     auth: str = "SHA1"
     framing: Framing = ""
     tap: bool = False
+    topology: Topology | None = None
     tun_mtu: int = 1500
     tun_mtu_max: int = 1600
     mssfix: MssFix | None = None
@@ -68,7 +69,7 @@ class ClientPolicy:
         self.settings = settings
         self.unix_time = unix_time
         self.peer = peer
-        self._pushes = PushCollector(settings.pull_filters)
+        self._pushes = PushCollector(settings.pull_filters, topology=settings.topology, tap=settings.tap)
         self._server_options = ""
 
     def attach(self, session: Session, random: Callable[[int], bytes]) -> None:

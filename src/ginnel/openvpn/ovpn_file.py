@@ -269,11 +269,15 @@ class _Reader:
             ovpn_pem.check_pair(values["cert"], values["key"])
         if "tls_version_min" not in values and values.get("tls_version_max", "1.2") < "1.2":
             values["tls_version_min"] = values["tls_version_max"]
+        dev_type = self._dev_type()
+        local = PushReply.parse(draft.local, tap=dev_type == "tap")
+        for option, reason in local.ignored:
+            raise ConfigError(f"{option}: {reason}", option=option.split()[0])
         return ClientConfig(
             remotes=remotes,
-            dev_type=self._dev_type(),
+            dev_type=dev_type,
             wrap=self._wrap(draft),
-            local=PushReply.parse(draft.local),
+            local=local,
             setenv=tuple(draft.setenv.items()),
             warnings=tuple(self.warnings),
             **values,

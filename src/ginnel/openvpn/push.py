@@ -15,7 +15,7 @@ from typing import Literal
 from ginnel.errors import RemoteProtocolError
 from ginnel.openvpn.push_emit import emit_messages, emit_options
 from ginnel.openvpn.push_options import parse_options
-from ginnel.openvpn.push_values import DnsServer, Ifconfig, IfconfigIpv6, Inactive, Route, RouteIpv6
+from ginnel.openvpn.push_values import DnsServer, Ifconfig, IfconfigIpv6, Inactive, Route, RouteIpv6, Topology
 from ginnel.openvpn.words import escape
 
 
@@ -32,7 +32,7 @@ class PushReply:
 
     ifconfig: Ifconfig | None = None
     ifconfig_ipv6: IfconfigIpv6 | None = None
-    topology: Literal["net30", "p2p", "subnet"] | None = None
+    topology: Topology | None = None
     route_gateway: IPv4Address | Literal["dhcp"] | None = None
     route_metric: int | None = None
     routes: tuple[Route, ...] = ()
@@ -67,9 +67,12 @@ class PushReply:
     ignored: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def parse(cls, options: Iterable[str]) -> PushReply:
-        """Takes options without their commas. Later ones replace earlier ones or add to them."""
-        return cls(**parse_options(options))
+    def parse(cls, options: Iterable[str], *, topology: Topology | None = None, tap: bool = False) -> PushReply:
+        """Takes options without their commas. Later ones replace earlier ones or add to them.
+
+        ``topology`` is ours, where they name none; a TAP device has a subnet whatever they name.
+        """
+        return cls(**parse_options(options, topology, tap))
 
     @property
     def exported_keys(self) -> bool:
@@ -118,8 +121,13 @@ class PullFilter:
 class PushCollector:
     """Joins the messages of a reply or an update. At most `MAX_REPLY` bytes are kept."""
 
-    def __init__(self, filters: Iterable[PullFilter] = ()) -> None:
+    def __init__(
+        self, filters: Iterable[PullFilter] = (), *, topology: Topology | None = None, tap: bool = False
+    ) -> None:
+        """``topology`` and ``tap`` are as `PushReply.parse` has them."""
         self._filters = tuple(filters)
+        self._topology = topology
+        self._tap = tap
         self._options: list[str] = []
         self._arriving: list[str] = []
         self._size = 0
@@ -132,7 +140,7 @@ class PushCollector:
         if not self._collect(message):
             return None
         self._options = [text for text in self._take() if self._accepts(text)]
-        return PushReply.parse(self._options)
+        return PushReply.parse(self._options, topology=self._topology, tap=self._tap)
 
     def update(self, message: str) -> PushReply | None:
         """Takes "PUSH_UPDATE[,OPTION]…": the reply as it is now, or None while more is announced.
@@ -164,7 +172,7 @@ class PushCollector:
         if len(options) > MAX_OPTIONS:
             raise RemoteProtocolError(f"the server pushed more than {MAX_OPTIONS} options")
         self._options = options
-        return PushReply.parse(options)
+        return PushReply.parse(options, topology=self._topology, tap=self._tap)
 
     def _collect(self, message: str) -> bool:
         """Whether that was the last message."""

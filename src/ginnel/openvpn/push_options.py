@@ -8,15 +8,27 @@ from dataclasses import fields
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address
 from typing import Any
 
-from ginnel.openvpn.push_values import DnsServer, Gateway, Ifconfig, IfconfigIpv6, Inactive, Route, RouteIpv6
+from ginnel.openvpn.push_values import (
+    DnsServer,
+    Gateway,
+    Ifconfig,
+    IfconfigIpv6,
+    Inactive,
+    Route,
+    RouteIpv6,
+    Topology,
+)
 from ginnel.openvpn.words import escape, split_words
 
 
-def parse_options(options: Iterable[str]) -> dict[str, Any]:
-    """The arguments of a `PushReply`. Later options replace earlier ones or add to them."""
+def parse_options(options: Iterable[str], topology: Topology | None, tap: bool) -> dict[str, Any]:
+    """The arguments of a `PushReply`, which has the same parameters."""
     builder = _Builder()
     for text in options:
         builder.add(text)
+    if tap or "topology" not in builder.values:
+        builder.values["topology"] = "subnet" if tap else topology
+    builder.check_netmask()
     return {**builder.values, "ignored": tuple(builder.ignored)}
 
 
@@ -38,9 +50,11 @@ class _Builder:
                 raise ValueError(NOT_OURS.get(words[0], "is not known"))
             take(self, words[1:])
         except ValueError as error:
-            if len(self.ignored) < MAX_IGNORED:
-                shown = "auth-token …" if secret else escape(text)
-                self.ignored.append((shown, escape(str(error))))
+            self._ignore("auth-token …" if secret else escape(text), escape(str(error)))
+
+    def _ignore(self, shown: str, reason: str) -> None:
+        if len(self.ignored) < MAX_IGNORED:
+            self.ignored.append((shown, reason))
 
     def append(self, name: str, *items: object) -> None:
         self.values[name] = self.values.get(name, ()) + items
@@ -49,14 +63,25 @@ class _Builder:
         local, remote = _exactly(words, 2)
         self.values["ifconfig"] = Ifconfig(_ipv4(local), _ipv4(remote))
 
+    def check_netmask(self) -> None:
+        """What ifconfig's second word is depends on the topology, which may be said after it."""
+        ifconfig = self.values.get("ifconfig")
+        if ifconfig is None or self.values["topology"] != "subnet":
+            return
+        try:
+            _netmask(str(ifconfig.remote))
+        except ValueError as error:
+            del self.values["ifconfig"]
+            self._ignore(f"ifconfig {ifconfig.local} {ifconfig.remote}", str(error))
+
     def ifconfig_ipv6(self, words: list[str]) -> None:
         local, remote = _exactly(words, 2)
         self.values["ifconfig_ipv6"] = IfconfigIpv6(IPv6Interface(_with_colon(local)), _ipv6(remote))
 
     def route(self, words: list[str]) -> None:
         network, netmask, gateway, metric = _at_most(words, 1, 4)
-        mask = "255.255.255.255" if netmask in (None, "default") else netmask
-        where = network if network in SPECIAL else IPv4Network((_ipv4(network), mask), strict=False)
+        mask = _netmask("255.255.255.255" if netmask in (None, "default") else netmask)
+        where = network if network in SPECIAL else IPv4Network((_ipv4(network), str(mask)), strict=False)
         self.append("routes", Route(where, _gateway(gateway), _optional_number(metric, 0, 0xFFFFFFFF)))
 
     def route_ipv6(self, words: list[str]) -> None:
@@ -186,6 +211,14 @@ def _number(text: str, least: int, most: int) -> int:
     if not re.fullmatch(r"-?[0-9]{1,19}", text) or not least <= int(text) <= most:
         raise ValueError(f"{text} is no number from {least} to {most}")
     return int(text)
+
+
+def _netmask(text: str) -> IPv4Address:
+    mask = _ipv4(text)
+    free = int(mask) ^ 0xFFFFFFFF
+    if free & (free + 1):
+        raise ValueError(f"{text} is no netmask")
+    return mask
 
 
 def _optional_number(text: str | None, least: int, most: int) -> int | None:

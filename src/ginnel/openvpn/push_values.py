@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Literal
 
+Topology = Literal["net30", "p2p", "subnet"]
 Special = Literal["vpn_gateway", "net_gateway", "remote_host"]
 """An address that depends on where we are: the tunnel's other end, our own router, the server's."""
 Gateway = IPv4Address | Special

@@ -59,6 +59,7 @@ def client_settings(config: ClientConfig, remote: Remote, tls: TlsContext) -> Cl
         auth=config.auth,
         framing=FRAMINGS[config.compression],
         tap=config.dev_type == "tap",
+        topology=config.local.topology,
         tun_mtu=config.tun_mtu,
         tun_mtu_max=config.tun_mtu_max,
         mssfix=config.mssfix,
