@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -14,6 +15,7 @@ from tests.harness.network import Network
 from tests.harness.profile import Profile
 from tests.harness.server import StockServer
 from tests.harness.traffic import EchoStream
+from tests.interop.cells import listed, revoked
 
 REKEYS = int(os.environ.get("GINNEL_REKEYS", "7"))
 
@@ -39,3 +41,24 @@ async def test_under_traffic(
         assert min(stream.received for stream in streams) > REKEYS * 1_000_000
         assert [event["event"] for event in client.events] == ["up"]
         client.stop()
+
+
+def test_a_server_that_is_revoked_meanwhile_is_left_at_the_next_keys(
+    network: Network, ordinary_env: Environment
+) -> None:
+    """The file of the revoked is read again when it has changed, without a new connection."""
+    profile = replace(
+        listed(), server_options=("reneg-sec 0",), client_options=("reneg-sec 4", "crl-verify revoked.pem")
+    )
+    with (
+        StockServer(network, profile),
+        GinnelClient(network, ordinary_env, profile, files=revoked(server=False)) as client,
+    ):
+        client.wait_up()
+        fresh = client.folder / "fresh.pem"
+        fresh.write_text(str(revoked(server=True)["revoked.pem"]))
+        fresh.chmod(0o644)
+        fresh.rename(client.folder / "revoked.pem")
+        status, line = client.fail(40)
+    assert status == 5
+    assert "revoked" in line
