@@ -290,6 +290,53 @@ def test_echo_on_a_lent_device(shell: Shell, program: str) -> None:
     assert any(line.startswith("10 datagrams") for line in lent.out.all()), str(lent)
 
 
+READY = ("lend", "--device", "tun0", "--address", "10.0.0.1/24", "--address", "fd00::1/64", "--")
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "fd00::1"])
+def test_ping_on_a_lent_device_that_is_ready(shell: Shell, address: str) -> None:
+    words = ("ping", address, "-c", "5", "-i", "0", "-W", "30", "--sources", "4", "--json")
+    seen = last(shell(*READY, *GINNEL, *words))
+    assert (seen["sent"], seen["received"], len(seen["sources"])) == (20, 20, 4)
+
+
+def test_example_ping_on_a_lent_device(shell: Shell) -> None:
+    said = shell(*READY, sys.executable, EXAMPLES / "ping.py", "10.0.0.1", "10.0.0.2")
+    assert said.splitlines()[-1] == "4 sent, 4 received"
+
+
+# Makes a device that stays, waits for a word, and becomes the program, which finds the device by its name.
+STAYING = """
+import fcntl, os, struct, sys
+device = os.open("/dev/net/tun", os.O_RDWR)
+fcntl.ioctl(device, 0x400454CA, struct.pack("16sH22x", b"tun0", 0x1001))
+fcntl.ioctl(device, 0x400454CB, 1)
+os.close(device)
+open(sys.argv[1]).read()
+os.environ["XDG_RUNTIME_DIR"] = "/nowhere"
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("program", ["example", "ginnel"])
+def test_echo_client_on_a_lent_device(shell: Shell, tmp_path: Path, program: str) -> None:
+    words = [sys.executable, EXAMPLES / "echo_client.py", "10.0.0.1", "7", "10.0.0.2", "tun0"]
+    if program == "ginnel":
+        words = [*GINNEL, "echo", "client", "--device", "tun0", "10.0.0.1", "-c", "10", "-i", "0", "--sources", "3"]
+    os.mkfifo(tmp_path / "go")
+    lent = shell.start(*READY, sys.executable, "-c", STAYING, tmp_path / "go", *words)
+    while "tun0" not in shell("device", "list"):
+        assert lent.running, str(lent)
+    server = shell.start("echo", "server", "--device", "tun0", "--json")
+    while json.loads(shell("device", "show", "tun0", "--json"))["stack"]["datagrams"] == 0:
+        assert server.running, str(server)
+    (tmp_path / "go").write_text("")
+    assert lent.wait(60) == 0, str(lent)
+    assert lent.out.all()[-1].startswith("30 sent, 30 "), str(lent)
+    assert server.wait(30) == 0, str(server)
+    assert parse_event(server.out.all()[-1])["sources"] == {f"10.0.0.{number}": 10 for number in (2, 3, 4)}
+
+
 def test_a_lent_device_is_captured_and_deleted_by_its_name(shell: Shell, tmp_path: Path) -> None:
     path = tmp_path / "lent.pcapng"
     words = ("lend", "--device", "tun0", "--capture", path, "--", sys.executable, EXAMPLES / "pong.py")

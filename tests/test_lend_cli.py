@@ -75,6 +75,8 @@ def test_whom_the_gateway_is_open_to() -> None:
         (["openvpn", "--daemon", "--config", "x"], 2, "leave --daemon out"),
         (["--node", "relative", "--", "true"], 2, "no absolute path"),
         (["--dns", "office", "--", "true"], 2, "write an IP address"),
+        (["--address", "10.0.0.256/24", "--", "true"], 125, "write one as 10.0.0.1/24"),
+        (["--address", "224.0.0.1/24", "--", "true"], 125, "no host's address"),
         ([], 2, "Missing argument"),
         ([*GINNEL, "--", "true"], 125, "traps this program's calls already"),
     ],

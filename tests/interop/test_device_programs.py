@@ -159,6 +159,23 @@ def test_the_examples_on_the_kernels_device(kernel: Kernel) -> None:
     assert ping.out.all()[-1] == "4 sent, 4 received"
 
 
+def test_the_echo_examples_on_the_kernels_device(kernel: Kernel) -> None:
+    kernel.make("tun")
+    server = kernel.start_held("tun7", EXAMPLES / "echo_server.py", "tun7")
+    for address in ("10.7.0.9", "fd07::9"):
+        words = ("--end", "interface", "-c", "5", "-i", "0", "-W", "30")
+        assert kernel.run("echo", "client", "--device", "tun7", address, *words)["received"] == 5
+    assert server.stop(signal.SIGINT, 30) == 0
+    assert server.out.all()[-1] == "10 datagrams from 2 senders sent back"
+    stack = kernel.start("-m", "ginnel", "echo", "server", "--device", "tun7", "--json")
+    wait_until(lambda: ":7 " in kernel.namespace.run(["ss", "-uan"]), 30, lambda: stack)
+    client = kernel.start(EXAMPLES / "echo_client.py", "10.7.0.1", "7", "10.7.0.2", "tun7")
+    assert client.wait(60) == 0
+    came_back = int(client.out.all()[-1].split()[2])
+    assert came_back == 30
+    assert sum(report(stack)["sources"].values()) >= came_back
+
+
 def test_a_name_that_is_nowhere_becomes_a_new_device_and_is_gone_after(kernel: Kernel) -> None:
     pong = kernel.start("-m", "ginnel", "pong", "tun3")
     wait_until(lambda: "tun3" in kernel.namespace.run(["ip", "link"]), 30, lambda: pong)

@@ -17,7 +17,8 @@ from weakref import WeakKeyDictionary
 
 import click
 
-from ginnel.device.interface import Interfaces
+from ginnel.device.interface import Address as InterfaceAddress
+from ginnel.device.interface import Interface, Interfaces, parse_address
 from ginnel.device.lend import LentProgram, Node
 from ginnel.device.lend.launch import become_subreaper, kill_orphans
 from ginnel.device.lend.node import TUN
@@ -44,6 +45,13 @@ log = logging.getLogger("ginnel")
 @click.option(
     "--dns", metavar="ADDR", multiple=True, help="A DNS server on the other side, for the names SOCKS is given."
 )
+@click.option(
+    "--address",
+    "addresses",
+    metavar="ADDR/LEN",
+    multiple=True,
+    help="For a program that finds its device configured: of each from the start, which is up. May be given again.",
+)
 @click.option("--device", "name", metavar="NAME", help="What others find the device by, see `ginnel device`.")
 @click.option("--capture", metavar="FILE.pcapng", type=click.Path(path_type=Path), help="Write all packets there.")
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- PROGRAM [ARG]...")
@@ -53,6 +61,7 @@ def command(
     node: Path,
     socks: str | None,
     dns: tuple[str, ...],
+    addresses: tuple[str, ...],
     name: str | None,
     capture: Path | None,
     program: tuple[str, ...],
@@ -69,7 +78,8 @@ def command(
     _refuse_background(program)
     for server in dns:
         _check_server(server)
-    plan = Plan(program, Node(node), _gateway(socks), tuple(dns), name, capture)
+    given = tuple(map(parse_address, addresses))
+    plan = Plan(program, Node(node), _gateway(socks), tuple(dns), given, name, capture)
     # Should the process die that looks after the program's orphans, they are ours to end.
     become_subreaper()
     try:
@@ -92,14 +102,23 @@ class Plan:
     node: Node
     socks: Address | None
     dns: tuple[str, ...]
+    addresses: tuple[InterfaceAddress, ...]
     name: str | None
     capture: Path | None
+
+    def configure(self, interface: Interface) -> None:
+        """As whoever makes a kernel's device for a program does."""
+        for address in self.addresses:
+            interface.add_address(address)
+        if self.addresses:
+            interface.set_up(True)
 
 
 async def _lend(plan: Plan) -> int:
     async with contextlib.AsyncExitStack() as stack:
         listener = stack.enter_context(contextlib.closing(Listener(plan.socks))) if plan.socks else None
         interfaces = Interfaces(first_index=_FIRST_INDEX)
+        interfaces.on_create.append(plan.configure)
         await stack.enter_async_context(Seen(interfaces, plan.program[0], plan.name, plan.capture))
         stack.push_async_callback(interfaces.aclose)
         if listener is not None:

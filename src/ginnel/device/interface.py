@@ -321,8 +321,14 @@ def check_name(pattern: str) -> None:
 
 
 def parse_address(text: str) -> Address:
-    """An address with its prefix length, ``10.0.0.1/24``. Raises ValueError."""
-    return Address(ipaddress.ip_interface(text))
+    """An address with its prefix length, ``10.0.0.1/24``. Raises DeviceError (EINVAL, EADDRNOTAVAIL)."""
+    try:
+        interface = ipaddress.ip_interface(text)
+    except ValueError:
+        raise DeviceError(errno.EINVAL, f"{text!r} is no address; write one as 10.0.0.1/24 or fd00::1/64") from None
+    if interface.ip.is_multicast or interface.ip.is_unspecified:
+        raise DeviceError(errno.EADDRNOTAVAIL, f"{text} is no host's address")
+    return Address(interface)
 
 
 MAX_INTERFACES = 4096

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ginnel.device.base import DEFAULT_MTU, Kind
 from ginnel.device.capture import Capture
 from ginnel.device.directory import Claim, claim_name
-from ginnel.device.interface import Address, Interface, parse_address
+from ginnel.device.interface import Interface, parse_address
 from ginnel.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ class Service:
                 self.interface.set_mtu(mtu)
                 return {}
             case {"do": "set", "address": str(address)}:
-                self.interface.add_address(_address(address))
+                self.interface.add_address(parse_address(address))
                 return {}
             case {"do": "delete"}:
                 self._deleted.set()
@@ -266,7 +266,7 @@ async def create(
     notation. Without ``up`` it is up if it has an address. ``capture``: a pcapng file for all packets. Raises
     DeviceError (EEXIST, EINVAL, EPERM), ConfigError for the capture's file.
     """
-    parsed = [_address(text) for text in addresses]
+    parsed = [parse_address(text) for text in addresses]
     with claim_name(name or f"{kind}%d") as claim:
         async with contextlib.AsyncExitStack() as stack:
             interface = Interface(claim.name, 1, kind, mtu)
@@ -291,13 +291,6 @@ def program_name(pid: int) -> str:
         name = next((Path(word).name for word in words[1:] if word and not word.startswith("-")), name)
     # It is shown on terminals.
     return "".join(letter if letter.isprintable() else "?" for letter in name)[:MAX_PROGRAM] or "?"
-
-
-def _address(text: str) -> Address:
-    try:
-        return parse_address(text)
-    except ValueError:
-        raise DeviceError(errno.EINVAL, f"{text!r} is no address; write one as 10.0.0.1/24 or fd00::1/64") from None
 
 
 def _peer(sock: socket.socket) -> tuple[int, int]:
