@@ -78,7 +78,7 @@ def command(
     _refuse_background(program)
     for server in dns:
         _check_server(server)
-    given = tuple(map(parse_address, addresses))
+    given = tuple(map(_parse_address, addresses))
     plan = Plan(program, Node(node), _gateway(socks), tuple(dns), given, name, capture)
     # Should the process die that looks after the program's orphans, they are ours to end.
     become_subreaper()
@@ -193,6 +193,13 @@ def _openness(plan: Plan, listener: Listener | None) -> str:
         who = "open to every user of this machine; unix:PATH closes it"
     names = "" if plan.dns else "; addresses only: --dns ADDR names a server on the other side that resolves names"
     return f"{lent}; SOCKS5 on {listener.address} ({who}){names}"
+
+
+def _parse_address(text: str) -> InterfaceAddress:
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise ConfigError(f"--address: {error}", option="address") from None
 
 
 def _check_server(text: str) -> None:

@@ -321,13 +321,13 @@ def check_name(pattern: str) -> None:
 
 
 def parse_address(text: str) -> Address:
-    """An address with its prefix length, ``10.0.0.1/24``. Raises DeviceError (EINVAL, EADDRNOTAVAIL)."""
+    """An address with its prefix length, ``10.0.0.1/24``. Raises ValueError, which says how to write one."""
     try:
         interface = ipaddress.ip_interface(text)
     except ValueError:
-        raise DeviceError(errno.EINVAL, f"{text!r} is no address; write one as 10.0.0.1/24 or fd00::1/64") from None
+        raise ValueError(f"{text!r} is no address; write one as 10.0.0.1/24 or fd00::1/64") from None
     if interface.ip.is_multicast or interface.ip.is_unspecified:
-        raise DeviceError(errno.EADDRNOTAVAIL, f"{text} is no host's address")
+        raise ValueError(f"{text} is no host's address; write one as 10.0.0.1/24 or fd00::1/64")
     return Address(interface)
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ginnel.device.base import DEFAULT_MTU, Kind
 from ginnel.device.capture import Capture
 from ginnel.device.directory import Claim, claim_name
-from ginnel.device.interface import Interface, parse_address
+from ginnel.device.interface import Address, Interface, parse_address
 from ginnel.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ class Service:
                 self.interface.set_mtu(mtu)
                 return {}
             case {"do": "set", "address": str(address)}:
-                self.interface.add_address(parse_address(address))
+                self.interface.add_address(_address(address))
                 return {}
             case {"do": "delete"}:
                 self._deleted.set()
@@ -266,7 +266,7 @@ async def create(
     notation. Without ``up`` it is up if it has an address. ``capture``: a pcapng file for all packets. Raises
     DeviceError (EEXIST, EINVAL, EPERM), ConfigError for the capture's file.
     """
-    parsed = [parse_address(text) for text in addresses]
+    parsed = [_address(text) for text in addresses]
     with claim_name(name or f"{kind}%d") as claim:
         async with contextlib.AsyncExitStack() as stack:
             interface = Interface(claim.name, 1, kind, mtu)
@@ -278,6 +278,13 @@ async def create(
             if bool(parsed) if up is None else up:
                 interface.set_up(True)
             yield await stack.enter_async_context(Service(interface, claim))
+
+
+def _address(text: str) -> Address:
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise DeviceError(errno.EINVAL, str(error)) from None
 
 
 def program_name(pid: int) -> str:
