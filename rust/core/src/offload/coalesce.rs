@@ -275,13 +275,14 @@ fn same_headers(first: &[u8], packet: &[u8], view: &View, index: u16) -> bool {
         return network;
     }
     let (one, other) = (&first[view.transport..view.payload], &packet[view.transport..view.payload]);
-    // Acknowledgement; length and flags but those that only the first or last has; window; options.
+    // Acknowledgement; length and flags but those that only the first or last has; window; urgent pointer and
+    // options.
     let flags = (one[at::TCP_FLAGS] ^ other[at::TCP_FLAGS]) & !(at::PSH | at::FIN | at::CWR);
     network
         && one[8..13] == other[8..13]
         && flags == 0
         && one[14..16] == other[14..16]
-        && one[at::TCP_LEN..] == other[at::TCP_LEN..]
+        && one[18..] == other[18..]
 }
 
 /// Flows whose packets may be mixed in a batch.
