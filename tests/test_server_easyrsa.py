@@ -181,6 +181,7 @@ def test_without_the_authoritys_key_nobody_is_added_but_anyone_revoked(pki: Pki,
     with contextlib.closing(open_store(tmp_path / "state", imported)) as store:
         with pytest.raises(ConfigError, match="is not here"):
             store.add_user("bob")
+        assert store.renewal("alice") == "a new one from the authority's own easy-rsa"
         # Where its key is, others are made that nobody tells us of.
         assert not store.is_revoked(serial(pki.authority.issue("alice")))
         store.revoke_user("alice")

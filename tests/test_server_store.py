@@ -18,7 +18,7 @@ from cryptography import x509
 
 from ginnel.errors import ConfigError
 from ginnel.openvpn.ovpn_file import read_ovpn
-from ginnel.server.authority import Issued
+from ginnel.server.authority import Authority, Issued
 from ginnel.server.client_file import client_file, remotes, split_host
 from ginnel.server.store import Store, open_store
 
@@ -363,6 +363,15 @@ def test_fixed_addresses_and_networks_are_one_users(store: Store, tmp_path: Path
     assert alice is not None
     assert (alice.address, str(alice.address6), alice.routes) == (None, "fd67::77", ("192.168.5.0/24",))
     assert ginnel("user", "set", "bob", "--dir", directory, "--address", "10.8.0.77").returncode == 0
+
+
+def test_an_authority_that_has_ended_signs_nothing_and_says_so_in_one_line() -> None:
+    now = datetime.now(UTC)
+    ended, _ = Authority.create("Old", now - timedelta(days=20 * 365))
+    with pytest.raises(
+        ConfigError, match=r"ended on \d{4}-\d\d-\d\d, and signs nothing any longer; begin a new server"
+    ):
+        ended.issue("alice", "client", now, 30)
 
 
 def test_what_ends_soon_is_said_before(store: Store, tmp_path: Path) -> None:

@@ -203,5 +203,14 @@ def test_a_gate_closes_what_user_space_closes() -> None:
         assert f"daddr {{ {network} }} reject" in text
     opened, closed = text.index("daddr { 10.1.0.0/16 } accept"), text.index("daddr { 10.0.0.0/8 } reject")
     assert opened < closed
+    nothing: dict[str, Any] = {"inside": [], "allow": [], "relaying": False, "forwards": []}
     with pytest.raises(ValueError, match="network"):
-        Gate.parse({"inside": ["10.8.0.0/24 } accept"], "allow": [], "relaying": False})
+        Gate.parse({**nothing, "inside": ["10.8.0.0/24 } accept"]})
+    for forward in (
+        [0, "10.8.0.2", 80],
+        [80, "10.8.0.2", 65536],
+        [80, "10.8.0.2 accept", 80],
+        ["80 accept", "10.8.0.2", 80],
+    ):
+        with pytest.raises(ValueError, match="port|accept"):
+            Gate.parse({**nothing, "forwards": [forward]})

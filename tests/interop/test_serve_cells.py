@@ -96,6 +96,8 @@ def test_a_user_name_that_is_not_the_certificates_is_refused_and_said(network: N
             client.wait_line("AUTH_FAILED,wrong user name or password", 30)
         refused = event(server, "refused")
         assert (refused["name"], refused["username"]) == ("alice", "bob")
+        client.wait(10)
+        assert [line for line in server.out.all() if '"failed"' in line] == []
 
 
 def test_a_second_login_is_refused_until_the_first_is_gone(network: Network) -> None:

@@ -150,6 +150,39 @@ def test_clients_reach_what_is_public_and_what_is_allowed(network: Network, inte
     assert state(network.server) == before
 
 
+def test_a_published_port_leads_to_a_client_while_it_is_there(
+    network: Network, internet: Process, tmp_path: Path
+) -> None:
+    """From outside and from the machine itself; the client knows no way to who asks."""
+    before = state(network.server)
+    own = ["env", f"--chdir={tmp_path}", sys.executable, "-u", "-m", "http.server", "8000"]
+    Path(tmp_path, "index.html").write_text(PAGE)
+    outside = ["nsenter", f"--net=/proc/{internet.pid}/ns/net"]
+
+    def status(*prefix: str) -> tuple[int, str]:
+        words = [*prefix, "curl", "--silent", "--max-time", "5", f"http://{OUTSIDE}:8081/"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout
+
+    here = ["nsenter", f"--net=/proc/{network.server.pid}/ns/net"]
+    with TunServer(network, tmp_path, "--publish", "8081:alice:8000") as server:
+        assert status(*outside) == status(*here) == REFUSED
+        # It is held for her.
+        assert subprocess.run([*here, *own[:-1], "8081"], capture_output=True, timeout=20, check=False).returncode == 1
+        with network.client.start(own) as service:
+            service.wait_line("Serving", 20)
+            with connected(network, tmp_path):
+                wait_until(lambda: status(*outside) == (0, PAGE), 10, lambda: (status(*outside), server.process))
+                assert status(*here) == (0, PAGE)
+                visitor = str(server.up["address"])
+                assert service.err.wait(lambda line: visitor in line, 10), str(service)
+                revoke = [_GINNEL, "user", "revoke", "alice", "--dir", tmp_path / "state"]
+                subprocess.run(revoke, check=True, capture_output=True)
+                wait_until(lambda: status(*outside) == REFUSED, 10, lambda: status(*outside))
+        assert server.process.stop(signal.SIGTERM, 15) == 0, str(server.process)
+    assert state(network.server) == before
+
+
 def test_nobody_outside_opens_a_connection_to_a_client(network: Network, internet: Process, tmp_path: Path) -> None:
     with TunServer(network, tmp_path) as server, connected(network, tmp_path) as client:
         address = client.run(["ip", "-4", "-o", "address", "show", "tun9"]).split()[3].partition("/")[0]
@@ -219,4 +252,6 @@ with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock
 
 
 REPLY = (0, 0)
+# curl's status.
+REFUSED = (7, "")
 _GINNEL = Path(sys.executable).with_name("ginnel")

@@ -132,9 +132,6 @@ class Reporter(logging.Handler):
 @contextlib.contextmanager
 def _routed(config: ServerConfig, name: str | None) -> Iterator[tuple[ServerConfig, Routed]]:
     """Makes the device, and gives up every right of this process but to ports below 1024; takes all of it back."""
-    if config.publish:
-        what = "--publish is for a server in user space"
-        raise ConfigError(what, instead="with --tun programs of this machine reach clients at their addresses")
     rights.check()
     helper = rights.Rights()
     try:

@@ -136,6 +136,7 @@ def list_users(directory: Path | None, as_json: bool) -> None:
     """List the users."""
     with _Opened(directory) as store:
         users, ends = store.users(), store.expiring(datetime.now(UTC))
+        renewals = {user.name: store.renewal(user.name) for user in users}
     known = {user.name for user in users}
     for what, until, instead in ends:
         if what not in known:
@@ -144,7 +145,7 @@ def list_users(directory: Path | None, as_json: bool) -> None:
         print(json.dumps([_fields(user) for user in users]))
         return
     for user in users:
-        print(f"{user.name:24} {_state(user)}")
+        print(f"{user.name:24} {_state(user, renewals[user.name])}")
 
 
 @command.command()
@@ -157,7 +158,7 @@ def show(name: str, directory: Path | None, as_json: bool) -> None:
         user = store.user(name)
         if user is None:
             raise ConfigError(f"there is no user {name}", instead="see: ginnel user list")
-        sessions = store.sessions(name)
+        sessions, renewal = store.sessions(name), store.renewal(name)
         lease = (user.address, user.address6) if user.address or user.address6 else store.lease(name)
     running = _is_running(state_directory(directory))
     if as_json:
@@ -166,7 +167,7 @@ def show(name: str, directory: Path | None, as_json: bool) -> None:
         held = dict(zip(("lease", "lease6"), (each and str(each) for each in lease), strict=True))
         print(json.dumps({**_fields(user), **held, "sessions": rows}))
         return
-    print(f"{user.name}: {_state(user)}")
+    print(f"{user.name}: {_state(user, renewal)}")
     fixed = " (fixed)" if user.address or user.address6 else ""
     print(f"  addresses {', '.join(str(each) for each in lease if each is not None) or 'none yet'}{fixed}")
     if user.routes:
@@ -242,13 +243,13 @@ def _ask() -> str:
     return password
 
 
-def _state(user: User) -> str:
+def _state(user: User, renewal: str) -> str:
     left = user.expires - datetime.now(UTC)
     if user.revoked:
         return "revoked"
     if left < timedelta(0):
-        return f"expired on {_day(user.expires)}; ginnel user renew {user.name}"
-    soon = f", in {left.days} days; ginnel user renew {user.name}" if left < timedelta(days=30) else ""
+        return f"expired on {_day(user.expires)}; {renewal}"
+    soon = f", in {left.days} days; {renewal}" if left < timedelta(days=30) else ""
     return f"good until {_day(user.expires)}{soon}{', with a password' if user.has_password else ''}"
 
 

@@ -83,10 +83,13 @@ class Applied:
         self._journal.write(self._entries(self._changes))
 
     def open_way_out(self, gate: masquerade.Gate) -> None:
-        """Forwards what comes from the device, and hides who sends it. Raises DeviceError."""
-        self._way_out = masquerade.begin(self.device, gate)
-        self._journal.write(self._entries(self._changes))
-        masquerade.make(self._way_out, self.device, gate)
+        """Forwards what comes from the device, and hides who sends it; the next gate takes the place of this one.
+        Raises DeviceError."""
+        if not self._way_out:
+            self._way_out = masquerade.begin(self.device, gate)
+            self._journal.write(self._entries(self._changes))
+            masquerade.make(self._way_out)
+        masquerade.put_up(self.device, gate)
 
     def release(self, *, keep_guard: bool) -> None:
         """Takes everything back, latest first; with ``keep_guard`` all but the kill switch."""

@@ -11,6 +11,7 @@ import ipaddress
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +23,40 @@ from ginnel.network.plan import IpNetwork
 
 
 @dataclass(frozen=True, slots=True)
+class Forward:
+    """A TCP port of this machine that leads to a client's."""
+
+    port: int
+    address: IPv4Address
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
 class Gate:
     """``inside``: the networks of the clients; ``allow``: what is open beside public addresses; ``relaying``: clients
-    reach each other."""
+    reach each other; ``forwards``: what is published of clients that are there."""
 
     inside: tuple[IpNetwork, ...]
     allow: tuple[IpNetwork, ...] = ()
     relaying: bool = False
+    forwards: tuple[Forward, ...] = ()
 
     def emit(self) -> dict[str, Any]:
         return {
             "inside": [str(network) for network in self.inside],
             "allow": [str(network) for network in self.allow],
             "relaying": self.relaying,
+            "forwards": [[each.port, str(each.address), each.target] for each in self.forwards],
         }
 
     @classmethod
     def parse(cls, fields: dict[str, Any]) -> Gate:
         """The reverse. Raises ValueError, TypeError or KeyError."""
         inside, allow = (tuple(map(ipaddress.ip_network, fields[name])) for name in ("inside", "allow"))
-        if len(inside) + len(allow) > MAX_NETWORKS:
+        forwards = tuple(_forward(*each) for each in fields["forwards"])
+        if len(inside) + len(allow) + len(forwards) > MAX_NETWORKS:
             raise ValueError("too many networks")
-        return cls(inside, allow, bool(fields["relaying"]))
+        return cls(inside, allow, bool(fields["relaying"]), forwards)
 
 
 def table(device: str) -> str:
@@ -61,6 +74,8 @@ def rules(device: str, gate: Gate) -> str:
     ]
     own = [f"{_matches('daddr', [network])} meta l4proto {{ icmp, ipv6-icmp }} accept" for network in gate.inside]
     hidden = [f'{_matches("saddr", [network])} oifname != "{device}" masquerade' for network in gate.inside]
+    local = "meta nfproto ipv4 fib daddr type local"
+    led = [f"{local} tcp dport {each.port} dnat ip to {each.address}:{each.target}" for each in gate.forwards]
     among = "accept" if gate.relaying else "reject with icmpx admin-prohibited"
     return f"""table inet {name}
 delete table inet {name}
@@ -69,9 +84,11 @@ table inet {name} {{
         type filter hook forward priority filter; policy accept;
         iifname "{device}" jump out
         oifname "{device}" ct state established,related accept
+        oifname "{device}" ct status dnat accept
         oifname "{device}" iifname != "{device}" reject with icmpx admin-prohibited
     }}
     chain out {{
+        ct direction reply ct status dnat accept
         oifname "{device}" {among}
         {_lines(allowed)}
         {_lines(closed)}
@@ -84,8 +101,19 @@ table inet {name} {{
         {_lines(allowed)}
         reject with icmpx admin-prohibited
     }}
+    chain prerouting {{
+        type nat hook prerouting priority dstnat; policy accept;
+        iifname "{device}" return
+        {_lines(led)}
+    }}
+    chain output {{
+        type nat hook output priority -100; policy accept;
+        oifname "lo" ip daddr 127.0.0.0/8 return
+        {_lines(led)}
+    }}
     chain postrouting {{
         type nat hook postrouting priority srcnat; policy accept;
+        oifname "{device}" ct status dnat masquerade
         {_lines(hidden)}
     }}
 }}
@@ -98,8 +126,8 @@ def begin(device: str, gate: Gate) -> list[Entry]:
     return [*{entry["path"]: entry for entry in entries}.values(), {"undo": "masquerade", "table": table(device)}]
 
 
-def make(entries: Sequence[Entry], device: str, gate: Gate) -> None:
-    """Raises DeviceError."""
+def make(entries: Sequence[Entry]) -> None:
+    """Lets this machine forward. Raises DeviceError."""
     for entry in entries:
         if entry["undo"] == "sysctl" and entry["ours"] is not None:
             try:
@@ -107,6 +135,10 @@ def make(entries: Sequence[Entry], device: str, gate: Gate) -> None:
             except OSError as error:
                 what = entry["path"].replace("/", ".")
                 raise DeviceError(error.errno or errno.EIO, f"cannot set {what} = {entry['ours']}") from None
+
+
+def put_up(device: str, gate: Gate) -> None:
+    """The table, or another in its place without a gap. Raises DeviceError."""
     load(rules(device, gate), "the way out")
 
 
@@ -119,6 +151,12 @@ def undo(entry: Entry) -> None:
     path = SYSCTL / entry["path"]
     if path.exists() and entry["ours"] in (None, path.read_text().strip()):
         path.write_text(entry["before"])
+
+
+def _forward(port: int, address: str, target: int) -> Forward:
+    if not (0 < int(port) < 65536 and 0 < int(target) < 65536):
+        raise ValueError("no port")
+    return Forward(int(port), IPv4Address(address), int(target))
 
 
 def _forwarding(version: int) -> Iterator[Entry]:

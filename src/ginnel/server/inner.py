@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import select
+import socket
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_network
 from typing import Protocol
 
 from ginnel._core import DataPlane
 from ginnel.device.memory import MemoryDevice
-from ginnel.errors import LocalProtocolError
+from ginnel.errors import DeviceError, LocalProtocolError
 from ginnel.gateways.egress import Egress
 from ginnel.gateways.relay import Address, Listener
-from ginnel.network.masquerade import Gate
+from ginnel.network.masquerade import Forward, Gate
 from ginnel.network.plan import Settings, Wish
 from ginnel.network.rights import Rights
 from ginnel.server.clients import Client
@@ -101,6 +104,10 @@ class Routed:
         self.plane = DataPlane.on_kernel_device(descriptor, "tun", True, udp_offload)
         self._settings = Settings(mtu=config.tun_mtu)
         self._behind: dict[int, tuple[str, ...]] = {}
+        self._gate = Gate(())
+        self._there: dict[int, Client] = {}
+        # So that nobody else takes what is published: who comes while the client is away is refused by the kernel.
+        self._held: list[socket.socket] = []
         # One at a time, and in their order.
         self._asking = ThreadPoolExecutor(1)
 
@@ -124,25 +131,33 @@ class Routed:
         inside: tuple[IPv4Network | IPv6Network, ...] = (pool.network,)
         if pool.network6 is not None:
             inside += (pool.network6,)
-        gate = Gate(inside, self._config.allow, self._config.client_to_client)
+        self._gate = Gate(inside, self._config.allow, self._config.client_to_client)
+        self._held += [_hold(each.port) for each in self._config.publish]
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._asking, self._rights.configure, self._settings)
-        await loop.run_in_executor(self._asking, self._rights.open_way_out, gate)
+        await loop.run_in_executor(self._asking, self._rights.open_way_out, self._gate)
 
     def lead_to(self, client: Client) -> None:
         if client.routes:
             self._behind[client.peer] = client.routes
             self._route()
+        if any(published.user == client.name for published in self._config.publish):
+            self._there[client.peer] = client
+            self._forward()
 
     def forget(self, client: Client) -> None:
         if self._behind.pop(client.peer, None):
             self._route()
+        if self._there.pop(client.peer, None):
+            self._forward()
 
     def statistics(self) -> dict[str, int]:
         return {}
 
     async def aclose(self) -> None:
         await asyncio.to_thread(self._asking.shutdown)
+        for held in self._held:
+            held.close()
         self.plane.close()
 
     def _route(self) -> None:
@@ -154,6 +169,27 @@ class Routed:
             routes=tuple(dict.fromkeys(wishes)),
         )
         self._asking.submit(self._rights.configure, settings).add_done_callback(_tell_failure)
+
+    def _forward(self) -> None:
+        # Of several sessions of one user the latest counts.
+        forwards = {
+            published.port: Forward(published.port, client.address, published.target)
+            for client in self._there.values()
+            for published in self._config.publish
+            if client.name == published.user
+        }
+        gate = replace(self._gate, forwards=tuple(forwards.values()))
+        self._asking.submit(self._rights.open_way_out, gate).add_done_callback(_tell_failure)
+
+
+def _hold(port: int) -> socket.socket:
+    held = socket.socket()
+    try:
+        held.bind(("0.0.0.0", port))
+    except OSError as error:
+        held.close()
+        raise DeviceError(error.errno or errno.EIO, f"cannot listen on 0.0.0.0:{port}") from error
+    return held
 
 
 def _tell_failure(asked: Future[None]) -> None:

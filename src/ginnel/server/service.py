@@ -12,7 +12,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
-from ginnel.errors import GinnelError
+from ginnel.errors import AuthError, GinnelError
 from ginnel.openvpn import events
 from ginnel.openvpn.commands import REPORTS, carry_out
 from ginnel.openvpn.endpoint import Endpoint, Limits
@@ -345,7 +345,9 @@ class Server:
         if client is None or client.session is None:
             _, host, port = policy.path
             name = None if client is None else client.name
-            tell("failed", level=logging.WARNING, name=name, remote=f"{host}:{port}", reason=reason)
+            # A login that is refused has had its line.
+            if not isinstance(error, AuthError):
+                tell("failed", level=logging.WARNING, name=name, remote=f"{host}:{port}", reason=reason)
         else:
             tell("disconnected", name=client.name, remote=client.remote, rx=client.rx, tx=client.tx, reason=reason)
             session = client.session

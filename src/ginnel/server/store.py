@@ -261,10 +261,13 @@ class Store:
         cert = x509.load_pem_x509_certificate(self.identity.cert.encode())
         instead = "start the server anew" if self._authority.can_sign else "one from the authority's own easy-rsa"
         ends.append(("the server's certificate", cert.not_valid_after_utc, instead))
-        ends += [
-            (user.name, user.expires, f"ginnel user renew {user.name}") for user in self.users() if not user.revoked
-        ]
+        ends += [(user.name, user.expires, self.renewal(user.name)) for user in self.users() if not user.revoked]
         return [item for item in ends if item[1] < now + timedelta(days=days)]
+
+    def renewal(self, name: str) -> str:
+        """Where a user's next certificate comes from, as advice."""
+        can_sign = self._authority.can_sign
+        return f"ginnel user renew {name}" if can_sign else "a new one from the authority's own easy-rsa"
 
     def make_wrap_key(self) -> str:
         """A tls-crypt-v2 key for a client, in PEM."""
