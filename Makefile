@@ -43,7 +43,8 @@ bench: $(VENV)/.built target/wheels/.built
 	@$(BIN)/python -m tests.bench.bench_lend
 	@$(BIN)/python -m tests.bench.bench_handshakes
 	@$(BIN)/python -m tests.bench.bench_connect $(BENCH)
-	@$(BIN)/ginnel bench
+	@$(BIN)/ginnel bench $(ROUNDS) --json target/bench.json --chart docs/benchmarks.svg
+	@$(BIN)/python -m tests.bench.page target/bench.json
 
 # What a packet costs in instructions and system calls: docs/costs.md.
 costs: $(VENV)/.built

@@ -52,6 +52,20 @@ def test_ways_that_are_measured_by_streams_alone(tmp_path: Path) -> None:
             assert figures["down_mbit"] < 100
 
 
+def test_many_clients_at_once(tmp_path: Path) -> None:
+    table = tmp_path / "figures.json"
+    kinds = ("--only=crowd", "--only=stock-crowd")
+    done = bench("--rounds", "1", "--seconds", "1", "--clients", "3", *kinds, "--json", table)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(table.read_text())
+    assert result["failures"] == []
+    for kind in ("crowd", "stock-crowd"):
+        (figures,) = result["figures"][kind]
+        assert figures["crowd_mbit"] >= 3 * figures["crowd_least_mbit"] > 0
+        assert figures["crowd_cpu"] > figures["crowd_server_cpu"] > 0
+    assert "| TCP of all clients at once, ginnel : stock |" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [(("--only", "carrier-pigeon"), "no tunnel carrier-pigeon"), (("--json", "/nowhere/x"), "No such file")],

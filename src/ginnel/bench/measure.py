@@ -24,6 +24,8 @@ def measure(tunnel: Tunnel, seconds: float) -> dict[str, float]:
 
 
 def _measure(tunnel: Tunnel, seconds: float) -> dict[str, float]:
+    if tunnel.devices:
+        return _crowd(tunnel, seconds)
     with _iperf_server(tunnel):
         if tunnel.streams:
             return _tcp(tunnel, seconds, "up") | _tcp(tunnel, seconds, "down", "--reverse")
@@ -51,6 +53,37 @@ def _tcp(tunnel: Tunnel, seconds: float, name: str, *options: str) -> dict[str, 
     if tunnel.name == "mixed":
         figures[f"{name}_ours_cpu"] = (_cpu(tunnel.ours) - ours_before) / gbit
     return figures
+
+
+def _crowd(tunnel: Tunnel, seconds: float) -> dict[str, float]:
+    """A stream of each client's, all at once."""
+    ports = range(tunnel.port, tunnel.port + len(tunnel.devices))
+    with contextlib.ExitStack() as stack:
+        for port in ports:
+            server = tunnel.right.started("iperf3", "--server", "--forceflush", "--port", str(port))
+            stack.enter_context(server).wait_for("Server listening")
+        before, ours_before = _cpu(tunnel.ends), _cpu(tunnel.ours)
+        common = ["iperf3", "--client", tunnel.far, "--time", f"{seconds:g}", "--json"]
+        streams = [
+            stack.enter_context(tunnel.left.started(*common, "--port", str(port), "--bind-dev", device))
+            for port, device in zip(ports, tunnel.devices, strict=True)
+        ]
+        ends = [_end_of(stream, tunnel, seconds + 60) for stream in streams]
+        cpu, ours_cpu = _cpu(tunnel.ends) - before, _cpu(tunnel.ours) - ours_before
+    gbit = sum(end["sum_received"]["bytes"] for end in ends) * 8 / 1e9
+    return {
+        "crowd_mbit": sum(end["sum_received"]["bits_per_second"] for end in ends) / 1e6,
+        "crowd_least_mbit": min(end["sum_received"]["bits_per_second"] for end in ends) / 1e6,
+        "crowd_cpu": cpu / gbit,
+        "crowd_server_cpu": ours_cpu / gbit,
+    }
+
+
+def _end_of(stream: Program, tunnel: Tunnel, timeout: float) -> dict[str, Any]:
+    """An iperf3's sums, when it has ended."""
+    # It writes all at once, and last a brace of its own.
+    stream.wait_until(lambda: stream.output.endswith("\n}\n"), "sums from iperf3", timeout)
+    return _sums(json.loads(stream.output), tunnel)
 
 
 def _small(tunnel: Tunnel) -> dict[str, float]:
@@ -117,6 +150,10 @@ def _iperf(tunnel: Tunnel, seconds: float, *options: str) -> dict[str, Any]:
         if "busy" not in report.get("error", ""):
             break
         time.sleep(0.5)
+    return _sums(report, tunnel)
+
+
+def _sums(report: dict[str, Any], tunnel: Tunnel) -> dict[str, Any]:
     end: dict[str, Any] = report.get("end", {})
     if "sum_received" not in end or "sum_sent" not in end:
         raise BenchError(f"{tunnel.name}: iperf3 gave no sums: {report.get('error', 'without a reason')}")
@@ -137,6 +174,10 @@ UNITS = {
     "up_mbit": "TCP, Mbit/s",
     "down_mbit": "TCP back, Mbit/s",
     "up8_mbit": "TCP, 8 streams, Mbit/s",
+    "crowd_mbit": "TCP of all clients at once, Mbit/s",
+    "crowd_least_mbit": "of it the slowest client's",
+    "crowd_cpu": "CPU s a Gbit then, all ends",
+    "crowd_server_cpu": "of it the server's",
     "up_cpu": "CPU s a Gbit, both ends",
     "down_cpu": "the same, back",
     "up_ours_cpu": "CPU s a Gbit, ginnel's end",

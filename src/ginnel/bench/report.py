@@ -100,5 +100,6 @@ GOALS: list[tuple[str, Figure, Figure, str, float]] = [
     ("TCP back, the same", ("user-space", "down_mbit"), ("stock", "down_mbit"), ">=", 3),
     ("TCP with loss, user space : kernel", ("lossy", "up_mbit"), ("lossy-kernel", "up_mbit"), ">=", 0.8),
     ("TCP back, the same", ("lossy", "down_mbit"), ("lossy-kernel", "down_mbit"), ">=", 0.8),
+    ("TCP of all clients at once, ginnel : stock", ("crowd", "crowd_mbit"), ("stock-crowd", "crowd_mbit"), ">=", 1),
     ("8 streams : 1, ginnel", ("ginnel", "up8_mbit"), ("ginnel", "up_mbit"), ">=", 0.9),
 ]

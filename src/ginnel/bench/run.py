@@ -42,14 +42,14 @@ class Result:
         return dict(vars(self))
 
 
-def run(kinds: Mapping[str, str], rounds: int, seconds: float, say: Callable[[str], None]) -> Result:
+def run(kinds: Mapping[str, str], rounds: int, seconds: float, crowd: int, say: Callable[[str], None]) -> Result:
     """A tunnel that fails in one round is named among the failures; its other rounds count."""
     result = Result(dict(kinds), rounds, seconds, machine(), datetime.now(UTC).date().isoformat())
     for number in range(1, rounds + 1):
         for name in kinds:
             say(f"round {number} of {rounds}: {name}")
             try:
-                with joined() as (left, right), open_tunnel(name, left, right) as tunnel:
+                with joined() as (left, right), open_tunnel(name, left, right, crowd) as tunnel:
                     result.figures.setdefault(name, []).append(measure(tunnel, seconds))
             except BenchError as error:
                 say(str(error))

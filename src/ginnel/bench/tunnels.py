@@ -20,6 +20,8 @@ from ginnel.bench import plumbing, shaper
 from ginnel.bench.ping import LOST
 from ginnel.bench.spaces import LEFT, RIGHT, BenchError, Program, Space
 from ginnel.server.authority import Authority, now
+from ginnel.server.client_file import client_file
+from ginnel.server.store import open_store
 
 # Where iperf3 listens, and a forward that leads to it.
 IPERF, FORWARD = 5201, 15201
@@ -28,7 +30,8 @@ IPERF, FORWARD = 5201, 15201
 @dataclass(frozen=True)
 class Tunnel:
     """One that is up. ``far`` is the right side's address inside; ``ours`` and ``ends`` are the processes of
-    ginnel and of both ends. One of which only ``streams`` are measured leads to iperf3 alone, at ``port``."""
+    ginnel and of both ends. One of which only ``streams`` are measured leads to iperf3 alone, at ``port``. ``devices``
+    are those of many clients, of which each has one."""
 
     name: str
     left: Space
@@ -38,19 +41,25 @@ class Tunnel:
     ends: list[Program]
     port: int = IPERF
     streams: bool = False
+    devices: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
-def open_tunnel(name: str, left: Space, right: Space) -> Iterator[Tunnel]:
+def open_tunnel(name: str, left: Space, right: Space, crowd: int) -> Iterator[Tunnel]:
+    """``crowd``: how many clients one of many has."""
     with contextlib.ExitStack() as stack:
-        tunnel = _KINDS[name](stack, left, right)
+        if name in _CROWDS:
+            devices = tuple(f"crowd{number}" for number in range(crowd))
+            tunnel = _CROWDS[name](stack, left, right, devices)
+        else:
+            tunnel = _KINDS[name](stack, left, right)
         words = [sys.executable, "-m", "ginnel.bench.ping", tunnel.far, "20", "0.05"]
         if not tunnel.streams and LOST in json.loads(left.run(*words))[10:]:
             raise BenchError(f"{name}: echo requests are lost in a tunnel that nothing else passes")
         yield tunnel
 
 
-def available() -> dict[str, str]:
+def available(crowd: int) -> dict[str, str]:
     """The tunnels that can be opened here, each with what it is."""
     found = {"ginnel": "ginnel serve --tun and ginnel connect --tun"}
     if shutil.which("ethtool"):
@@ -58,11 +67,13 @@ def available() -> dict[str, str]:
     found["user-space"] = "ginnel serve and ginnel connect -L, no kernel device"
     found["lossy"] = f"the same, {LOSSY}"
     found["lossy-kernel"] = f"ginnel serve --tun and ginnel connect --tun, {LOSSY}"
+    found["crowd"] = f"ginnel serve --tun and {crowd} times ginnel connect --tun, a stream each at once"
     found["plumbing"] = "devices joined by UDP in Python, no protocol, no cipher: the limit of what is around them"
     if shutil.which("openvpn"):
         stock = subprocess.run(["openvpn", "--version"], capture_output=True, text=True).stdout.split()[1]
         found["mixed"] = f"ginnel connect --tun, OpenVPN {stock} as the server"
         found["stock"] = f"OpenVPN {stock} at both ends, without DCO"
+        found["stock-crowd"] = f"the same with {crowd} clients, a stream each at once"
     if shutil.which("wireguard-go"):
         said = subprocess.run(["wireguard-go", "--version"], capture_output=True, text=True).stdout.split("\n")[0]
         found["wireguard"] = f"{said} at both ends, ChaCha20-Poly1305"
@@ -95,6 +106,24 @@ def _lossy_kernel(stack: contextlib.ExitStack, left: Space, right: Space) -> Tun
     return Tunnel("lossy-kernel", left, right, INNER, [client, server], [client, server], streams=True)
 
 
+def _crowd(stack: contextlib.ExitStack, left: Space, right: Space, devices: tuple[str, ...]) -> Tunnel:
+    folder, server = _our_server(stack, right, ["--tun"], INNER)
+    with contextlib.closing(open_store(folder / "state")) as store:
+        for device in devices:
+            text = client_file(
+                store.identity, store.add_user(device), store.make_wrap_key(), [("udp", RIGHT, 1194)], password=False
+            )
+            (folder / device).touch(0o600)
+            (folder / device).write_text(text)
+    clients = [
+        stack.enter_context(left.started(*_GINNEL, "connect", str(folder / device), "--tun", "--dev", device, "--json"))
+        for device in devices
+    ]
+    for client in clients:
+        client.wait_for('"event": "up"', CROWD_PATIENCE)
+    return Tunnel("crowd", left, right, INNER, [server], [*clients, server], devices=devices)
+
+
 def _ours(
     stack: contextlib.ExitStack,
     left: Space,
@@ -107,18 +136,23 @@ def _ours(
 ) -> tuple[Program, Program]:
     """Our server and our client. ``inside``: where iperf3 is, as clients see it; it is the server's own machine,
     which is closed to them without a word. ``shaped``: over a slow and lossy way."""
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ginnel-bench-")))
-    state = ["--dir", str(folder / "state")]
-    place = ["--listen", f"udp:{RIGHT}:1194", "--allow", f"{inside}/32"]
-    server = stack.enter_context(right.started(*_GINNEL, "serve", *serve, "--json", *state, *place))
-    server.wait_for('"event": "up"')
+    folder, server = _our_server(stack, right, serve, inside)
     file = folder / "client.ovpn"
-    right.run(*_GINNEL, "user", "add", "bench", *state, "-o", str(file))
+    right.run(*_GINNEL, "user", "add", "bench", "--dir", str(folder / "state"), "-o", str(file))
     if shaped:
         words = [sys.executable, "-m", "ginnel.bench.shaper", f"{RIGHT}:1195", f"{RIGHT}:1194"]
         stack.enter_context(right.started(*words)).wait_for("ready")
         file.write_text(file.read_text().replace(f"{RIGHT} 1194", f"{RIGHT} 1195"))
     return server, _connected(stack, left, file, *connect)
+
+
+def _our_server(stack: contextlib.ExitStack, space: Space, options: list[str], inside: str) -> tuple[Path, Program]:
+    """A server, and the folder with its state."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ginnel-bench-")))
+    place = ["--dir", str(folder / "state"), "--listen", f"udp:{RIGHT}:1194", "--allow", f"{inside}/32"]
+    server = stack.enter_context(space.started(*_GINNEL, "serve", *options, "--json", *place))
+    server.wait_for('"event": "up"')
+    return folder, server
 
 
 def _connected(stack: contextlib.ExitStack, space: Space, file: Path, *options: str) -> Program:
@@ -153,12 +187,28 @@ def _stock(stack: contextlib.ExitStack, left: Space, right: Space) -> Tunnel:
     return Tunnel("stock", left, right, INNER, [], [client, server])
 
 
-def _stock_server(stack: contextlib.ExitStack, space: Space) -> tuple[Path, Program]:
+def _stock_crowd(stack: contextlib.ExitStack, left: Space, right: Space, devices: tuple[str, ...]) -> Tunnel:
+    folder, server = _stock_server(stack, right, "duplicate-cn")
+    words = ["openvpn", "--config", str(folder / "client.ovpn"), "--disable-dco", "--dev-type", "tun"]
+    clients = [stack.enter_context(left.started(*words, "--dev", device)) for device in devices]
+    for client in clients:
+        client.wait_for("Initialization Sequence Completed", CROWD_PATIENCE)
+    return Tunnel("stock-crowd", left, right, INNER, [server], [*clients, server], devices=devices)
+
+
+def _stock_server(stack: contextlib.ExitStack, space: Space, *options: str) -> tuple[Path, Program]:
     """Debian's server, and the folder with its client's file."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ginnel-bench-")))
     authority, _ = Authority.create("bench", now())
     common = ["dev tun", "proto udp4", "data-ciphers AES-256-GCM", "verb 3", f"<ca>\n{authority.certificate}</ca>"]
-    server_only = ["server 10.8.0.0 255.255.255.0", "topology subnet", "dh none", "disable-dco", "keepalive 10 60"]
+    server_only = [
+        "server 10.8.0.0 255.255.255.0",
+        "topology subnet",
+        "dh none",
+        "disable-dco",
+        "keepalive 10 60",
+        *options,
+    ]
     client_only = ["client", "nobind", f"remote {RIGHT} 1194", "remote-cert-tls server"]
     for name, usage, lines in (("server.conf", "server", server_only), ("client.ovpn", "client", client_only)):
         issued = authority.issue(name, usage, now(), 1)  # type: ignore[arg-type]
@@ -207,6 +257,8 @@ def _configure(path: Path, text: str) -> None:
         raise BenchError(f"wireguard-go at {path}: {answer.strip()}")
 
 
+# So many programs begin at once.
+CROWD_PATIENCE = 180.0
 # The server's address inside, ours and stock's.
 INNER = "10.8.0.1"
 LOSSY = (
@@ -223,4 +275,8 @@ _KINDS: dict[str, Callable[[contextlib.ExitStack, Space, Space], Tunnel]] = {
     "mixed": _mixed,
     "stock": _stock,
     "wireguard": _wireguard,
+}
+_CROWDS: dict[str, Callable[[contextlib.ExitStack, Space, Space, tuple[str, ...]], Tunnel]] = {
+    "crowd": _crowd,
+    "stock-crowd": _stock_crowd,
 }

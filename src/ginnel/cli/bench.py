@@ -16,6 +16,7 @@ from ginnel.errors import ConfigError
 @click.option("--quick", is_flag=True, help="One round of two seconds a measurement: a first look.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Of how many the medians are taken.  [default: 5]")
 @click.option("--seconds", type=click.IntRange(min=1), help="How long each transfer takes.  [default: 8]")
+@click.option("--clients", type=click.IntRange(1, 250), default=50, show_default=True, help="Of the crowds.")
 @click.option("--only", metavar="NAME", multiple=True, help="Of the tunnels, this; may be given again.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="All figures, to a file.")
 @click.option("--chart", type=click.Path(dir_okay=False, path_type=Path), help="A chart in SVG, to a file.")
@@ -23,6 +24,7 @@ def command(
     quick: bool,
     rounds: int | None,
     seconds: int | None,
+    clients: int,
     only: tuple[str, ...],
     json_file: Path | None,
     chart: Path | None,
@@ -42,7 +44,7 @@ def command(
     from ginnel.bench import report, run
     from ginnel.bench.tunnels import available
 
-    kinds = available()
+    kinds = available(clients)
     if unknown := set(only) - kinds.keys():
         raise ConfigError(f"no tunnel {', '.join(sorted(unknown))} here", instead=f"of {', '.join(kinds)}")
     kinds = {name: what for name, what in kinds.items() if not only or name in only}
@@ -50,6 +52,7 @@ def command(
         kinds,
         rounds or (1 if quick else 5),
         seconds or (2 if quick else 8),
+        clients,
         lambda line: click.echo(line, err=True),
     )
     click.echo(report.table(result))
