@@ -117,7 +117,7 @@ impl Group {
             && view.payload == self.header_len
             && (1..=usize::from(self.header.gso_size)).contains(&payload)
             && self.len + payload <= MAX_LEN
-            && self.members.len() < MOST_MEMBERS;
+            && self.members.len() < if view.is_tcp { MOST_SEGMENTS } else { MOST_DATAGRAMS };
         fits && view.may_follow(packet)
             && same_headers(first, packet, view, self.members.len() as u16)
             && (!view.is_tcp || sequence(packet, view) == self.next_sequence)
@@ -288,4 +288,6 @@ fn same_headers(first: &[u8], packet: &[u8], view: &View, index: u16) -> bool {
 /// Flows whose packets may be mixed in a batch.
 const MOST_OPEN: usize = 16;
 /// As many as a system call takes pieces of, with one to spare.
-const MOST_MEMBERS: usize = 1000;
+const MOST_SEGMENTS: usize = 1000;
+/// A longer run of datagrams the kernel refuses as a whole (UDP_MAX_SEGMENTS; 128 since Linux 6.9).
+const MOST_DATAGRAMS: usize = 64;

@@ -107,6 +107,19 @@ fn what_is_joined_and_cut_again_is_what_it_was() {
 }
 
 #[test]
+fn no_run_of_datagrams_is_longer_than_the_kernel_takes() {
+    let mut random = Seeded(3);
+    let mut pool = pool();
+    for (tcp, lens) in [(false, vec![64, 64, 64, 8]), (true, vec![200])] {
+        let train = train(&mut random, false, tcp, 20, 200);
+        let mut packets: Vec<_> = train.iter().map(|bytes| pool.packet_from(bytes)).collect();
+        let mut coalescer = Coalescer::new(true);
+        let found: Vec<_> = coalescer.group(&mut packets).iter().map(|group| group.members.len()).collect();
+        assert_eq!(found, lens);
+    }
+}
+
+#[test]
 fn flows_that_are_mixed_keep_their_order() {
     let mut random = Seeded(2);
     let mut pool = pool();
