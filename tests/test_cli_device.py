@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -303,6 +304,33 @@ def test_ping_on_a_lent_device_that_is_ready(shell: Shell, address: str) -> None
 def test_example_ping_on_a_lent_device(shell: Shell) -> None:
     said = shell(*READY, sys.executable, EXAMPLES / "ping.py", "10.0.0.1", "10.0.0.2")
     assert said.splitlines()[-1] == "4 sent, 4 received"
+
+
+def test_a_lent_device_that_is_idle_wakes_nobody(shell: Shell) -> None:
+    """Neither the program nor what is around it: no context is switched in ten seconds."""
+    lent = shell.start(*READY, sys.executable, EXAMPLES / "pong.py")
+    lent.wait_line("waiting", 30)
+    deadline = time.monotonic() + 30
+    before, now = {}, switches(lent.pid)
+    # What a start leaves to be done.
+    while before != now:
+        assert time.monotonic() < deadline, (before, now)
+        time.sleep(0.5)
+        before, now = now, switches(lent.pid)
+    time.sleep(10)
+    assert switches(lent.pid) == now
+    assert len(now) >= 6
+    assert lent.stop(signal.SIGINT, 30) == 0, str(lent)
+
+
+def switches(pid: int) -> dict[str, list[str]]:
+    """How often each thread of a process and of its children gave the processor up, or had it taken."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found[task.name] = re.findall(r"ctxt_switches:\t(\d+)", (task / "status").read_text())
+        for child in (task / "children").read_text().split():
+            found.update(switches(int(child)))
+    return found
 
 
 # Makes a device that stays, waits for a word, and becomes the program, which finds the device by its name.
