@@ -532,6 +532,7 @@ WRONG = [
     ("remote a 1194 sctp", "remote: 'sctp' is no protocol; write udp, udp4, udp6, tcp, tcp4 or tcp6"),
     ("remote [::1]", "write an IPv6 address without brackets"),
     ("remote https://a", "is no host name or address"),
+    (f"remote {'ü' * 80}", "is no host name"),
     ("proto tcp-server", "tcp-server is for a server"),
     ("client x", "client takes no value"),
     ("verb many", "verb: 'many' is not a number from 0 to 15"),

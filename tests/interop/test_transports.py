@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+import struct
+import threading
 from dataclasses import replace
 from typing import Literal
 
@@ -90,6 +93,34 @@ async def test_socks_proxy_over_udp(network: Network, ordinary_env: Environment)
             client.wait_next("up", 30)
             await fetch(client)
             client.stop()
+
+
+def test_a_connection_that_is_reset_at_once_is_one_line(network: Network, ordinary_env: Environment) -> None:
+    """Whether it ends before it is used, or after."""
+    with network.server.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((SERVER, 1194))
+        listener.listen()
+        listener.settimeout(0.1)
+        ending = threading.Event()
+
+        def reset() -> None:
+            while not ending.is_set():
+                with contextlib.suppress(TimeoutError):
+                    connection, _ = listener.accept()
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    connection.close()
+
+        thread = threading.Thread(target=reset)
+        thread.start()
+        try:
+            with GinnelClient(network, ordinary_env, TCP, "--timeout", "4") as client:
+                status, line = client.fail()
+        finally:
+            ending.set()
+            thread.join()
+    assert status == 3, line
+    assert f"{SERVER}:1194 closed the connection" in line or f"cannot reach {SERVER}" in line
 
 
 def test_wrong_login_of_a_proxy(network: Network, ordinary_env: Environment) -> None:

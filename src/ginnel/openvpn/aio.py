@@ -175,20 +175,29 @@ class Client:
         try:
             async with asyncio.timeout(patience):
                 opened = await open_way(way, self._proxy_login, floats=config.floats)
+            number = self._give_away(opened, way.remote.tcp)
         except GinnelError as error:
             return events.Closed(error, retry=isinstance(error, UnreachableError)), False
         except OSError as error:
             reason = error.strerror or str(error) or "no answer in time"
             return events.Closed(UnreachableError(f"cannot reach {describe(way.remote)}: {reason}"), retry=True), False
         with opened:
-            return await self._hold(way, opened, patience)
+            return await self._hold(way, opened, number, patience)
 
-    async def _hold(self, way: Way, opened: Opened, patience: float) -> tuple[events.Closed, bool]:
+    def _give_away(self, opened: Opened, tcp: bool) -> int:
+        """Hands the socket to the data plane. Returns its number there. Raises OSError for one that has ended."""
+        descriptor = opened.sock.fileno()
+        try:
+            number = self._plane.add_tcp(descriptor) if tcp else self._plane.add_udp(descriptor, opened.header)
+        except BaseException:
+            opened.close()
+            raise
+        opened.sock.detach()
+        return number
+
+    async def _hold(self, way: Way, opened: Opened, number: int, patience: float) -> tuple[events.Closed, bool]:
         assert self._tls is not None
         self._renew_revocations()
-        descriptor = opened.sock.fileno()
-        number = self._plane.add_tcp(descriptor) if way.remote.tcp else self._plane.add_udp(descriptor, opened.header)
-        opened.sock.detach()
         path = (number, *opened.address)
         policy = ClientPolicy(
             settings.client_settings(self._config, way.remote, self._tls), self._login, unix_time=time.time()

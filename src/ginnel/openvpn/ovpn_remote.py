@@ -156,6 +156,11 @@ def _socks_proxy(draft: Draft, statement: Statement) -> None:
 def _host(text: str) -> str:
     if not re.fullmatch(r"[^\s/\\\"'<>@]{1,255}", text):
         raise ConfigError(f"{escape(text)!r} is no host name or address")
+    if not text.isascii():
+        try:
+            text.encode("idna")
+        except UnicodeError:
+            raise ConfigError(f"{escape(text)!r} is no host name") from None
     return text
 
 

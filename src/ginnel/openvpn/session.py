@@ -12,6 +12,7 @@ same next key id. A renegotiation that isn't done within ``hand_window`` ends th
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -229,10 +230,9 @@ class Session:
                     self._slots.swap()
             case events.BytesCounted(total=total):
                 self._check_activity(total, now)
-            case events.PathClosed(path=path, errno=errno):
+            case events.PathClosed(path=path, errno=number):
                 if path[0] == self._path[0]:
-                    error = UnreachableError(f"the socket to {_show(path)} failed (errno {errno})")
-                    self.finish(error, retry=True)
+                    self.finish(UnreachableError(_why_closed(path, number)), retry=True)
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, Path]]:
         """Takes everything that is due now: first packets, packets again, ACKs."""
@@ -644,6 +644,12 @@ def _random_session_id(random: Callable[[int], bytes]) -> bytes:
     while (session_id := random(SESSION_ID_SIZE)) == NO_SESSION:
         pass
     return session_id
+
+
+def _why_closed(path: Path, number: int) -> str:
+    if number == errno.ECONNRESET:
+        return f"{_show(path)} closed the connection"
+    return f"the socket to {_show(path)} failed ({errno.errorcode.get(number, number)})"
 
 
 def _show(path: Path) -> str:

@@ -101,6 +101,10 @@ class Opened:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """What has not been given away. Idempotent."""
         self.sock.close()
         if self.association is not None:
             self.association.close()
@@ -141,7 +145,12 @@ async def open_way(way: Way, proxy_login: ProxyLogin, *, floats: bool) -> Opened
 
 
 def _connected(sock: socket.socket) -> Opened:
-    host, port = sock.getpeername()[:2]
+    try:
+        host, port = sock.getpeername()[:2]
+    except OSError:
+        # It has ended already.
+        sock.close()
+        raise
     return Opened(sock, (host, port))
 
 
