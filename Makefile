@@ -57,7 +57,8 @@ soak: $(VENV)/.built
 	GINNEL_SEEDS=5000 GINNEL_FIRST_PACKETS=1000000 GINNEL_CLIENTS=500 GINNEL_KILLS=50 GINNEL_SECONDS=120 \
 		$(BIN)/pytest -n $(WORKERS) --timeout 3600 tests/test_noisy_wire.py tests/test_endpoint.py \
 		tests/test_server_faults.py tests/test_server_crowd.py
-	GINNEL_REKEYS=100 $(BIN)/pytest -n $(WORKERS) --timeout 3600 tests/interop/test_renegotiation.py
+	GINNEL_REKEYS=100 GINNEL_RECONNECTS=100 $(BIN)/pytest -n $(WORKERS) --timeout 3600 \
+		tests/interop/test_renegotiation.py tests/interop/test_restart.py
 	GINNEL_SENT=1073741824 $(BIN)/pytest --timeout 3600 tests/interop/test_lend_openvpn.py -k both_sides
 
 clean:

@@ -246,6 +246,11 @@ class Vpn:
             self._changes.add(queue)
         return self._take(queue)
 
+    def reconnect(self) -> None:
+        """Connects anew, with the servers' names resolved anew. Streams live on if the address stays the same."""
+        if self._client is not None:
+            self._client.reconnect()
+
     async def wait_closed(self) -> None:
         """Waits until the connection is over. Raises what ended it, if it was not asked to."""
         if self._runner is not None:

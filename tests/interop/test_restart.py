@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +21,7 @@ from tests.harness.server import StockServer
 from tests.harness.socks import close, open_connection
 
 PROFILE = Profile(keepalive=(1, 4))
+RECONNECTS = int(os.environ.get("GINNEL_RECONNECTS", "6"))
 
 
 def test_killed_and_restarted(network: Network, ordinary_env: Environment) -> None:
@@ -30,6 +34,31 @@ def test_killed_and_restarted(network: Network, ordinary_env: Environment) -> No
             client.wait_next("up")
             assert client.curl("http://wiki.office/") == office.PAGE.decode()
         client.stop()
+
+
+def test_asked_to_connect_anew_again_and_again(network: Network, ordinary_env: Environment) -> None:
+    """By SIGUSR1, as stock is. Nothing grows: descriptors, threads, memory."""
+    with StockServer(network, PROFILE), GinnelClient(network, ordinary_env, PROFILE) as client:
+        client.wait_next("up")
+        used = []
+        for _ in range(RECONNECTS):
+            os.kill(client.process.pid, signal.SIGUSR1)
+            assert "asked to connect anew" in client.wait_next("reconnecting")["message"]
+            client.wait_next("up")
+            used.append(resources(client.process.pid))
+        assert client.curl("http://wiki.office/") == office.PAGE.decode()
+        client.stop(signal.SIGHUP)
+    descriptors, threads, memory = zip(*used, strict=True)
+    assert max(descriptors) <= min(descriptors) + 2, used
+    assert max(threads) <= min(threads) + 1, used
+    assert memory[-1] < memory[len(memory) // 2] * 1.05, used
+
+
+def resources(pid: int) -> tuple[int, int, int]:
+    """Open descriptors, threads, and bytes of its own in memory."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (anonymous,) = re.findall(r"RssAnon:\s+(\d+) kB", status)
+    return len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task")), int(anonymous) * 1024
 
 
 async def test_a_stream_lives_on(network: Network, ordinary_env: Environment) -> None:

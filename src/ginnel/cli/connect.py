@@ -183,8 +183,10 @@ class Reporter:
 async def _connect(plan: Plan, reporter: Reporter, machine: Machine | None) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # What nohup(1) has set stays.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
         listeners = _Listeners(
             socks=stack.enter_context(contextlib.closing(Listener(plan.socks))) if plan.socks else None,
@@ -199,10 +201,12 @@ async def _connect(plan: Plan, reporter: Reporter, machine: Machine | None) -> N
             "timeout": plan.timeout,
             "capture": plan.capture,
         }
+        vpn = Vpn(plan.config, **options) if machine is None else machine.vpn(**options)
+        loop.add_signal_handler(signal.SIGUSR1, vpn.reconnect)
         if machine is None:
-            session = loop.create_task(_hold(Vpn(plan.config, **options), plan, reporter, listeners))
+            session = loop.create_task(_hold(vpn, plan, reporter, listeners))
         else:
-            session = loop.create_task(_hold_device(machine, machine.vpn(**options), reporter))
+            session = loop.create_task(_hold_device(machine, vpn, reporter))
         stopped = loop.create_task(stop.wait())
         try:
             await asyncio.wait({session, stopped}, return_when=asyncio.FIRST_COMPLETED)

@@ -116,6 +116,12 @@ class Client:
         if self._attempt is not None:
             self._attempt.leave()
 
+    def reconnect(self) -> None:
+        """Gives the session up for another, or tries again without waiting."""
+        if self._attempt is not None:
+            self._attempt.lose(UnreachableError("it was asked to connect anew"))
+        self._nudge.set()
+
     def close(self) -> None:
         """Frees the data plane, its sockets and the device end. Idempotent."""
         self._plane.close()
