@@ -21,7 +21,7 @@ from tests.harness.server import StockServer
 from tests.harness.socks import close, open_connection
 
 PROFILE = Profile(keepalive=(1, 4))
-RECONNECTS = int(os.environ.get("GINNEL_RECONNECTS", "6"))
+RECONNECTS = int(os.environ.get("GINNEL_RECONNECTS", "4"))
 
 
 def test_killed_and_restarted(network: Network, ordinary_env: Environment) -> None:

@@ -20,7 +20,7 @@ import pytest
 from ginnel.openvpn.wrap import NoWrap, StaticKey, TlsAuth, TlsCrypt
 from ginnel.server import Listen
 from tests.harness import office
-from tests.harness.client import GinnelClient, curl
+from tests.harness.client import GinnelClient, curl, wait_until
 from tests.harness.environment import Environment
 from tests.harness.network import SERVER, Network
 from tests.harness.people import People
@@ -70,6 +70,10 @@ def echo(network: Network, host: str = "10.8.0.1") -> None:
     """Bytes to the server's inner end and back, in full packets."""
     sent = os.urandom(100_000)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if family == socket.AF_INET6:
+        # As long as the kernel tries the tunnel's address out, a connection would begin at another for good.
+        shown = ["ip", "-6", "address", "show", "tentative"]
+        wait_until(lambda: network.client.run(shown) == "", 10, lambda: network.client.run(shown))
     with network.client.socket(family) as sock:
         sock.settimeout(20)
         sock.connect((host, 7))
