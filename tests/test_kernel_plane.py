@@ -152,7 +152,32 @@ def test_a_long_packet_is_cut_as_the_kernel_cuts_it(ipv6: bool, transport: str, 
 @pytest.mark.parametrize("ipv6", [False, True])
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 def test_what_is_joined_is_cut_by_the_kernel_into_what_it_was(ipv6: bool, transport: str) -> None:
-    """Packets come by datagrams and go to the kernel, which forwards them to a device without offloads."""
+    with forwarding() as (memory, plane, plain):
+        # A datagram that comes alone is joined to nothing: how they come is the machine's affair.
+        for seed in range(MOST_TRAINS):
+            train = cut(random.Random(seed), ipv6, transport)
+            memory.interface.write_batch(train)
+            assert receive(plain.application, len(train)) == [forwarded(each) for each in train], f"seed {seed}"
+            counted = plane.statistics()
+            if seed >= LEAST_TRAINS and counted["device_writes"] * 2 < counted["device_written_packets"]:
+                return
+    pytest.fail(f"packets are not joined: {counted}")
+
+
+def test_a_burst_of_more_small_datagrams_than_the_kernel_takes_in_one_piece_arrives_whole() -> None:
+    """As voices and games send them: a run of more than 128 (64 before Linux 6.9) would be refused as one."""
+    with forwarding() as (memory, plane, plain):
+        for seed in range(LEAST_TRAINS):
+            train = cut(random.Random(seed), False, "udp", count=400, size=64)
+            memory.interface.write_batch(train)
+            assert receive(plain.application, len(train)) == [forwarded(each) for each in train], f"seed {seed}"
+        assert plane.statistics()["device_write_errors"] == 0
+
+
+@contextlib.contextmanager
+def forwarding() -> Iterator[tuple[MemoryDevice, DataPlane, KernelDevice]]:
+    """What the memory device's interface end writes comes by datagrams to the plane, which gives it to the kernel, and
+    that forwards it to a device without offloads."""
     with (
         Namespace() as space,
         device(space, "10.66.0.1/24", "fd66::1/64") as ours,
@@ -166,37 +191,7 @@ def test_what_is_joined_is_cut_by_the_kernel_into_what_it_was(ipv6: bool, transp
             peer = DataPlane(memory.application)
             with contextlib.closing(plane), contextlib.closing(peer):
                 join(plane, peer)
-                # A datagram that comes alone is joined to nothing: how they come is the machine's affair.
-                for seed in range(MOST_TRAINS):
-                    train = cut(random.Random(seed), ipv6, transport)
-                    memory.interface.write_batch(train)
-                    assert receive(plain.application, len(train)) == [forwarded(each) for each in train], f"seed {seed}"
-                    counted = plane.statistics()
-                    if seed >= LEAST_TRAINS and counted["device_writes"] * 2 < counted["device_written_packets"]:
-                        return
-    pytest.fail(f"packets are not joined: {counted}")
-
-
-def test_a_burst_of_more_small_datagrams_than_the_kernel_takes_in_one_piece_arrives_whole() -> None:
-    """As voices and games send them: a run of more than 128 (64 before Linux 6.9) would be refused as one."""
-    with (
-        Namespace() as space,
-        device(space, "10.66.0.1/24") as ours,
-        device(space, "10.99.0.1/24", vnet_header=False) as plain,
-        MemoryDevice() as memory,
-    ):
-        space.run(["sh", "-c", "cd /proc/sys/net; echo 1 > ipv4/ip_forward"])
-        with space.entered():
-            plane = ours.data_plane()
-            memory.set_up(True)
-            peer = DataPlane(memory.application)
-            with contextlib.closing(plane), contextlib.closing(peer):
-                join(plane, peer)
-                for seed in range(LEAST_TRAINS):
-                    train = cut(random.Random(seed), False, "udp", count=400, size=64)
-                    memory.interface.write_batch(train)
-                    assert receive(plain.application, len(train)) == [forwarded(each) for each in train], f"seed {seed}"
-                assert plane.statistics()["device_write_errors"] == 0
+                yield memory, plane, plain
 
 
 def cut(source: random.Random, ipv6: bool, transport: str, *, count: int = 0, size: int = 0) -> list[bytes]:

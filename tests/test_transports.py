@@ -245,6 +245,41 @@ async def test_a_refused_socks_login() -> None:
         await through_socks([(b"\x05\x02\x00\x02", b"\x05\x02"), (b"\x01\x01a\x01b", b"\x01\x01")], "x", "a", "b")
 
 
+ASSOCIATE = b"\x05\x03\x00\x01" + bytes(6)
+
+
+@pytest.mark.parametrize(
+    ("bound", "relay"),
+    [
+        (b"\x01\xc0\x00\x02\x09\x15\xb3", ("192.0.2.9", 5555)),
+        (b"\x04" + b"\xfd" + bytes(14) + b"\x09\x15\xb3", ("fd00::9", 5555)),
+        # Where the proxy is.
+        (b"\x01\0\0\0\0\x15\xb3", ("127.0.0.1", 5555)),
+        (b"\x04" + bytes(16) + b"\x15\xb3", ("127.0.0.1", 5555)),
+        (b"\x03\x05relay\x15\xb3", None),
+        (b"\x01\xc0\x00\x02\x09\0\0", None),
+    ],
+)
+async def test_where_datagrams_go_through_a_socks_proxy(bound: bytes, relay: tuple[str, int] | None) -> None:
+    script = [(b"\x05\x01\x00", b"\x05\x00"), (ASSOCIATE, b"\x05\x00\x00" + bound)]
+    async with serving(socks_proxy(script)) as port:
+        with await dial([("127.0.0.1", port)]) as sock:
+            asking = socks.associate(sock, SocksProxy("127.0.0.1", port))
+            if relay is not None:
+                assert await asking == relay
+                return
+            with pytest.raises(RemoteProtocolError, match="no address"):
+                await asking
+
+
+async def test_a_socks_proxy_without_datagrams_says_so() -> None:
+    script = [(b"\x05\x01\x00", b"\x05\x00"), (ASSOCIATE, b"\x05\x07\x00\x01" + bytes(6))]
+    async with serving(socks_proxy(script)) as port:
+        refused = pytest.raises(UnreachableError, match="can't relay datagrams: it does not support that")
+        with await dial([("127.0.0.1", port)]) as sock, refused:
+            await socks.associate(sock, SocksProxy("127.0.0.1", port))
+
+
 async def test_the_first_address_that_answers_wins() -> None:
     async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()

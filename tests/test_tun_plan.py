@@ -6,7 +6,8 @@ import json
 import socket
 import subprocess
 import sys
-from ipaddress import ip_address, ip_interface, ip_network
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ginnel.errors import DeviceError
 from ginnel.gateways.access import CLOSED
 from ginnel.network.journal import Journal, recover
 from ginnel.network.kill_switch import ANY_PORT, rules
-from ginnel.network.masquerade import Gate
+from ginnel.network.masquerade import Forward, Gate
 from ginnel.network.masquerade import rules as masquerade_rules
 from ginnel.network.plan import AddressChange, RouteChange, Settings, plan, settings
 from ginnel.openvpn.push import PushReply
@@ -203,6 +204,9 @@ def test_a_gate_closes_what_user_space_closes() -> None:
         assert f"daddr {{ {network} }} reject" in text
     opened, closed = text.index("daddr { 10.1.0.0/16 } accept"), text.index("daddr { 10.0.0.0/8 } reject")
     assert opened < closed
+    assert "dnat" not in text
+    forwards = (Forward(8080, IPv4Address("10.8.0.2"), 80),)
+    assert "tcp dport 8080 dnat ip to 10.8.0.2:80" in masquerade_rules("tun0", replace(gate, forwards=forwards))
     nothing: dict[str, Any] = {"inside": [], "allow": [], "relaying": False, "forwards": []}
     with pytest.raises(ValueError, match="network"):
         Gate.parse({**nothing, "inside": ["10.8.0.0/24 } accept"]})

@@ -247,7 +247,7 @@ class Vpn:
         return self._take(queue)
 
     def reconnect(self) -> None:
-        """Connects anew, with the servers' names resolved anew. Streams live on if the address stays the same."""
+        """Connects anew, to the same server first. Streams live on if the address inside stays the same."""
         if self._client is not None:
             self._client.reconnect()
 

@@ -26,11 +26,11 @@ async def test_a_server_that_answers_from_elsewhere_and_moves(network: Network, 
             with GinnelClient(network, ordinary_env, profile, port=Relay.PORT) as client:
                 assert client.wait_up()["server"] == f"{ALSO[0]}:{Relay.PORT}"
                 reader, writer = await open_connection(network.client, client.socks, "echo.office", 7)
-                for address in (*ALSO, None):
+                for moves in (True, False):
                     writer.write(b"hello")
                     async with asyncio.timeout(20):
                         assert await reader.readexactly(5) == b"hello"
-                    if address == ALSO[0]:
+                    if moves:
                         relay.answer_from(ALSO[1])
                 await close(writer)
                 assert [event["event"] for event in client.events] == ["up"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from tests.harness.client import GinnelClient, wait_until
 from tests.harness.environment import Environment
 from tests.harness.network import Network
+from tests.harness.process import Process
 from tests.harness.profile import Profile
 from tests.harness.relay import Relay
 from tests.harness.server import StockServer
@@ -65,6 +67,19 @@ def test_twice(server: StockServer, ordinary_env: Environment, number: signal.Si
         client.wait_up()
         client.process.send_signal(number)
         check_end(client, number)
+
+
+def test_in_the_background_of_a_script_and_under_nohup(tmp_path: Path) -> None:
+    """A shell has what it starts with & ignore SIGINT, which ends it all the same; SIGHUP is nohup's to ignore."""
+    file = tmp_path / "office.ovpn"
+    file.write_text(Profile(transport="tcp", address="127.0.0.1").client_file())
+    file.chmod(0o600)
+    ignoring = ["sh", "-c", 'trap "" INT HUP; exec "$@"', "sh"]
+    with Process([*ignoring, sys.executable, "-m", "ginnel", "connect", file, "--json"]) as process:
+        process.wait_line('"event": "reconnecting"', 30)
+        process.send_signal(signal.SIGHUP)
+        process.wait_line('"event": "reconnecting"', 30, len(process.out.all()))
+        assert process.stop(signal.SIGINT, 10) == 0, str(process)
 
 
 def check_end(client: GinnelClient, number: signal.Signals) -> None:

@@ -93,7 +93,7 @@ def command(
     Nothing of this machine's network changes. Programs reach the other side through --socks and
     --http, and through the ports given with -L; names are resolved there. With --tun every program
     does, by addresses, routes and name servers of this machine, which are put back at the end. Runs
-    until SIGINT or SIGTERM.
+    until SIGINT, SIGTERM or SIGHUP; SIGUSR1 connects anew.
     """
     reporter = Reporter(as_json, opens)
     try:
@@ -183,10 +183,12 @@ class Reporter:
 async def _connect(plan: Plan, reporter: Reporter, machine: Machine | None) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # What nohup(1) has set stays.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            loop.add_signal_handler(number, stop.set)
+    endings = [signal.SIGINT, signal.SIGTERM]
+    # What nohup(1) has set stays.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        endings.append(signal.SIGHUP)
+    for number in endings:
+        loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
         listeners = _Listeners(
             socks=stack.enter_context(contextlib.closing(Listener(plan.socks))) if plan.socks else None,

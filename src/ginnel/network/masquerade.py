@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ginnel.errors import DeviceError
 from ginnel.gateways.access import CLOSED, COMPATIBLE, NAT64
@@ -76,6 +76,11 @@ def rules(device: str, gate: Gate) -> str:
     hidden = [f'{_matches("saddr", [network])} oifname != "{device}" masquerade' for network in gate.inside]
     local = "meta nfproto ipv4 fib daddr type local"
     led = [f"{local} tcp dport {each.port} dnat ip to {each.address}:{each.target}" for each in gate.forwards]
+    # Of what other tables lead to a client nothing is let in here.
+    let_in = [f'oifname "{device}" {_target(each, "d")} ct status dnat accept' for each in gate.forwards]
+    let_out = [f"{_target(each, 's')} ct direction reply ct status dnat accept" for each in gate.forwards]
+    # As one of the server's own: the client may know no way to who asks.
+    seen = [f'oifname "{device}" {_target(each, "d")} ct status dnat masquerade' for each in gate.forwards]
     among = "accept" if gate.relaying else "reject with icmpx admin-prohibited"
     return f"""table inet {name}
 delete table inet {name}
@@ -84,11 +89,11 @@ table inet {name} {{
         type filter hook forward priority filter; policy accept;
         iifname "{device}" jump out
         oifname "{device}" ct state established,related accept
-        oifname "{device}" ct status dnat accept
+        {_lines(let_in)}
         oifname "{device}" iifname != "{device}" reject with icmpx admin-prohibited
     }}
     chain out {{
-        ct direction reply ct status dnat accept
+        {_lines(let_out)}
         oifname "{device}" {among}
         {_lines(allowed)}
         {_lines(closed)}
@@ -113,7 +118,7 @@ table inet {name} {{
     }}
     chain postrouting {{
         type nat hook postrouting priority srcnat; policy accept;
-        oifname "{device}" ct status dnat masquerade
+        {_lines(seen)}
         {_lines(hidden)}
     }}
 }}
@@ -188,6 +193,10 @@ def _value(path: Path) -> str:
 def _matches(field: str, networks: Sequence[IpNetwork]) -> str:
     family = "ip6" if networks[0].version == 6 else "ip"
     return f"{family} {field} {{ {', '.join(map(str, networks))} }}"
+
+
+def _target(forward: Forward, end: Literal["s", "d"]) -> str:
+    return f"ip {end}addr {forward.address} tcp {end}port {forward.target}"
 
 
 def _lines(lines: Sequence[str]) -> str:

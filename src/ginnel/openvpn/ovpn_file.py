@@ -271,7 +271,8 @@ class _Reader:
             values["tls_version_min"] = values["tls_version_max"]
         dev_type = self._dev_type()
         local = PushReply.parse(draft.local, tap=dev_type == "tap")
-        for option, reason in local.ignored:
+        if local.ignored:
+            option, reason = local.ignored[0]
             raise ConfigError(f"{option}: {reason}", option=option.split()[0])
         return ClientConfig(
             remotes=remotes,

@@ -132,7 +132,8 @@ class Routed:
         if pool.network6 is not None:
             inside += (pool.network6,)
         self._gate = Gate(inside, self._config.allow, self._config.client_to_client)
-        self._held += [_hold(each.port) for each in self._config.publish]
+        for published in self._config.publish:
+            self._held.append(_hold(published.port))
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._asking, self._rights.configure, self._settings)
         await loop.run_in_executor(self._asking, self._rights.open_way_out, self._gate)

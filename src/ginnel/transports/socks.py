@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from ginnel.errors import AuthError, RemoteProtocolError, UnreachableError
 from ginnel.openvpn.config import SocksProxy
@@ -34,11 +34,18 @@ async def associate(sock: socket.socket, proxy: SocksProxy) -> Address:
     await _log_in(channel, proxy)
     # Which port of ours they will come from, and from which address behind a NAT, we don't know.
     host, port = await _request(channel, UDP_ASSOCIATE, "0.0.0.0", 0, "relay datagrams")
-    if host in ("0.0.0.0", "::"):
-        host = sock.getpeername()[0]
-    if not port:
-        raise RemoteProtocolError(f"{channel.where} does not say where datagrams go")
-    return host, port
+    if not port or not _is_address(host):
+        raise RemoteProtocolError(f"{channel.where} gives no address that datagrams go to")
+    return (sock.getpeername()[0] if host in ("0.0.0.0", "::") else host), port
+
+
+def _is_address(host: str) -> bool:
+    """A name would have to be resolved here, by whom the way through the proxy is not to be told."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 async def _request(channel: _Channel, command: int, host: str, port: int, what: str) -> Address:
