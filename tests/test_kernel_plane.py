@@ -165,7 +165,7 @@ def test_what_is_joined_is_cut_by_the_kernel_into_what_it_was(ipv6: bool, transp
 
 
 def test_a_burst_of_more_small_datagrams_than_the_kernel_takes_in_one_piece_arrives_whole() -> None:
-    """As voices and games send them: a run of more than 128 (64 before Linux 6.9) would be refused as one."""
+    """As voices and games send them: a run of more than 128 (64 in older kernels) would be refused as one."""
     with forwarding() as (memory, plane, plain):
         for seed in range(LEAST_TRAINS):
             train = cut(random.Random(seed), False, "udp", count=400, size=64)

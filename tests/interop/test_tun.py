@@ -221,6 +221,17 @@ def test_without_its_helper_it_ends(machine: Machine, server: StockServer) -> No
     assert machine.state() == before
 
 
+def test_a_device_that_somebody_deletes_ends_it_with_one_line(machine: Machine, server: StockServer) -> None:
+    before = machine.state()
+    with machine.start(server.profile, "--dev", "office0") as client:
+        client.wait_next("up")
+        machine.namespace.ip("link delete office0")
+        assert client.process.wait(10) == 6, str(client.process)
+        assert "device is gone" in client.process.err.all()[-1]
+        wait_until(lambda: machine.state() == before, 10, lambda: (before, machine.state()))
+    assert journals(machine) == []
+
+
 def test_a_new_address_comes_to_the_same_device(network: Network, machine: Machine, server: StockServer) -> None:
     before = machine.state()
     server.kill()

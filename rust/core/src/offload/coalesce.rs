@@ -289,5 +289,5 @@ fn same_headers(first: &[u8], packet: &[u8], view: &View, index: u16) -> bool {
 const MOST_OPEN: usize = 16;
 /// As many as a system call takes pieces of, with one to spare.
 const MOST_SEGMENTS: usize = 1000;
-/// A longer run of datagrams the kernel refuses as a whole (UDP_MAX_SEGMENTS; 128 since Linux 6.9).
+/// A longer run of datagrams the kernel refuses as a whole (UDP_MAX_SEGMENTS; 128 in newer kernels).
 const MOST_DATAGRAMS: usize = 64;
