@@ -69,13 +69,15 @@ def _crowd(tunnel: Tunnel, seconds: float) -> dict[str, float]:
             for port, device in zip(ports, tunnel.devices, strict=True)
         ]
         ends = [_end_of(stream, tunnel, seconds + 60) for stream in streams]
-        # Where so many share few cores some begin when others have ended: each one's own seconds would count twice.
+        # Where so many share few cores some begin when others have ended: each one's own seconds would count twice, in
+        # the total and in the slowest one's share of it.
         passed = time.monotonic() - began
         cpu, ours_cpu = _cpu(tunnel.ends) - before, _cpu(tunnel.ours) - ours_before
-    gbit = sum(end["sum_received"]["bytes"] for end in ends) * 8 / 1e9
+    received = [end["sum_received"]["bytes"] * 8 / 1e9 for end in ends]
+    gbit = sum(received)
     return {
         "crowd_mbit": gbit * 1000 / passed,
-        "crowd_least_mbit": min(end["sum_received"]["bits_per_second"] for end in ends) / 1e6,
+        "crowd_least_mbit": min(received) * 1000 / passed,
         "crowd_cpu": cpu / gbit,
         "crowd_server_cpu": ours_cpu / gbit,
     }
