@@ -142,8 +142,9 @@ def test_a_helper_refuses_what_it_does_not_know() -> None:
             lines = ours.makefile("rb")
             for request in (
                 {"do": "exec", "command": "id"},
-                {"do": "device", "name": "../x", "kind": "tun"},
-                {"do": "device", "name": None, "kind": "macvlan"},
+                {"do": "device", "name": "../x", "kind": "tun", "queues": 1},
+                {"do": "device", "name": None, "kind": "tun", "queues": 1000},
+                {"do": "device", "name": None, "kind": "macvlan", "queues": 1},
                 {"do": "configure", "settings": {}},
                 {"do": "guard", "servers": [["203.0.113.5; accept", 1194, "udp"]]},
                 {},

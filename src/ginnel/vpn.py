@@ -29,6 +29,7 @@ from ginnel.openvpn.ovpn_file import read_ovpn
 from ginnel.openvpn.push import PushReply
 from ginnel.stack import DatagramSocket, Server, Stack
 from ginnel.stack.sockets import ConnectedCallback
+from ginnel.threads import for_one_peer
 
 
 class State(StrEnum):
@@ -319,7 +320,7 @@ class Vpn:
         self._stack = Stack(self._device.interface, budget=self._budget)
         if (capture := self._open_capture(self._config.dev_type)) is not None:
             capture.observe(self._device)
-        return DataPlane(self._device.application)
+        return DataPlane(self._device.application, **for_one_peer())
 
     async def _close_device(self) -> None:
         if self._stack is not None:

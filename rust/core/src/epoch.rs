@@ -7,6 +7,8 @@
 //! `crypto_epoch.c`, `crypto.c` of OpenVPN.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use aws_lc_rs::hmac;
 
@@ -17,94 +19,83 @@ use crate::header::Header;
 use crate::packet::{LocalPool, MAX_LEN, Packet};
 use crate::replay::Window;
 
-/// Both directions of a data key: which epoch one uses depends on the other.
-pub struct Epochs {
-    cipher: Cipher,
-    sending: Sending,
-    receiving: Receiving,
+/// Both directions of a data key. Which epoch one uses depends on the other, and they may be on different threads.
+pub fn pair(cipher: Cipher, encrypt: &[u8; MATERIAL_LEN], decrypt: &[u8; MATERIAL_LEN]) -> (Sealer, Opener) {
+    let received = Arc::new(Received::default());
+    let sealer = Sealer::new(cipher, Secret::first(encrypt), received.clone());
+    (sealer, Opener::new(cipher, Secret::first(decrypt), received))
 }
 
-impl Epochs {
-    pub fn new(cipher: Cipher, encrypt: &[u8; MATERIAL_LEN], decrypt: &[u8; MATERIAL_LEN]) -> Epochs {
-        Epochs {
-            cipher,
-            sending: Sending::new(cipher, Secret::first(encrypt)),
-            receiving: Receiving::new(cipher, Secret::first(decrypt)),
-        }
+/// What the receiving direction tells the sending one.
+#[derive(Default)]
+struct Received {
+    /// The peer's current epoch.
+    current: AtomicU16,
+    /// The last epoch in which the peer used its key to the limit, or 0.
+    worn: AtomicU16,
+}
+
+/// The sending direction.
+pub struct Sealer {
+    cipher: Cipher,
+    secret: Secret,
+    key: Key,
+    last_id: u64,
+    received: Arc<Received>,
+}
+
+impl Sealer {
+    fn new(cipher: Cipher, secret: Secret, received: Arc<Received>) -> Sealer {
+        Sealer { cipher, key: secret.key(cipher), secret, last_id: 0, received }
     }
 
     /// Turns an inner packet into a datagram in place: needs the room of [`crate::format`].
     /// A packet id is never used twice: after the last, the packet stays as it was.
     pub fn seal(&mut self, header: &Header, packet: &mut Packet) -> Result<(), Exhausted> {
+        let current = self.received.current.load(Ordering::Relaxed);
+        if self.secret.epoch < current {
+            self.follow(current);
+        }
         if self.needs_next() {
-            self.sending.follow(self.cipher, self.sending.secret.epoch + 1);
+            self.follow(self.secret.epoch + 1);
         }
-        self.sending.seal(header, packet)
-    }
-
-    /// As [`crate::aead::Opener::open`].
-    pub fn open(
-        &mut self,
-        header: &Header,
-        datagram: &[u8],
-        now: Nanos,
-        pool: &mut LocalPool,
-    ) -> Result<(Packet, bool), OpenError> {
-        let opened = self.receiving.open(self.cipher, header, datagram, now, pool)?;
-        if self.sending.secret.epoch < self.receiving.current.0.epoch {
-            self.sending.follow(self.cipher, self.receiving.current.0.epoch);
-        }
-        Ok(opened)
+        self.seal_in_epoch(header, packet)
     }
 
     /// Whether the epochs come to their end.
     pub fn is_worn(&self) -> bool {
-        self.sending.secret.epoch >= WORN_EPOCH
+        self.secret.epoch >= WORN_EPOCH
     }
 
     /// Whether the next packet must go out in a new epoch: at our key's limit, or at the peer's,
     /// who then follows us.
     fn needs_next(&self) -> bool {
-        let (ours, theirs) = (&self.sending, &self.receiving.current);
-        let limit = self.cipher.usage_limit();
-        ours.secret.epoch < u16::MAX
-            && (ours.last_id == MAX_ID
-                || ours.key.is_worn(limit, ours.last_id)
-                || ours.key.epoch == theirs.0.epoch && theirs.0.is_worn(limit, theirs.1.highest()))
+        self.secret.epoch < u16::MAX
+            && (self.last_id == MAX_ID
+                || self.key.is_worn(self.cipher.usage_limit(), self.last_id)
+                || self.key.epoch == self.received.worn.load(Ordering::Relaxed))
     }
 
-    /// Pretends that the sending key has protected so much.
+    /// Pretends that the key has protected so much.
     #[cfg(test)]
     pub(crate) fn wear(&mut self, epoch: u16, id: u64, blocks: u64) {
-        if self.sending.secret.epoch < epoch {
-            self.sending.follow(self.cipher, epoch);
+        if self.secret.epoch < epoch {
+            self.follow(epoch);
         }
-        self.sending.last_id = id;
-        self.sending.key.blocks = blocks;
-    }
-}
-
-struct Sending {
-    secret: Secret,
-    key: Key,
-    last_id: u64,
-}
-
-impl Sending {
-    fn new(cipher: Cipher, secret: Secret) -> Sending {
-        Sending { key: secret.key(cipher), secret, last_id: 0 }
+        self.last_id = id;
+        self.key.blocks = blocks;
     }
 
     /// Moves on to an epoch. The packet ids begin anew, under a key that was never used.
-    fn follow(&mut self, cipher: Cipher, epoch: u16) {
+    fn follow(&mut self, epoch: u16) {
         while self.secret.epoch < epoch {
             self.secret = self.secret.next();
         }
-        self.key = self.secret.key(cipher);
+        self.key = self.secret.key(self.cipher);
         self.last_id = 0;
     }
 
-    fn seal(&mut self, header: &Header, packet: &mut Packet) -> Result<(), Exhausted> {
+    fn seal_in_epoch(&mut self, header: &Header, packet: &mut Packet) -> Result<(), Exhausted> {
         if self.last_id == MAX_ID {
             return Err(Exhausted);
         }
@@ -125,26 +116,50 @@ impl Sending {
     }
 }
 
-struct Receiving {
+/// The receiving direction.
+pub struct Opener {
+    cipher: Cipher,
     /// The secret of the last epoch in `future`.
     secret: Secret,
     current: (Key, Window),
     retiring: Option<(Key, Window)>,
     /// The keys of the epochs that come next, in their order.
     future: VecDeque<Key>,
+    received: Arc<Received>,
 }
 
-impl Receiving {
-    fn new(cipher: Cipher, secret: Secret) -> Receiving {
+impl Opener {
+    fn new(cipher: Cipher, secret: Secret, received: Arc<Received>) -> Opener {
         let current = (secret.key(cipher), Window::new());
-        let mut receiving = Receiving { secret, current, retiring: None, future: VecDeque::new() };
-        receiving.derive_future(cipher);
-        receiving
+        let mut opener =
+            Opener { cipher, secret, current, retiring: None, future: VecDeque::new(), received };
+        opener.derive_future();
+        opener
     }
 
-    fn open(
+    /// As [`crate::aead::Opener::open`].
+    pub fn open(
         &mut self,
-        cipher: Cipher,
+        header: &Header,
+        datagram: &[u8],
+        now: Nanos,
+        pool: &mut LocalPool,
+    ) -> Result<(Packet, bool), OpenError> {
+        let opened = self.open_in_epoch(header, datagram, now, pool);
+        let (key, window) = &self.current;
+        if key.is_worn(self.cipher.usage_limit(), window.highest()) {
+            self.received.worn.store(key.epoch, Ordering::Relaxed);
+        }
+        opened
+    }
+
+    /// Whether the epochs come to their end.
+    pub fn is_worn(&self) -> bool {
+        self.current.0.epoch >= WORN_EPOCH
+    }
+
+    fn open_in_epoch(
+        &mut self,
         header: &Header,
         datagram: &[u8],
         now: Nanos,
@@ -176,7 +191,7 @@ impl Receiving {
         }
         key.count(packet.len());
         if epoch > self.current.0.epoch {
-            self.advance(cipher, epoch);
+            self.advance(epoch);
         }
         let is_current = epoch == self.current.0.epoch;
         let (_, window) = self.find(epoch).ok_or(OpenError::NoKey)?;
@@ -200,21 +215,22 @@ impl Receiving {
     }
 
     /// Makes an epoch ahead the current one: its first packet was authentic.
-    fn advance(&mut self, cipher: Cipher, epoch: u16) {
+    fn advance(&mut self, epoch: u16) {
         while let Some(key) = self.future.pop_front() {
             if key.epoch == epoch {
                 self.retiring = Some(std::mem::replace(&mut self.current, (key, Window::new())));
+                self.received.current.store(epoch, Ordering::Relaxed);
                 break;
             }
         }
-        self.derive_future(cipher);
+        self.derive_future();
     }
 
-    fn derive_future(&mut self, cipher: Cipher) {
+    fn derive_future(&mut self) {
         let highest = self.current.0.epoch.saturating_add(FUTURE as u16);
         while self.secret.epoch < highest {
             self.secret = self.secret.next();
-            self.future.push_back(self.secret.key(cipher));
+            self.future.push_back(self.secret.key(self.cipher));
         }
     }
 }

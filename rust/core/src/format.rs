@@ -4,7 +4,7 @@ use crate::Nanos;
 use crate::aead::{self, Exhausted, OpenError};
 use crate::cbc;
 use crate::cipher::{self, MATERIAL_LEN};
-use crate::epoch::Epochs;
+use crate::epoch;
 use crate::framing;
 use crate::header::Header;
 use crate::packet::{LocalPool, MAX_LEN, Packet};
@@ -35,30 +35,34 @@ impl Format {
         }
     }
 
-    /// The keys of both directions from their material.
-    pub fn keys(self, encrypt: &[u8; MATERIAL_LEN], decrypt: &[u8; MATERIAL_LEN]) -> Keys {
+    /// The keys of both directions, for sending and for receiving, from their material.
+    pub fn keys(self, encrypt: &[u8; MATERIAL_LEN], decrypt: &[u8; MATERIAL_LEN]) -> (Sealer, Opener) {
         match self {
-            Format::Aead(cipher) => {
-                Keys::Aead(aead::Sealer::new(cipher, encrypt), aead::Opener::new(cipher, decrypt))
+            Format::Aead(cipher) => (
+                Sealer::Aead(aead::Sealer::new(cipher, encrypt)),
+                Opener::Aead(aead::Opener::new(cipher, decrypt)),
+            ),
+            Format::Epoch(cipher) => {
+                let (sealer, opener) = epoch::pair(cipher, encrypt, decrypt);
+                (Sealer::Epoch(Box::new(sealer)), Opener::Epoch(Box::new(opener)))
             }
-            Format::Epoch(cipher) => Keys::Epoch(Box::new(Epochs::new(cipher, encrypt, decrypt))),
-            Format::Cbc(cipher, digest) => Keys::Cbc(
-                Box::new(cbc::Sealer::new(cipher, digest, encrypt)),
-                Box::new(cbc::Opener::new(cipher, digest, decrypt)),
+            Format::Cbc(cipher, digest) => (
+                Sealer::Cbc(Box::new(cbc::Sealer::new(cipher, digest, encrypt))),
+                Opener::Cbc(Box::new(cbc::Opener::new(cipher, digest, decrypt))),
             ),
         }
     }
 }
 
-/// Both directions' keys of a format.
+/// The sending half of a data key.
 #[allow(clippy::large_enum_variant)] // The one that is large is the one that is fast and usual.
-pub enum Keys {
-    Aead(aead::Sealer, aead::Opener),
-    Epoch(Box<Epochs>),
-    Cbc(Box<cbc::Sealer>, Box<cbc::Opener>),
+pub enum Sealer {
+    Aead(aead::Sealer),
+    Epoch(Box<epoch::Sealer>),
+    Cbc(Box<cbc::Sealer>),
 }
 
-impl Keys {
+impl Sealer {
     /// Turns an inner packet of at most [`MAX_INNER`] bytes, with [`FRONT`] and [`BACK`] around it, into
     /// a datagram. After the last packet id it stays as it was.
     pub fn seal(
@@ -68,12 +72,31 @@ impl Keys {
         pool: &mut LocalPool,
     ) -> Result<(), Exhausted> {
         match self {
-            Keys::Aead(sealer, _) => sealer.seal(header, packet),
-            Keys::Epoch(epochs) => epochs.seal(header, packet),
-            Keys::Cbc(sealer, _) => sealer.seal(header, packet, pool),
+            Sealer::Aead(sealer) => sealer.seal(header, packet),
+            Sealer::Epoch(sealer) => sealer.seal(header, packet),
+            Sealer::Cbc(sealer) => sealer.seal(header, packet, pool),
         }
     }
 
+    /// Whether it comes to its end: time for new keys.
+    pub fn is_worn(&self) -> bool {
+        match self {
+            Sealer::Aead(sealer) => sealer.is_worn(),
+            Sealer::Epoch(sealer) => sealer.is_worn(),
+            Sealer::Cbc(sealer) => sealer.is_worn(),
+        }
+    }
+}
+
+/// The receiving half of a data key.
+#[allow(clippy::large_enum_variant)] // As above.
+pub enum Opener {
+    Aead(aead::Opener),
+    Epoch(Box<epoch::Opener>),
+    Cbc(Box<cbc::Opener>),
+}
+
+impl Opener {
     /// The inner packet of a datagram whose header is `header`, and whether it is the newest.
     pub fn open(
         &mut self,
@@ -83,18 +106,18 @@ impl Keys {
         pool: &mut LocalPool,
     ) -> Result<(Packet, bool), OpenError> {
         match self {
-            Keys::Aead(_, opener) => opener.open(header, datagram, now, pool),
-            Keys::Epoch(epochs) => epochs.open(header, datagram, now, pool),
-            Keys::Cbc(_, opener) => opener.open(header, datagram, now, pool),
+            Opener::Aead(opener) => opener.open(header, datagram, now, pool),
+            Opener::Epoch(opener) => opener.open(header, datagram, now, pool),
+            Opener::Cbc(opener) => opener.open(header, datagram, now, pool),
         }
     }
 
-    /// Whether either direction comes to its end: time for new keys.
+    /// Whether the peer has used its half up: time for new keys.
     pub fn is_worn(&self) -> bool {
         match self {
-            Keys::Aead(sealer, opener) => sealer.is_worn() || opener.is_worn(),
-            Keys::Epoch(epochs) => epochs.is_worn(),
-            Keys::Cbc(sealer, _) => sealer.is_worn(),
+            Opener::Aead(opener) => opener.is_worn(),
+            Opener::Epoch(opener) => opener.is_worn(),
+            Opener::Cbc(_) => false,
         }
     }
 }
@@ -110,20 +133,20 @@ mod tests {
         let text = b"abcdefgh01234567ABCDEFGHjkuchenl";
         let material: [u8; MATERIAL_LEN] = std::array::from_fn(|index| text[index % 32] ^ index as u8);
         let mut pool = Pool::new(1).local();
-        let mut seal = |keys: &mut Keys| {
+        let mut seal = |sealer: &mut Sealer| {
             let mut packet = pool.packet_from(b"The quick little fox jumps over the bureaucratic hurdles");
-            keys.seal(&Header::raw([7, 0, 0, 23]), &mut packet, &mut pool).unwrap();
+            sealer.seal(&Header::raw([7, 0, 0, 23]), &mut packet, &mut pool).unwrap();
             packet.to_vec()
         };
         let cipher = cipher::Cipher::Aes256Gcm;
-        let datagram = seal(&mut Format::Aead(cipher).keys(&material, &material));
+        let datagram = seal(&mut Format::Aead(cipher).keys(&material, &material).0);
         assert_eq!(datagram[4..8], [0, 0, 0, 1]);
         assert_eq!(datagram[8..24], 0x1fdd_908f_0e9d_c25e_79d8_3202_0d58_e73f_u128.to_be_bytes());
         assert_eq!(datagram[34..40], [0xa8, 0x2e, 0x6b, 0x17, 0x06, 0xd9]);
-        let mut keys = Format::Epoch(cipher).keys(&material, &material);
-        let Keys::Epoch(epochs) = &mut keys else { panic!("epochs") };
+        let (mut sealer, _) = Format::Epoch(cipher).keys(&material, &material);
+        let Sealer::Epoch(epochs) = &mut sealer else { panic!("epochs") };
         epochs.wear(4, 0, 0);
-        let datagram = seal(&mut keys);
+        let datagram = seal(&mut sealer);
         assert_eq!(datagram[4..12], [0, 4, 0, 0, 0, 0, 0, 1]);
         let tag = datagram.len() - 16;
         assert_eq!(datagram[tag..], 0x0fff_f591_3d39_d75b_1857_3b57_4858_9a7d_u128.to_be_bytes());

@@ -115,7 +115,7 @@ fn only_what_was_sealed_is_opened() {
         let format = Format::from_names(cipher, digest, epochs).expect("a format");
         let framings = [Framing::None, Framing::Lzo, Framing::Stub, Framing::StubV2];
         let framing = framings[random.below(framings.len())];
-        let (mut left, mut right) = (plane(format, framing, false), plane(format, framing, true));
+        let (left, right) = (plane(format, framing, false), plane(format, framing, true));
         let mut sealed = Vec::new();
         for _ in 0..2 {
             let mut packet = vec![0x45; 20];
@@ -131,7 +131,7 @@ fn only_what_was_sealed_is_opened() {
                 datagram = random.bytes(len);
             }
             damage(random, &mut datagram);
-            if let Some(opened) = right.open(&datagram, PATH, 0, &mut pool) {
+            if let Some(opened) = right.open(&datagram, PATH, 0, &mut Vec::new(), &mut pool) {
                 assert!(sealed.iter().any(|(packet, _)| packet[..] == opened[..]), "it was not sealed");
             }
         }
@@ -139,7 +139,7 @@ fn only_what_was_sealed_is_opened() {
 }
 
 fn plane(format: Format, framing: Framing, flipped: bool) -> Plane {
-    let mut plane = Plane::new(ginnel_core::device::Kind::Tun);
+    let plane = Plane::new(ginnel_core::device::Kind::Tun, 1);
     let keys: [[u8; MATERIAL_LEN]; 2] = [[1; MATERIAL_LEN], [2; MATERIAL_LEN]];
     let (encrypt, decrypt) = if flipped { (&keys[1], &keys[0]) } else { (&keys[0], &keys[1]) };
     plane.new_peer(1, PATH, Some(7), 0).unwrap();

@@ -8,6 +8,7 @@ use std::env;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use ginnel_core::SECOND;
 use ginnel_core::cipher::{Cipher, MATERIAL_LEN};
@@ -18,7 +19,7 @@ use ginnel_core::offload::{Gso, VnetHeader};
 use ginnel_core::packet::Pool;
 use ginnel_core::plane::Path;
 use ginnel_io::inner::Inner;
-use ginnel_io::pump::Pump;
+use ginnel_io::pump::{Pump, Threads};
 use ginnel_io::tun::Tun;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
 
@@ -122,8 +123,10 @@ fn party() -> (OwnedFd, Party) {
     for end in [&kernels, &ours] {
         sockopt::set_socket_send_buffer_size(end, 1 << 20).expect("room for a long packet");
     }
-    let tun = Tun::adopt(ours.into_raw_fd(), Kind::Tun, true, true).expect("a descriptor");
-    let pump = Pump::start(Inner::Kernel(Box::new(tun)), Pool::new(8192)).expect("a thread");
+    let observers = Arc::default();
+    let tun = Tun::adopt(ours.into_raw_fd(), Kind::Tun, true, true, &observers).expect("a descriptor");
+    let pump = Pump::start(Inner::Kernel(vec![tun]), Threads { lanes: 1, apart: false }, Pool::new(8192))
+        .expect("a thread");
     let bound = UdpSocket::bind("127.0.0.1:0").expect("a port");
     let address = bound.local_addr().expect("a port");
     let socket = pump.add_udp(bound.into_raw_fd(), Vec::new()).expect("a socket");

@@ -3,9 +3,9 @@
 pub mod bridge;
 pub mod calls;
 pub mod capture;
+mod handed;
 pub mod inner;
 pub mod link;
-mod member;
 pub mod packet_file;
 pub mod pollable;
 pub mod prompt;

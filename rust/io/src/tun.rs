@@ -18,11 +18,27 @@ use rustix::io::Errno;
 
 /// One queue of a kernel's device, attached without packet information (IFF_NO_PI).
 pub struct Tun {
-    descriptor: OwnedFd,
+    descriptor: Arc<OwnedFd>,
     kind: Kind,
     vnet: bool,
-    coalescer: Coalescer,
+    udp: bool,
+    observers: Arc<Observers>,
+}
+
+/// What one thread reads a device with.
+pub struct TunReader {
+    descriptor: Arc<OwnedFd>,
+    vnet: bool,
     buffer: Box<[u8]>,
+    counters: TunCounters,
+    observers: Arc<Observers>,
+}
+
+/// What one thread writes to a device with. Several may, each in its own order.
+pub struct TunWriter {
+    descriptor: Arc<OwnedFd>,
+    vnet: bool,
+    coalescer: Coalescer,
     counters: TunCounters,
     observers: Arc<Observers>,
 }
@@ -87,8 +103,14 @@ impl TunCounters {
 
 impl Tun {
     /// Takes over a descriptor of /dev/net/tun that is attached. `vnet`: with IFF_VNET_HDR and a
-    /// header of 10 bytes; `udp`: TUNSETOFFLOAD has taken USO, too.
-    pub fn adopt(descriptor: RawFd, kind: Kind, vnet: bool, udp: bool) -> io::Result<Tun> {
+    /// header of 10 bytes; `udp`: TUNSETOFFLOAD has taken USO, too. The queues of one device share `observers`.
+    pub fn adopt(
+        descriptor: RawFd,
+        kind: Kind,
+        vnet: bool,
+        udp: bool,
+        observers: &Arc<Observers>,
+    ) -> io::Result<Tun> {
         // SAFETY: asks about a number, whatever it stands for.
         if unsafe { libc::fcntl(descriptor, libc::F_GETFD) } < 0 {
             return Err(io::Error::last_os_error());
@@ -96,15 +118,7 @@ impl Tun {
         // SAFETY: it is open, and the caller's contract gives it away.
         let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
         rustix::io::ioctl_fionbio(&descriptor, true)?;
-        Ok(Tun {
-            descriptor,
-            kind,
-            vnet,
-            coalescer: Coalescer::new(udp),
-            buffer: vec![0; VnetHeader::LEN + MAX_LEN].into_boxed_slice(),
-            counters: TunCounters::default(),
-            observers: Arc::default(),
-        })
+        Ok(Tun { descriptor: Arc::new(descriptor), kind, vnet, udp, observers: observers.clone() })
     }
 
     pub fn kind(&self) -> Kind {
@@ -115,6 +129,28 @@ impl Tun {
         &self.observers
     }
 
+    pub fn reader(&self) -> TunReader {
+        TunReader {
+            descriptor: self.descriptor.clone(),
+            vnet: self.vnet,
+            buffer: vec![0; VnetHeader::LEN + MAX_LEN].into_boxed_slice(),
+            counters: TunCounters::default(),
+            observers: self.observers.clone(),
+        }
+    }
+
+    pub fn writer(&self) -> TunWriter {
+        TunWriter {
+            descriptor: self.descriptor.clone(),
+            vnet: self.vnet,
+            coalescer: Coalescer::new(self.udp),
+            counters: TunCounters::default(),
+            observers: self.observers.clone(),
+        }
+    }
+}
+
+impl TunReader {
     pub fn take_counters(&mut self) -> TunCounters {
         mem::take(&mut self.counters)
     }
@@ -152,6 +188,12 @@ impl Tun {
         }
         Ok(true)
     }
+}
+
+impl TunWriter {
+    pub fn take_counters(&mut self) -> TunCounters {
+        mem::take(&mut self.counters)
+    }
 
     /// Writes all of `packets`; what the kernel refuses is counted.
     pub fn send(&mut self, packets: &mut [Packet]) {
@@ -179,7 +221,7 @@ impl Tun {
     }
 
     fn send_groups(&mut self, packets: &mut [Packet]) {
-        let Tun { coalescer, counters, descriptor, .. } = self;
+        let TunWriter { coalescer, counters, descriptor, .. } = self;
         for group in coalescer.group(packets) {
             counters.writes += 1;
             let count = group.members.len() as u64;
@@ -191,7 +233,7 @@ impl Tun {
     }
 }
 
-impl AsFd for Tun {
+impl AsFd for TunReader {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }

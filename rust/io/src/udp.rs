@@ -233,6 +233,9 @@ pub struct Sender {
     headers: Vec<libc::mmsghdr>,
 }
 
+// SAFETY: what its pointers lead to is only looked at during the call of [`Sender::send`] that wrote them.
+unsafe impl Send for Sender {}
+
 /// Datagrams that go out as one message.
 #[derive(Clone, Copy)]
 struct Run {

@@ -12,7 +12,7 @@ use ginnel_core::packet::Pool;
 use ginnel_core::plane::{Event, Path};
 use ginnel_core::queue::Wake;
 use ginnel_io::inner::Inner;
-use ginnel_io::pump::Pump;
+use ginnel_io::pump::{Pump, Threads};
 use rustix::event::{PollFd, PollFlags, poll};
 
 struct Party {
@@ -23,14 +23,18 @@ struct Party {
     socket: u32,
 }
 
+const ONE: Threads = Threads { lanes: 1, apart: false };
+const FOUR: Threads = Threads { lanes: 2, apart: true };
+
 impl Party {
-    fn new(capacity: usize) -> Party {
+    fn new(capacity: usize, threads: Threads) -> Party {
         let pool = Pool::new(8192);
         let device = Device::new(Kind::Tun, 1500, capacity);
         let stack = device.attach(Side::Interface).unwrap();
         device.set_up(true);
         let pump =
-            Pump::start(Inner::Memory(device.attach(Side::Application).unwrap()), pool.clone()).unwrap();
+            Pump::start(Inner::memory(device.attach(Side::Application).unwrap()), threads, pool.clone())
+                .unwrap();
         let bound = UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = bound.local_addr().unwrap();
         let socket = pump.add_udp(bound.into_raw_fd(), Vec::new()).unwrap();
@@ -52,26 +56,30 @@ impl Party {
     }
 }
 
-fn pair(capacity: usize) -> (Party, Party) {
-    let (left, right) = (Party::new(capacity), Party::new(capacity));
+fn pair(capacity: usize, threads: Threads) -> (Party, Party) {
+    let (left, right) = (Party::new(capacity, threads), Party::new(capacity, threads));
     left.meet(&right, 1, 2);
     right.meet(&left, 2, 1);
     (left, right)
 }
 
-/// Fails as a bug in the packet path would: on the pump's thread, once.
+/// Fails as a bug in the packet path would: on one of the pump's threads, once.
 struct Fault;
 
 impl Wake for Fault {
     fn wake(&self) {
-        let fails = thread::current().name() == Some("ginnel-data") && !thread::panicking();
-        assert!(!fails, "a fault on purpose");
+        let is_ours = thread::current().name().is_some_and(|name| name.starts_with("ginnel-data"));
+        assert!(!is_ours || thread::panicking(), "a fault on purpose");
     }
 }
 
 #[test]
-fn a_panic_on_the_thread_closes_the_sockets_and_hangs_nobody() {
-    let (left, right) = pair(10);
+fn a_panic_on_a_thread_closes_the_sockets_and_hangs_nobody() {
+    [ONE, FOUR].into_iter().for_each(a_panic);
+}
+
+fn a_panic(threads: Threads) {
+    let (left, right) = pair(10, threads);
     right.stack.incoming().set_reader(Some(Arc::new(Fault)));
     left.stack.send(&mut vec![left.pool.local().packet_from(&[0x45; 40])]).unwrap();
     poll(&mut [PollFd::new(&right.pump.events_descriptor(), PollFlags::IN)], None).unwrap();

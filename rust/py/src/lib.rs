@@ -13,6 +13,14 @@ use pyo3::prelude::*;
 
 #[pymodule]
 mod _core {
+    use pyo3::prelude::*;
+
+    /// For how many threads there are processors: what the process may run on, and a container's quota.
+    #[pyfunction]
+    fn processors() -> usize {
+        std::thread::available_parallelism().map_or(1, usize::from)
+    }
+
     #[pymodule_export]
     use crate::bridge::Bridge;
     #[pymodule_export]

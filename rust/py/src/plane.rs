@@ -12,7 +12,7 @@ use ginnel_core::packet::{LocalPool, MAX_LEN};
 use ginnel_core::plane::{self, CommandError, Datagram, Event, Plane, Prefix};
 use ginnel_core::{Nanos, SECOND};
 use ginnel_io::inner::Inner;
-use ginnel_io::pump::{Pump, UnknownSocket};
+use ginnel_io::pump::{Pump, Threads, UnknownSocket};
 use ginnel_io::tun::{Observers, Tun};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -28,22 +28,41 @@ pub struct DataPlane {
 #[pymethods]
 impl DataPlane {
     #[new]
-    fn new(end: &End) -> PyResult<DataPlane> {
+    #[pyo3(signature = (end, *, lanes=1, apart=false))]
+    fn new(end: &End, lanes: usize, apart: bool) -> PyResult<DataPlane> {
         let Some(end) = end.take() else {
             return Err(device_error(libc::EBADFD, "this end of the device is closed"));
         };
-        Ok(DataPlane { pump: Pump::start(Inner::Memory(end), POOL.clone())? })
+        Ok(DataPlane { pump: Pump::start(Inner::memory(end), Threads { lanes, apart }, POOL.clone())? })
     }
 
     #[staticmethod]
-    fn on_kernel_device(fd: i32, kind: &str, vnet_header: bool, udp_offload: bool) -> PyResult<DataPlane> {
+    #[pyo3(signature = (queues, kind, vnet_header, udp_offload, *, apart=false))]
+    fn on_kernel_device(
+        queues: Vec<i32>,
+        kind: &str,
+        vnet_header: bool,
+        udp_offload: bool,
+        apart: bool,
+    ) -> PyResult<DataPlane> {
         let kind = match kind {
             "tun" => Kind::Tun,
             "tap" => Kind::Tap,
             _ => return Err(PyValueError::new_err(format!("device kind {kind:?}; write 'tun' or 'tap'"))),
         };
-        let tun = Tun::adopt(fd, kind, vnet_header, udp_offload)?;
-        Ok(DataPlane { pump: Pump::start(Inner::Kernel(Box::new(tun)), POOL.clone())? })
+        let observers = Arc::default();
+        let adopt = |fd| Tun::adopt(fd, kind, vnet_header, udp_offload, &observers);
+        let tuns = queues.into_iter().map(adopt).collect::<Result<Vec<_>, _>>()?;
+        if tuns.is_empty() {
+            return Err(PyValueError::new_err("a device has at least one queue"));
+        }
+        let threads = Threads { lanes: tuns.len(), apart };
+        Ok(DataPlane { pump: Pump::start(Inner::Kernel(tuns), threads, POOL.clone())? })
+    }
+
+    #[getter]
+    fn lanes(&self) -> usize {
+        self.pump.lanes()
     }
 
     #[pyo3(signature = (fd, header=Vec::new()))]
@@ -178,7 +197,7 @@ impl DataPlane {
     fn command(
         &self,
         py: Python<'_>,
-        command: impl FnOnce(&mut Plane, Nanos) -> Result<(), CommandError> + Send,
+        command: impl FnOnce(&Plane, Nanos) -> Result<(), CommandError> + Send,
     ) -> PyResult<()> {
         py.detach(|| self.pump.command(command)).map_err(command_error)
     }
@@ -198,7 +217,7 @@ struct State {
 impl DataChannel {
     #[new]
     fn new() -> DataChannel {
-        DataChannel { state: Mutex::new(State { plane: Plane::new(Kind::Tun), pool: POOL.local() }) }
+        DataChannel { state: Mutex::new(State { plane: Plane::new(Kind::Tun, 1), pool: POOL.local() }) }
     }
 
     #[pyo3(signature = (peer, path, peer_id, now))]
@@ -289,7 +308,7 @@ impl DataChannel {
     ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
         let now = nanos(now)?;
         let State { plane, pool } = &mut *self.lock();
-        let packet = plane.open(data, path.0, now, pool);
+        let packet = plane.open(data, path.0, now, &mut Vec::new(), pool);
         let packets = packet.iter().map(|packet| PyBytes::new(py, packet)).collect();
         pool.recycle_all(packet);
         Ok(packets)
@@ -318,7 +337,7 @@ impl DataChannel {
     }
 
     fn peer_statistics<'py>(&self, py: Python<'py>, peer: u32) -> PyResult<Bound<'py, PyDict>> {
-        let counters = *self.lock().plane.peer_counters(peer).map_err(command_error)?;
+        let counters = self.lock().plane.peer_counters(peer).map_err(command_error)?;
         dict(py, counters.entries())
     }
 }

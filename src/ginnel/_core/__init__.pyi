@@ -10,3 +10,6 @@ from ginnel._core.device import Link as Link
 from ginnel._core.plane import DataChannel as DataChannel
 from ginnel._core.plane import DataPlane as DataPlane
 from ginnel._core.stack import NetStack as NetStack
+
+def processors() -> int:
+    """For how many threads there are processors: what this process may run on, and its container's quota."""

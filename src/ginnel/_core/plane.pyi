@@ -1,25 +1,34 @@
+from collections.abc import Sequence
 from typing import Any
 
 from ginnel._core.device import End
 from ginnel.openvpn.events import Framing, Path
 
 class DataPlane:
-    """The data plane on real sockets, on a thread of its own. It takes over the device end it is given.
+    """The data plane on real sockets, on threads of its own. It takes over the device end it is given.
+
+    Its peers are spread over ``lanes``: one belongs to that of the socket of its first path, a socket to that of its
+    number's remainder. Each lane has one thread, or two that are ``apart``, one for each way.
 
     Commands take effect before they return. They raise ValueError where they make no sense (an
     unknown peer, a cipher or key of the wrong length).
     """
 
-    def __new__(cls, end: End) -> DataPlane: ...
+    def __new__(cls, end: End, *, lanes: int = 1, apart: bool = False) -> DataPlane: ...
     @staticmethod
-    def on_kernel_device(fd: int, kind: str, vnet_header: bool, udp_offload: bool) -> DataPlane:
-        """On an attached descriptor of /dev/net/tun (IFF_NO_PI), which it takes over; ``kind`` is ``tun`` or ``tap``.
+    def on_kernel_device(
+        queues: Sequence[int], kind: str, vnet_header: bool, udp_offload: bool, *, apart: bool = False
+    ) -> DataPlane:
+        """On attached descriptors of /dev/net/tun (IFF_NO_PI), one for each lane, which it takes over; ``kind`` is
+        ``tun`` or ``tap``.
 
         ``vnet_header``: attached with IFF_VNET_HDR and a header of 10 bytes: long packets are cut and joined here.
         ``udp_offload``: TUNSETOFFLOAD has taken USO, too. When the device goes, ``("device_closed", errno)`` is an
         event.
         """
 
+    @property
+    def lanes(self) -> int: ...
     def add_udp(self, fd: int, header: bytes = b"") -> int:
         """Takes over a bound, possibly connected, UDP socket's descriptor. Returns its socket number.
 

@@ -32,6 +32,7 @@ from ginnel.server.journal import tell
 from ginnel.server.monitor import Monitor
 from ginnel.server.running import opened, running
 from ginnel.server.store import Store
+from ginnel.threads import for_many_peers
 
 
 @click.command(name="serve")
@@ -139,7 +140,7 @@ def _routed(config: ServerConfig, name: str | None) -> Iterator[tuple[ServerConf
             tell(
                 "put_back", level=logging.WARNING, what="the network of this machine, as a killed server had changed it"
             )
-        device = helper.device(name, "tun")
+        device = helper.device(name, "tun", for_many_peers(queues=True)["lanes"])
         rights.drop(keep_user=True)
         # There is nobody at the inner address who would know names.
         config = config if config.dns is not None else replace(config, dns=())

@@ -43,7 +43,7 @@ class Tunnel:
 class Machine:
     """What of this machine is changed, while the block of `held` runs."""
 
-    def __init__(self, config: ClientConfig, held: rights.Rights, device: tuple[int, str, bool]) -> None:
+    def __init__(self, config: ClientConfig, held: rights.Rights, device: tuple[list[int], str, bool]) -> None:
         self._config = config
         self._rights = held
         self._device = device

@@ -107,14 +107,15 @@ class KernelDevice:
         raise DeviceError(errno.EBUSY, f"the interface end of {self.name} belongs to the kernel; use a socket")
 
     def data_plane(self) -> DataPlane:
-        """A data plane that reads and writes the device from now on, on the first queue.
+        """A data plane that reads and writes the device from now on, a lane for each queue.
 
         With a ``vnet_header`` what the kernel's TCP sends is cut into packets there, and what belongs
         together is given to the kernel in one piece. The device stays this object's to configure.
         """
         vnet = bool(self._flags & IFF_VNET_HDR)
         udp = self.offload() if vnet else False
-        return DataPlane.on_kernel_device(os.dup(self.application.fileno()), self._kind, vnet, udp)
+        queues = [os.dup(queue.fileno()) for queue in (self.application, *self._queues[1:])]
+        return DataPlane.on_kernel_device(queues, self._kind, vnet, udp)
 
     def offload(self) -> bool:
         """Takes over what the kernel would do before it hands a packet over: checksums, and cutting what is long.

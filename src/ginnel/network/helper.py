@@ -29,6 +29,7 @@ from ginnel.network.journal import Journal
 from ginnel.network.kill_switch import ANY_PORT, Server
 from ginnel.network.masquerade import Gate
 from ginnel.network.plan import MAX_SERVERS, Settings
+from ginnel.threads import MOST_LANES
 
 
 class Helper:
@@ -49,7 +50,7 @@ class Helper:
                     self._was_up = self._applied.guarded
                     return {"ok": True, "found": found, "guarded": self._applied.guarded}, []
                 case "device":
-                    return self._make_device(request["name"], request["kind"])
+                    return self._make_device(request["name"], request["kind"], int(request["queues"]))
                 case "guard":
                     self._changes().guard(_servers(request["servers"]))
                 case "configure":
@@ -77,18 +78,19 @@ class Helper:
             self._device.close()
             self._device = None
 
-    def _make_device(self, name: str | None, kind: str) -> tuple[dict[str, Any], list[int]]:
-        if self._device is not None or kind not in ("tun", "tap"):
-            raise ValueError("a second device, or one of no kind")
+    def _make_device(self, name: str | None, kind: str, queues: int) -> tuple[dict[str, Any], list[int]]:
+        if self._device is not None or kind not in ("tun", "tap") or queues not in range(1, MOST_LANES + 1):
+            raise ValueError("a second device, or one of no kind or too many queues")
         if name is not None:
             check_name(name)
             if name in (known for _, known in socket.if_nameindex()):
                 raise DeviceError(errno.EEXIST, f"{name} is there already; take another name with --dev")
-        device = KernelDevice(name, "tap" if kind == "tap" else "tun", vnet_header=True)
+        device = KernelDevice(name, "tap" if kind == "tap" else "tun", queues=queues, vnet_header=True)
         self._device = device
         device.set_queue_length(QUEUE_LENGTH)
         self._applied.device = device.name
-        return {"ok": True, "name": device.name, "udp_offload": device.offload()}, [device.application.fileno()]
+        descriptors = [queue.fileno() for queue in device.queues]
+        return {"ok": True, "name": device.name, "udp_offload": device.offload()}, descriptors
 
     def _changes(self) -> Applied:
         if self._device is None:

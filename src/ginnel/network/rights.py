@@ -19,6 +19,7 @@ from ginnel.errors import DeviceError
 from ginnel.network.kill_switch import Server
 from ginnel.network.masquerade import Gate
 from ginnel.network.plan import Settings
+from ginnel.threads import MOST_LANES
 
 
 class Rights:
@@ -52,10 +53,11 @@ class Rights:
         answer, _ = self._ask({"do": "recover", "keep_guard": keep_guard})
         return int(answer["found"]), bool(answer["guarded"])
 
-    def device(self, name: str | None, kind: str) -> tuple[int, str, bool]:
-        """A new device's descriptor, with a vnet header, its name, and whether it hands over long datagrams."""
-        reply, descriptors = self._ask({"do": "device", "name": name, "kind": kind})
-        return descriptors[0], str(reply["name"]), bool(reply["udp_offload"])
+    def device(self, name: str | None, kind: str, queues: int = 1) -> tuple[list[int], str, bool]:
+        """The descriptors of a new device's queues, with a vnet header, its name, and whether it hands over long
+        datagrams."""
+        reply, descriptors = self._ask({"do": "device", "name": name, "kind": kind, "queues": queues})
+        return descriptors, str(reply["name"]), bool(reply["udp_offload"])
 
     def guard(self, servers: Iterable[Server]) -> None:
         self._ask({"do": "guard", "servers": [list(server) for server in servers]})
@@ -92,7 +94,7 @@ class Rights:
         """The answer's line, empty where there is none."""
         try:
             self._socket.sendall(request)
-            data, descriptors, _, _ = socket.recv_fds(self._socket, 1 << 16, 1)
+            data, descriptors, _, _ = socket.recv_fds(self._socket, 1 << 16, MOST_LANES)
             while data and not data.endswith(b"\n"):
                 data += self._socket.recv(1 << 16)
         except OSError:

@@ -20,6 +20,7 @@ from ginnel.openvpn import aio
 from ginnel.openvpn.config import ClientConfig, Remote
 from ginnel.openvpn.events import OpenUrl, Reconfigured
 from ginnel.openvpn.push import PushReply
+from ginnel.threads import for_one_peer
 from ginnel.vpn import Vpn
 
 
@@ -31,10 +32,12 @@ class KernelVpn(Vpn):
     machine is set up; if that fails it ends, with a DeviceError.
     """
 
-    def __init__(self, config: ClientConfig, rights: Rights, device: tuple[int, str, bool], **options: Any) -> None:
+    def __init__(
+        self, config: ClientConfig, rights: Rights, device: tuple[list[int], str, bool], **options: Any
+    ) -> None:
         super().__init__(config, **options)
         self._rights = rights
-        self._descriptor, self.device_name, self._udp_offload = device
+        self._descriptors, self.device_name, self._udp_offload = device
         self._push: PushReply | None = None
         self._news: deque[aio.Change] = deque()
         self._has_news = asyncio.Event()
@@ -56,7 +59,8 @@ class KernelVpn(Vpn):
         loop = asyncio.get_running_loop()
         loop.add_reader(self._rights.fileno(), self._helper_ended)
         self._follower = loop.create_task(self._follow())
-        plane = DataPlane.on_kernel_device(self._descriptor, self._config.dev_type, True, self._udp_offload)
+        kind, apart = self._config.dev_type, for_one_peer()["apart"]
+        plane = DataPlane.on_kernel_device(self._descriptors, kind, True, self._udp_offload, apart=apart)
         if (capture := self._open_capture(self.device_name)) is not None:
             capture.observe_plane(plane)
         return plane

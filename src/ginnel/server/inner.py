@@ -28,6 +28,7 @@ from ginnel.server.config import ServerConfig
 from ginnel.server.journal import tell
 from ginnel.server.pool import Pool
 from ginnel.stack import Stack
+from ginnel.threads import for_many_peers
 
 
 class Inner(Protocol):
@@ -58,7 +59,7 @@ class UserSpace:
         self._config = config
         self._device = MemoryDevice("tun", config.tun_mtu)
         self._device.set_up(True)
-        self.plane = DataPlane(self._device.application)
+        self.plane = DataPlane(self._device.application, **for_many_peers(queues=False))
         self._stack: Stack | None = None
         self._egress: Egress | None = None
         self._exit = contextlib.AsyncExitStack()
@@ -97,11 +98,13 @@ class UserSpace:
 class Routed:
     """A device of the kernel's, which forwards what clients send. All that takes rights is asked of ``rights``."""
 
-    def __init__(self, config: ServerConfig, rights: Rights, device: tuple[int, str, bool]) -> None:
+    def __init__(self, config: ServerConfig, rights: Rights, device: tuple[list[int], str, bool]) -> None:
         self._config = config
         self._rights = rights
-        descriptor, self.device, udp_offload = device
-        self.plane = DataPlane.on_kernel_device(descriptor, "tun", True, udp_offload)
+        queues, self.device, udp_offload = device
+        self.plane = DataPlane.on_kernel_device(
+            queues, "tun", True, udp_offload, apart=for_many_peers(queues=True)["apart"]
+        )
         self._settings = Settings(mtu=config.tun_mtu)
         self._behind: dict[int, tuple[str, ...]] = {}
         self._gate = Gate(())

@@ -12,6 +12,7 @@ import errno
 import logging
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from ginnel._core import DataPlane
 from ginnel.errors import DeviceError
@@ -67,18 +68,19 @@ class Listeners:
 
     def _open(self, listen: Listen, *, optional: bool) -> None:
         try:
-            sock = _bound(listen)
+            socks = _shared(listen, self._plane.lanes) if listen.proto == "udp" else [_bound(listen)]
         except OSError as error:
             if optional and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                 return
             raise DeviceError(error.errno or errno.EINVAL, f"cannot listen on {listen}") from None
-        address, port = sock.getsockname()[:2]
+        address, port = socks[0].getsockname()[:2]
         self.places.append(Listen(listen.proto, address, port))
-        if listen.proto == "udp":
-            self._plane.add_udp(sock.detach())
-        else:
-            self._accepting.append(sock)
-            self._loop.add_reader(sock, self._accept, sock)
+        for sock in socks:
+            if listen.proto == "udp":
+                self._plane.add_udp(sock.detach())
+            else:
+                self._accepting.append(sock)
+                self._loop.add_reader(sock, self._accept, sock)
 
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(MAX_ACCEPTS):
@@ -120,7 +122,25 @@ class Listeners:
             self.forget(number)
 
 
-def _bound(listen: Listen) -> socket.socket:
+def _shared(listen: Listen, count: int) -> list[socket.socket]:
+    """So many sockets at one address: the system gives each client to one of them, and always the same."""
+    first = _bound(listen)
+    if count == 1:
+        return [first]
+    place = replace(listen, port=first.getsockname()[1])
+    socks = [first]
+    try:
+        # Only now, or the first would share its address with another program that shares.
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        socks.extend(_bound(place, shares=True) for _ in range(1, count))
+    except BaseException:
+        for sock in socks:
+            sock.close()
+        raise
+    return socks
+
+
+def _bound(listen: Listen, *, shares: bool = False) -> socket.socket:
     family = socket.AF_INET6 if ":" in listen.address else socket.AF_INET
     kind = socket.SOCK_DGRAM if listen.proto == "udp" else socket.SOCK_STREAM
     sock = socket.socket(family, kind)
@@ -130,6 +150,8 @@ def _bound(listen: Listen) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if kind == socket.SOCK_STREAM:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shares:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((listen.address, listen.port))
         if kind == socket.SOCK_STREAM:
             sock.listen(BACKLOG)

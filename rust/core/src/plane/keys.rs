@@ -1,9 +1,15 @@
 //! A peer's data keys: up to three to receive with, one of all to send with.
+//!
+//! The two halves of each lie apart, for they are used on different threads. The sending side knows
+//! which pairs there are, and the receiving side follows it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::Nanos;
 use crate::aead::OpenError;
 use crate::cipher::MATERIAL_LEN;
-use crate::format::{self, Format};
+use crate::format::{Format, Opener, Sealer};
 use crate::header::Header;
 use crate::packet::{LocalPool, Packet};
 
@@ -23,107 +29,149 @@ pub enum KeyError {
     KeyId,
 }
 
-/// Both directions' keys of one negotiation.
-pub struct KeyPair {
-    handle: u64,
-    pub key_id: u8,
-    pub keys: format::Keys,
-    /// Cleared when another pair has taken the key id and this one only goes on sending.
-    receives: bool,
-    reported: bool,
-}
-
-/// The pairs, oldest first.
+/// The sending halves, oldest first.
 #[derive(Default)]
-pub struct Keys {
-    pairs: Vec<KeyPair>,
+pub struct SendingKeys {
+    keys: Vec<SendingKey>,
     sending: Option<u64>,
 }
 
-impl Keys {
-    pub fn insert(
-        &mut self,
-        handle: u64,
-        key_id: u8,
-        format: Format,
-        encrypt: &[u8; MATERIAL_LEN],
-        decrypt: &[u8; MATERIAL_LEN],
-    ) -> Result<(), KeyError> {
-        if key_id > MAX_KEY_ID {
-            return Err(KeyError::KeyId);
-        }
-        if self.pairs.iter().any(|pair| pair.handle == handle) {
-            return Err(KeyError::Exists);
-        }
-        self.pairs.iter_mut().filter(|pair| pair.key_id == key_id).for_each(|pair| pair.receives = false);
-        self.drop_useless();
-        if self.pairs.iter().filter(|pair| pair.receives).count() == MAX_RECEIVING
-            && let Some(oldest) = self.pairs.iter().position(|pair| Some(pair.handle) != self.sending)
-        {
-            self.pairs.remove(oldest);
-        }
-        self.pairs.push(KeyPair {
-            handle,
-            key_id,
-            keys: format.keys(encrypt, decrypt),
-            receives: true,
-            reported: false,
-        });
-        Ok(())
-    }
+pub struct SendingKey {
+    handle: u64,
+    pub key_id: u8,
+    pub sealer: Sealer,
+    /// Cleared when another pair has taken the key id and this one only goes on sending.
+    receives: bool,
+    reported: Arc<AtomicBool>,
+}
 
-    pub fn remove(&mut self, handle: u64) {
-        self.pairs.retain(|pair| pair.handle != handle);
-        self.sending = self.sending.filter(|&sending| sending != handle);
-    }
+/// The receiving halves.
+#[derive(Default)]
+pub struct ReceivingKeys {
+    keys: Vec<ReceivingKey>,
+    /// The pair that is sent with.
+    sending: Option<u64>,
+}
 
-    pub fn swap(&mut self, handle: u64) -> Result<(), KeyError> {
-        if !self.pairs.iter().any(|pair| pair.handle == handle) {
-            return Err(KeyError::Unknown);
-        }
-        self.sending = Some(handle);
-        self.drop_useless();
-        Ok(())
-    }
+struct ReceivingKey {
+    handle: u64,
+    key_id: u8,
+    opener: Opener,
+    reported: Arc<AtomicBool>,
+}
 
-    /// The pair to send with.
-    pub fn sending(&mut self) -> Option<&mut KeyPair> {
+pub fn insert(
+    (sending, receiving): (&mut SendingKeys, &mut ReceivingKeys),
+    handle: u64,
+    key_id: u8,
+    format: Format,
+    encrypt: &[u8; MATERIAL_LEN],
+    decrypt: &[u8; MATERIAL_LEN],
+) -> Result<(), KeyError> {
+    if key_id > MAX_KEY_ID {
+        return Err(KeyError::KeyId);
+    }
+    if sending.has(handle) {
+        return Err(KeyError::Exists);
+    }
+    sending.make_room(key_id);
+    let (sealer, opener) = format.keys(encrypt, decrypt);
+    let reported = Arc::new(AtomicBool::new(false));
+    sending.keys.push(SendingKey { handle, key_id, sealer, receives: true, reported: reported.clone() });
+    receiving.follow(sending);
+    receiving.keys.push(ReceivingKey { handle, key_id, opener, reported });
+    Ok(())
+}
+
+/// Forgets a pair; one that is gone already is no error.
+pub fn remove((sending, receiving): (&mut SendingKeys, &mut ReceivingKeys), handle: u64) {
+    sending.keys.retain(|key| key.handle != handle);
+    sending.sending = sending.sending.filter(|&sending| sending != handle);
+    receiving.follow(sending);
+}
+
+/// Sends with this pair from now on.
+pub fn swap(
+    (sending, receiving): (&mut SendingKeys, &mut ReceivingKeys),
+    handle: u64,
+) -> Result<(), KeyError> {
+    if !sending.has(handle) {
+        return Err(KeyError::Unknown);
+    }
+    sending.sending = Some(handle);
+    sending.drop_useless();
+    receiving.follow(sending);
+    Ok(())
+}
+
+impl SendingKeys {
+    /// The key to send with.
+    pub fn current(&mut self) -> Option<&mut SendingKey> {
         let sending = self.sending?;
-        self.pairs.iter_mut().find(|pair| pair.handle == sending)
+        self.keys.iter_mut().find(|key| key.handle == sending)
     }
 
-    /// The inner packet of a datagram, and whether it is the newest of its key.
+    fn has(&self, handle: u64) -> bool {
+        self.keys.iter().any(|key| key.handle == handle)
+    }
+
+    /// For a new pair, which displaces one of its key id and, of too many, the oldest.
+    fn make_room(&mut self, key_id: u8) {
+        self.keys.iter_mut().filter(|key| key.key_id == key_id).for_each(|key| key.receives = false);
+        self.drop_useless();
+        if self.keys.iter().filter(|key| key.receives).count() == MAX_RECEIVING
+            && let Some(oldest) = self.keys.iter().position(|key| Some(key.handle) != self.sending)
+        {
+            self.keys.remove(oldest);
+        }
+    }
+
+    fn drop_useless(&mut self) {
+        let sending = self.sending;
+        self.keys.retain(|key| key.receives || Some(key.handle) == sending);
+    }
+}
+
+impl SendingKey {
+    /// Its handle, once, when it is nearly used up.
+    pub fn newly_worn(&self) -> Option<u64> {
+        (self.sealer.is_worn() && !self.reported.swap(true, Ordering::Relaxed)).then_some(self.handle)
+    }
+}
+
+impl ReceivingKeys {
+    /// The inner packet of a datagram, whether it is the newest of its key, and the handle of the pair that
+    /// is sent with, once, when the peer has nearly used up its half.
     pub fn open(
         &mut self,
         header: &Header,
         datagram: &[u8],
         now: Nanos,
         pool: &mut LocalPool,
-    ) -> Result<(Packet, bool), Refusal> {
+    ) -> Result<(Packet, bool, Option<u64>), Refusal> {
         let key_id = header.key_id();
-        let pair = self.pairs.iter_mut().find(|pair| pair.key_id == key_id && pair.receives);
-        let keys = &mut pair.ok_or(Refusal::NoKey)?.keys;
-        keys.open(header, datagram, now, pool).map_err(|error| match error {
+        let key = self.keys.iter_mut().find(|key| key.key_id == key_id).ok_or(Refusal::NoKey)?;
+        let (packet, newest) = key.opener.open(header, datagram, now, pool).map_err(Refusal::from)?;
+        let worn = key.opener.is_worn()
+            && Some(key.handle) == self.sending
+            && !key.reported.swap(true, Ordering::Relaxed);
+        Ok((packet, newest, worn.then_some(key.handle)))
+    }
+
+    fn follow(&mut self, sending: &SendingKeys) {
+        self.sending = sending.sending;
+        self.keys.retain(|key| sending.keys.iter().any(|pair| pair.handle == key.handle && pair.receives));
+    }
+}
+
+impl From<OpenError> for Refusal {
+    fn from(error: OpenError) -> Refusal {
+        match error {
             OpenError::NoKey => Refusal::NoKey,
             OpenError::Malformed => Refusal::Malformed,
             OpenError::Replayed => Refusal::Replayed,
             OpenError::NotAuthentic => Refusal::NotAuthentic,
-        })
-    }
-
-    /// The handle of the sending pair, once, when either half of it is nearly used up.
-    pub fn newly_worn(&mut self) -> Option<u64> {
-        let pair = self.sending()?;
-        if pair.reported || !pair.keys.is_worn() {
-            return None;
         }
-        pair.reported = true;
-        Some(pair.handle)
-    }
-
-    fn drop_useless(&mut self) {
-        let sending = self.sending;
-        self.pairs.retain(|pair| pair.receives || Some(pair.handle) == sending);
     }
 }
 

@@ -1,13 +1,16 @@
+use super::receiving::OCC;
 use super::*;
-use crate::SECOND;
 use crate::cipher::Cipher;
 use crate::packet::Pool;
+use crate::{SECOND, format};
 
 /// Two planes that know each other as peer 1, with the paths on which they meet.
 struct Pair {
     left: Plane,
     right: Plane,
     pool: LocalPool,
+    /// What the right side has relayed.
+    relayed: Vec<Datagram>,
 }
 
 fn path(socket: u32, port: u16) -> Path {
@@ -32,8 +35,16 @@ const AWAY: [u8; 4] = [10, 8, 0, 2];
 impl Pair {
     /// The left is at port 1000 for the right, the right at 2000 for the left.
     fn new(peer_id: Option<u32>) -> Pair {
-        let mut pair =
-            Pair { left: Plane::new(Kind::Tun), right: Plane::new(Kind::Tun), pool: Pool::new(64).local() };
+        Pair::of(Kind::Tun, 1, peer_id)
+    }
+
+    fn of(kind: Kind, lanes: usize, peer_id: Option<u32>) -> Pair {
+        let mut pair = Pair {
+            left: Plane::new(kind, lanes),
+            right: Plane::new(kind, lanes),
+            pool: Pool::new(64).local(),
+            relayed: Vec::new(),
+        };
         pair.left.new_peer(1, path(0, 2000), peer_id, 0).unwrap();
         pair.right.new_peer(1, path(0, 1000), peer_id, 0).unwrap();
         pair.key(1, 0, 1);
@@ -56,7 +67,8 @@ impl Pair {
 
     /// Opens at the right.
     fn open(&mut self, datagram: &[u8], from: Path) -> Option<Vec<u8>> {
-        self.right.open(datagram, from, 0, &mut self.pool).map(|packet| packet.to_vec())
+        let opened = self.right.open(datagram, from, 0, &mut self.relayed, &mut self.pool);
+        opened.map(|packet| packet.to_vec())
     }
 }
 
@@ -145,9 +157,11 @@ fn a_fourth_key_displaces_the_oldest_that_does_not_send() {
 fn a_key_at_its_end_is_reported_once_and_never_wraps() {
     let mut pair = Pair::new(None);
     let wear = |pair: &mut Pair, id| {
-        let keys = &mut pair.left.peer(1).unwrap().keys.sending().unwrap().keys;
-        let format::Keys::Aead(sealer, _) = keys else { panic!("an AEAD key") };
-        sealer.wear(id, 0);
+        pair.left.send(0, |sending| {
+            let key = sending.half.peers.get_mut(&1).unwrap().keys.current().unwrap();
+            let format::Sealer::Aead(sealer) = &mut key.sealer else { panic!("an AEAD key") };
+            sealer.wear(id, 0);
+        });
     };
     wear(&mut pair, 0xfeff_fffe);
     pair.seal(&ipv4(HOME, AWAY)).unwrap();
@@ -185,10 +199,10 @@ fn a_silent_peer_expires_once() {
     let mut pair = Pair::new(Some(1));
     pair.right.set_peer(1, 0, 60 * SECOND, 0, Framing::None, 0).unwrap();
     let datagram = pair.seal(&ipv4(HOME, AWAY)).unwrap();
-    pair.right.open(&datagram, path(0, 1000), 50 * SECOND, &mut pair.pool).unwrap();
+    pair.right.open(&datagram, path(0, 1000), 50 * SECOND, &mut pair.relayed, &mut pair.pool).unwrap();
     let mut forged = pair.seal(&ipv4(HOME, AWAY)).unwrap();
     forged[10] ^= 1;
-    pair.right.open(&forged, path(0, 1000), 100 * SECOND, &mut pair.pool);
+    pair.right.open(&forged, path(0, 1000), 100 * SECOND, &mut pair.relayed, &mut pair.pool);
     let mut none = Vec::new();
     pair.right.handle_timer(109 * SECOND, &mut none, &mut pair.pool);
     assert!(pair.right.take_events().is_empty());
@@ -233,8 +247,6 @@ fn packets_for_another_peer_go_there_where_that_is_wanted() {
         pair.right.set_routes(2, &prefixes("10.8.0.200/32"), None).unwrap();
         let sealed = pair.seal(&ipv4(HOME, [10, 8, 0, 200])).unwrap();
         assert_eq!(pair.open(&sealed, path(0, 1000)).is_none(), relaying);
-        let mut datagrams = Vec::new();
-        pair.right.relay(0, &mut datagrams, &mut pair.pool);
         assert_eq!(pair.right.counters().rx_relayed, u64::from(relaying));
         assert_eq!(pair.right.counters().tx_no_key, u64::from(relaying), "it was to be sealed for the other");
         // What is for itself turns round nowhere.
@@ -280,10 +292,8 @@ fn a_forgotten_peer_leaves_nothing() {
     pair.right.set_routes(1, &["0.0.0.0/0".parse().unwrap()], None).unwrap();
     pair.right.set_peer(1, SECOND, SECOND, 0, Framing::None, 0).unwrap();
     pair.right.del_peer(1).unwrap();
-    assert!(
-        pair.right.by_path.is_empty() && pair.right.by_peer_id.is_empty() && pair.right.routes.is_empty()
-    );
-    let (mut none, right) = (Vec::new(), &mut pair.right);
+    assert!(pair.right.table.read().unwrap().is_empty());
+    let (mut none, right) = (Vec::new(), &pair.right);
     right.handle_timer(5 * SECOND, &mut none, &mut pair.pool);
     assert!(none.is_empty() && right.take_events().is_empty() && right.next_timer().is_none());
     assert_eq!(right.del_peer(1), Err(CommandError::UnknownPeer));
@@ -291,8 +301,7 @@ fn a_forgotten_peer_leaves_nothing() {
 
 #[test]
 fn frames_pass_a_tap_plane() {
-    let mut pair = Pair::new(None);
-    (pair.left.kind, pair.right.kind) = (Kind::Tap, Kind::Tap);
+    let mut pair = Pair::of(Kind::Tap, 1, None);
     let datagram = pair.seal(&[0xff; 60]).unwrap();
     assert_eq!(pair.open(&datagram, path(0, 1000)).unwrap(), [0xff; 60]);
     let notice = [&OCC[..], &[6]].concat();
@@ -335,4 +344,73 @@ fn what_no_datagram_holds_is_not_sealed() {
     packet.truncate(format::MAX_INNER);
     let datagram = pair.seal(&packet).unwrap();
     assert_eq!(pair.open(&datagram, path(0, 1000)), Some(packet));
+}
+
+/// What each lane's thread would do with a datagram, one after the other until one has opened it.
+fn lanes_asked(pair: &mut Pair, datagram: &[u8], from: Path) -> Vec<usize> {
+    let (mut lane, mut asked) = (pair.right.lane_of(from.socket), Vec::new());
+    loop {
+        asked.push(lane);
+        let opened = pair.right.receive(lane, |receiving| receiving.open(datagram, from, 0, &mut pair.pool));
+        match opened {
+            Opened::Elsewhere(other) => lane = other,
+            Opened::Packet(_) => return asked,
+            _ => panic!("it is for the device"),
+        }
+    }
+}
+
+#[test]
+fn a_peer_stays_in_its_lane_wherever_it_moves() {
+    let mut pair = Pair::of(Kind::Tun, 3, Some(7));
+    let new = path(4, 4000);
+    for (from, expected) in [(path(0, 1000), vec![0]), (new, vec![1, 0]), (new, vec![1, 0])] {
+        let datagram = pair.seal(&ipv4(HOME, AWAY)).unwrap();
+        assert_eq!(lanes_asked(&mut pair, &datagram, from), expected);
+        assert_eq!(pair.open(&datagram, from), None, "a replay, by whichever lane");
+    }
+    assert_eq!(pair.right.take_events(), [Event::Float { peer: 1, path: new }]);
+    assert_eq!(pair.right.counters().rx_replayed, 3);
+    assert_eq!(pair.right.counters().rx_datagrams, 6, "each is counted where it is opened");
+    let packet = pair.pool.packet_from(&ipv4(AWAY, HOME));
+    assert_eq!(pair.right.seal(packet, 0, &mut pair.pool).unwrap().path, new);
+}
+
+#[test]
+fn packets_are_handed_to_the_lane_of_their_peer() {
+    let mut pair = Pair::of(Kind::Tun, 3, Some(1));
+    let prefixes = |text: &str| vec![text.parse::<Prefix>().unwrap()];
+    pair.right.new_peer(2, path(5, 3000), Some(2), 0).unwrap();
+    pair.right.set_routes(1, &prefixes("10.8.0.1/32"), None).unwrap();
+    pair.right.set_routes(2, &prefixes("10.8.0.200/32"), None).unwrap();
+    let for_the_other = ipv4(HOME, [10, 8, 0, 200]);
+    let packet = pair.pool.packet_from(&for_the_other);
+    let sealed = pair.right.send(0, |sending| sending.seal(packet, 0, &mut pair.pool));
+    assert!(matches!(sealed, Sealed::Elsewhere(2, packet) if packet[..] == for_the_other));
+    pair.right.set_relaying(true);
+    let datagram = pair.seal(&for_the_other).unwrap();
+    let opened =
+        pair.right.receive(0, |receiving| receiving.open(&datagram, path(0, 1000), 0, &mut pair.pool));
+    assert!(matches!(opened, Opened::Relayed(2, packet) if packet[..] == for_the_other));
+}
+
+#[test]
+fn timers_of_every_lane_are_kept() {
+    let mut pair = Pair::of(Kind::Tun, 2, None);
+    let material = material(3);
+    for (number, socket) in [(2, 1), (3, 2)] {
+        pair.left.new_peer(number, path(socket, 5000 + number as u16), None, 0).unwrap();
+        let format = Format::Aead(Cipher::Aes256Gcm);
+        pair.left.new_key(number, 1, 0, format, &material, &material).unwrap();
+        pair.left.swap(number, 1).unwrap();
+        let seconds = u64::from(number) * SECOND;
+        pair.left.set_peer(number, seconds, 10 * seconds, 0, Framing::None, 0).unwrap();
+    }
+    assert!(pair.left.has_new_timer() && !pair.left.has_new_timer());
+    let mut pings = Vec::new();
+    assert_eq!(pair.left.next_timer(), Some(2 * SECOND));
+    pair.left.handle_timer(3 * SECOND, &mut pings, &mut pair.pool);
+    assert_eq!(pings.iter().map(|ping| ping.path.socket).collect::<Vec<_>>(), [2, 1]);
+    pair.left.handle_timer(30 * SECOND, &mut pings, &mut pair.pool);
+    assert_eq!(pair.left.take_events().len(), 2);
 }
