@@ -368,7 +368,8 @@ def test_nothing_is_left_behind():
             left.stack.write(packet(1))
             right.stack.read(20)
     del left, right
-    assert resources() == before
+    # The kernel takes a thread off its list a moment after it has been waited for.
+    until(lambda: all(now <= then for now, then in zip(resources(), before, strict=True)))
 
 
 def test_an_idle_plane_costs_no_cpu():

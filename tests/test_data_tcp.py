@@ -172,23 +172,47 @@ def test_a_peer_that_reads_nothing_delays_nobody_and_is_bounded():
 
         def is_full():
             side.stack.write_batch([to[1]] * 64)
-            return side.plane.statistics()["tx_socket_full"] > 0
+            return side.plane.statistics()["tx_queue_dropped"] > 0
 
         until(is_full)
         for _ in range(300):
             side.stack.write(to[2])
             [datagram] = read_packets(lively, 1)
             assert len(datagram) == 1 + 4 + 16 + 1400
-        before = side.plane.statistics()["tx_socket_full"]
-        for number in range(100):
+        # A handshake does not wait behind all that data, nor for ever.
+        assert side.plane.statistics()["tx_socket_full"] == 0
+        for number in range(1000):
             side.plane.send_control(b"\x20%d" % number, stalled_path)
-        until(lambda: side.plane.statistics()["tx_socket_full"] >= before + 36)
+        until(lambda: side.plane.statistics()["tx_socket_full"] > 0)
         stalled_packets = []
-        while len(stalled_packets) < 64:
+        while len(stalled_packets) < 400:
             stalled_packets += [each for each in read_packets(stalled, 1) if each[0] == 0x20]
-        assert stalled_packets == [b"\x20%d" % number for number in range(64)]
+        assert stalled_packets == [b"\x20%d" % number for number in range(400)]
         stalled.close()
         lively.close()
+
+
+def test_a_flow_that_begins_does_not_wait_behind_a_long_queue():
+    with Alone() as side:
+        stalled, _ = side.add(1)
+        other, _ = side.add(2)
+        side.plane.set_routes(1, ["10.8.0.0/24"], None)
+        bulk, short = (
+            b"\x45" + bytes(15) + bytes([10, 8, 0, flow]) + bytes(size) for flow, size in ((1, 1380), (2, 64))
+        )
+
+        def is_full():
+            side.stack.write_batch([bulk] * 64)
+            return side.plane.statistics()["tx_queue_dropped"] > 0
+
+        until(is_full)
+        side.stack.write(short)
+        while len(read_packets(stalled, 1)[0]) != 1 + 4 + 16 + 84:
+            pass
+        # All of it was there before.
+        assert all(len(datagram) == 1 + 4 + 16 + 1400 for datagram in read_packets(stalled, 300))
+        stalled.close()
+        other.close()
 
 
 def test_nobody_moves_onto_a_stream_or_off_one():

@@ -22,8 +22,8 @@ from tests.harness.profile import PORT, Profile
 class GinnelClient(JsonProgram):
     """``ginnel connect --json``. ``folder`` is its own, and its working directory; ``files`` lie there.
 
-    ``port`` is the server's. ``old`` makes it one of the clients that know nothing of TLS's key
-    exporter, so that both sides derive their keys by the PRF.
+    ``port`` is the server's, ``threads`` how many it may have. ``old`` makes it one of the clients that know
+    nothing of TLS's key exporter, so that both sides derive their keys by the PRF.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class GinnelClient(JsonProgram):
         port: int = PORT,
         old: bool = False,
         files: dict[str, str | bytes] | None = None,
+        threads: int = 1,
     ) -> None:
         self.network = network
         self._folder = tempfile.TemporaryDirectory(prefix="ginnel-client-")
@@ -52,7 +53,7 @@ class GinnelClient(JsonProgram):
         self.process = network.client.start(
             [*program, "connect", _write(self.folder / "office.ovpn", text), "--json", *words],
             ordinary=True,
-            env=_ENVIRONMENT,
+            env=_ENVIRONMENT | {"GINNEL_THREADS": str(threads)},
             cwd=self.folder,
         )
 

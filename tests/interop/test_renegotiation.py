@@ -20,15 +20,20 @@ from tests.interop.cells import listed, revoked
 REKEYS = int(os.environ.get("GINNEL_REKEYS", "7"))
 
 
-@pytest.mark.parametrize("transport", ["udp", "tcp"])
-@pytest.mark.parametrize("side", ["client", "server"])
+@pytest.mark.parametrize(
+    ("side", "transport", "threads"),
+    [("client", "udp", 1), ("server", "udp", 4), ("client", "tcp", 4), ("server", "tcp", 1)],
+)
 async def test_under_traffic(
-    network: Network, ordinary_env: Environment, side: str, transport: Literal["udp", "tcp"]
+    network: Network, ordinary_env: Environment, side: str, transport: Literal["udp", "tcp"], threads: int
 ) -> None:
     often, never = ("reneg-sec 2 2",), ("reneg-sec 0",)
     theirs, ours = (never, often) if side == "client" else (often, never)
     profile = Profile(transport=transport, server_options=theirs, client_options=ours)
-    with StockServer(network, profile) as server, GinnelClient(network, ordinary_env, profile) as client:
+    with (
+        StockServer(network, profile) as server,
+        GinnelClient(network, ordinary_env, profile, threads=threads) as client,
+    ):
         streams = [EchoStream() for _ in range(4)]
 
         def has_rekeyed() -> bool:

@@ -29,7 +29,9 @@ CELLS = [
 
 
 @pytest.mark.parametrize(("proto", "wrap", "cipher"), CELLS)
-def test_cells(network: Network, proto: str, wrap: str, cipher: str) -> None:
+def test_cells(network: Network, monkeypatch: pytest.MonkeyPatch, proto: str, wrap: str, cipher: str) -> None:
+    # On several threads; what stands in `test_serve` is on as many as this machine has processors.
+    monkeypatch.setenv("GINNEL_THREADS", "4")
     people = People()
     people.add("alice")
     key = static_key()

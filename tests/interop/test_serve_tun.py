@@ -117,7 +117,11 @@ def fetch(namespace: Namespace, host: str, **options: Any) -> str:
     return namespace.run(["curl", "--silent", "--max-time", "5", f"http://{host}/"], **options)
 
 
-def test_clients_reach_what_is_public_and_what_is_allowed(network: Network, internet: Process, tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", ["1", "4"])
+def test_clients_reach_what_is_public_and_what_is_allowed(
+    network: Network, internet: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: str
+) -> None:
+    monkeypatch.setenv("GINNEL_THREADS", threads)
     before = state(network.server)
     own = ["env", f"--chdir={tmp_path}", sys.executable, "-u", "-m", "http.server", "8080"]
     Path(tmp_path, "index.html").write_text(PAGE)

@@ -14,6 +14,7 @@ pub mod control;
 mod counters;
 pub mod device;
 pub mod epoch;
+pub mod fair;
 pub mod format;
 pub mod framing;
 pub mod header;

@@ -97,6 +97,10 @@ impl Plane {
         }
     }
 
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
     pub fn lanes(&self) -> usize {
         self.lanes.len()
     }

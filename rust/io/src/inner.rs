@@ -82,6 +82,11 @@ impl Source {
         }
     }
 
+    /// Whether who writes there may wait for room, and packets are better left there.
+    pub fn holds_back(&self) -> bool {
+        matches!(self, Source::Memory(_))
+    }
+
     /// Takes about `limit` of the packets that wait. Returns whether more may. An error of the
     /// kernel's device is for good.
     pub fn receive(

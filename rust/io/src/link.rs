@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use ginnel_core::device::{Device, End, Kind, Side};
+use ginnel_core::device::{Device, End, Side};
+use ginnel_core::fair::flow_hash;
 use ginnel_core::packet::{LocalPool, Packet, Pool};
 use ginnel_core::queue::Wake;
 use rustix::buffer::spare_capacity;
@@ -451,28 +452,11 @@ impl Drop for Loop {
     }
 }
 
-/// The same number for all packets of a flow, by FNV-1a over addresses, protocol and ports.
-fn flow_hash(kind: Kind, packet: &[u8]) -> u32 {
-    let ip = if kind == Kind::Tap { packet.get(ETHERNET_HEADER..).unwrap_or_default() } else { packet };
-    let (addresses, protocol, ports) = match ip.first().map(|byte| byte >> 4) {
-        Some(4) => (12..20, 9, usize::from(ip[0] & 15) * 4),
-        Some(6) => (8..40, 6, 40),
-        _ => (0..0, 0, 0),
-    };
-    let bytes = [ip.get(addresses), ip.get(protocol..=protocol), ip.get(ports..ports + 4)];
-    bytes
-        .into_iter()
-        .flatten()
-        .flatten()
-        .fold(0x811c_9dc5, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
-}
-
 /// A lock whose poison is ignored: no invariant spans a panic here.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-const ETHERNET_HEADER: usize = 14;
 const BATCH: usize = 64;
 const TURNS: usize = 4;
 const READY: usize = 64;

@@ -33,6 +33,8 @@ counters! {
         tx_too_long,
         /// Datagrams for which a socket's buffer and our backlog had no room.
         tx_socket_full,
+        /// Inner packets that waited too long for room in a socket, or behind too many.
+        tx_queue_dropped,
         /// Datagrams that the system refused to send.
         tx_errors,
         /// Datagrams for a socket that is gone.

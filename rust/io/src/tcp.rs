@@ -163,7 +163,7 @@ const READ_LEN: usize = 256 << 10;
 const SLICES: usize = 128;
 
 /// Bytes that the kernel may hold without having sent them.
-const UNSENT: i32 = 256 << 10;
+const UNSENT: i32 = 64 << 10;
 
 #[cfg(test)]
 mod tests {

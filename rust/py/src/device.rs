@@ -30,14 +30,13 @@ pub struct Device {
 #[pymethods]
 impl Device {
     #[new]
-    fn new(kind: &str, mtu: u32, capacity: usize) -> PyResult<Device> {
+    fn new(kind: &str, mtu: i64, capacity: usize) -> PyResult<Device> {
         let kind = parse_kind(kind)?;
         check_queue_length(capacity)?;
         let device = device::Device::new(kind, MIN_MTU, capacity);
-        if !device.set_mtu(mtu) {
-            return Err(mtu_error(mtu));
-        }
-        Ok(Device { device })
+        let device = Device { device };
+        device.set_mtu(mtu)?;
+        Ok(device)
     }
 
     #[getter]
@@ -53,8 +52,11 @@ impl Device {
         self.device.mtu()
     }
 
-    fn set_mtu(&self, mtu: u32) -> PyResult<()> {
-        if self.device.set_mtu(mtu) { Ok(()) } else { Err(mtu_error(mtu)) }
+    fn set_mtu(&self, mtu: i64) -> PyResult<()> {
+        match u32::try_from(mtu) {
+            Ok(valid) if self.device.set_mtu(valid) => Ok(()),
+            _ => Err(mtu_error(mtu)),
+        }
     }
 
     #[getter]
@@ -440,6 +442,6 @@ pub fn closed() -> PyErr {
 }
 
 /// What is said of an MTU that no device has.
-pub fn mtu_error(mtu: u32) -> PyErr {
+pub fn mtu_error(mtu: i64) -> PyErr {
     device_error(libc::EINVAL, &format!("MTU {mtu} is outside {MIN_MTU} to {MAX_MTU} (14 less for TAP)"))
 }

@@ -67,7 +67,7 @@ impl NetStack {
     fn set_mtu(&self, py: Python<'_>, mtu: u32) -> PyResult<()> {
         match py.detach(|| self.inner.set_mtu(mtu)).map_err(os_error)? {
             true => Ok(()),
-            false => Err(mtu_error(mtu)),
+            false => Err(mtu_error(mtu.into())),
         }
     }
 

@@ -24,6 +24,8 @@ pub enum Sealed {
     Datagram(Datagram),
     /// It is for a peer of another lane.
     Elsewhere(usize, Packet),
+    /// It is to wait for the socket of this number.
+    Waits(u32, Packet),
     /// Dropped, and counted.
     Dropped,
 }
@@ -56,8 +58,15 @@ pub(super) struct SendingPeer {
 }
 
 impl Sending<'_> {
-    /// Seals an inner packet for the peer that it is routed to.
-    pub fn seal(&mut self, mut packet: Packet, now: Nanos, pool: &mut LocalPool) -> Sealed {
+    /// Seals an inner packet for the peer that it is routed to, unless that one's socket is so `busy` that the
+    /// packet would only wait: sealed packets wait in the order of their numbers.
+    pub fn seal(
+        &mut self,
+        mut packet: Packet,
+        busy: impl FnOnce(u32) -> bool,
+        now: Nanos,
+        pool: &mut LocalPool,
+    ) -> Sealed {
         let SendingHalf { peers, counters, .. } = &mut *self.half;
         let Some((number, place)) = self.table.receiver(self.plane.kind, &packet) else {
             counters.tx_no_peer += 1;
@@ -66,6 +75,9 @@ impl Sending<'_> {
         };
         if place.lane != self.lane {
             return Sealed::Elsewhere(place.lane, packet);
+        }
+        if busy(place.path.socket) {
+            return Sealed::Waits(place.path.socket, packet);
         }
         let Some(peer) = peers.get_mut(&number) else { return Sealed::Dropped };
         let len = packet.len() as u64;

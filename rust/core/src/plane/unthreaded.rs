@@ -33,10 +33,10 @@ impl Plane {
     pub fn seal(&self, packet: Packet, now: Nanos, pool: &mut LocalPool) -> Option<Datagram> {
         let (mut packet, mut lane) = (packet, 0);
         loop {
-            match self.send(lane, |sending| sending.seal(packet, now, pool)) {
+            match self.send(lane, |sending| sending.seal(packet, |_| false, now, pool)) {
                 Sealed::Datagram(datagram) => return Some(datagram),
                 Sealed::Elsewhere(other, same) => (lane, packet) = (other, same),
-                Sealed::Dropped => return None,
+                Sealed::Waits(..) | Sealed::Dropped => return None,
             }
         }
     }

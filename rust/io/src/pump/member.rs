@@ -1,9 +1,12 @@
-//! A socket as a thread that writes has it: what waits for room there.
+//! A socket as a thread that writes has it, and what waits for room there: datagrams in their order, and behind
+//! them inner packets, which go by turns.
 
 use std::sync::Arc;
 
-use ginnel_core::header::{Header, Sort};
-use ginnel_core::packet::LocalPool;
+use ginnel_core::Nanos;
+use ginnel_core::device::Kind;
+use ginnel_core::fair::{FairQueue, flow_hash};
+use ginnel_core::packet::{LocalPool, Packet};
 use ginnel_core::plane::Datagram;
 use rustix::io::Errno;
 
@@ -16,11 +19,13 @@ pub struct Member {
     /// Datagrams that wait for room in the socket's buffer.
     backlog: Vec<Datagram>,
     backlog_bytes: usize,
+    /// Inner packets; there are none while there is no backlog.
+    queue: FairQueue,
 }
 
 impl Member {
     pub fn new(socket: Arc<Socket>) -> Member {
-        Member { socket, backlog: Vec::new(), backlog_bytes: 0 }
+        Member { socket, backlog: Vec::new(), backlog_bytes: 0, queue: FairQueue::new(QUEUE) }
     }
 
     /// Datagrams wait for the socket to have room.
@@ -46,7 +51,7 @@ impl Member {
             false => write(&self.socket, datagrams, sender, counters)?,
         };
         for datagram in &mut datagrams[sent..] {
-            if !self.has_room(datagram, is_stream) {
+            if !self.has_room(datagram) {
                 counters.tx_socket_full += 1;
                 continue;
             }
@@ -70,21 +75,49 @@ impl Member {
         Ok(())
     }
 
+    /// Has an inner packet wait behind the backlog.
+    pub fn hold(
+        &mut self,
+        packet: Packet,
+        kind: Kind,
+        now: Nanos,
+        counters: &mut SocketCounters,
+        pool: &mut LocalPool,
+    ) {
+        let dropped = self.queue.push(flow_hash(kind, &packet), packet, now);
+        counters.tx_queue_dropped += u64::from(dropped.is_some());
+        pool.recycle_all(dropped);
+    }
+
+    /// Once there is no backlog: moves the next of the packets that wait to the end of `packets`.
+    pub fn release(
+        &mut self,
+        packets: &mut Vec<Packet>,
+        now: Nanos,
+        counters: &mut SocketCounters,
+        pool: &mut LocalPool,
+    ) {
+        let mut dropped = Vec::new();
+        while packets.len() < TURN
+            && let Some(packet) = self.queue.pop(now, &mut dropped)
+        {
+            packets.push(packet);
+        }
+        counters.tx_queue_dropped += dropped.len() as u64;
+        pool.recycle_all(dropped);
+    }
+
     /// Counts what will never be sent.
-    pub fn abandon(&mut self, counters: &mut SocketCounters) {
-        counters.tx_closed += self.backlog.len() as u64;
+    pub fn abandon(&mut self, counters: &mut SocketCounters, pool: &mut LocalPool) {
+        counters.tx_closed += (self.backlog.len() + self.queue.len()) as u64;
+        pool.recycle_all(self.queue.drain());
     }
 
     /// Whether a datagram may wait. The first one may whatever its length, for it may have been written
-    /// in part; control packets may where data may not any longer, or a handshake would die of traffic.
-    fn has_room(&self, datagram: &Datagram, is_framed: bool) -> bool {
+    /// in part. Of data there are few, the last that were sealed, so that a handshake does not die of traffic.
+    fn has_room(&self, datagram: &Datagram) -> bool {
         let (datagrams, bytes) = (self.backlog.len(), self.backlog_bytes + datagram.packet.len());
-        if datagrams == 0 || datagrams < BACKLOG && bytes <= BACKLOG_BYTES {
-            return true;
-        }
-        let content = &datagram.packet[if is_framed { tcp::LENGTH_LEN } else { 0 }..];
-        let is_control = matches!(Header::parse(content), Sort::Control);
-        is_control && datagrams < BACKLOG + RESERVE && bytes <= BACKLOG_BYTES + RESERVE_BYTES
+        datagrams == 0 || datagrams < BACKLOG && bytes <= BACKLOG_BYTES
     }
 }
 
@@ -101,8 +134,11 @@ pub fn write(
     }
 }
 
-/// Data that waits for one socket, and what control packets may wait beyond that.
+/// Inner packets that wait for one socket, as many as in a device's own queue.
+const QUEUE: usize = 1024;
+/// Inner packets that are let go in a turn: what comes meanwhile has its turn with the next.
+const TURN: usize = 32;
+
+/// Datagrams that wait for one socket.
 const BACKLOG: usize = 512;
 const BACKLOG_BYTES: usize = 1 << 20;
-const RESERVE: usize = 64;
-const RESERVE_BYTES: usize = 1 << 17;

@@ -108,11 +108,12 @@ impl Outward {
         self.waits = true;
     }
 
-    /// Whether [`Outward::send_batch`] is to be called. While no socket has room nothing is read: what writes to
-    /// the device may wait, or drop.
+    /// Whether [`Outward::send_batch`] is to be called. Where what writes to the device may wait, nothing is read
+    /// while no socket has room.
     pub fn has_work(&self) -> bool {
         let is_blocked = self.blocked > 0 && self.blocked == self.members.len();
-        self.waits && !is_blocked
+        let holds_back = || self.source.as_ref().is_some_and(Source::holds_back);
+        self.waits && !(is_blocked && holds_back())
     }
 
     /// Sends on from the backlogs of sockets that have room.
@@ -139,16 +140,27 @@ impl Outward {
                 Err(errno) => self.shared.device_closed(errno),
             }
         }
+        self.seal();
+    }
+
+    /// Seals and sends `packets`; those for a socket that has no room wait for it.
+    fn seal(&mut self) {
         if self.packets.is_empty() {
             return;
         }
-        let now = self.shared.now();
-        let Outward { shared, pool, packets, elsewhere, datagrams, .. } = self;
+        let (now, blocked) = (self.shared.now(), self.blocked);
+        let Outward { shared, pool, packets, elsewhere, datagrams, members, counters, .. } = self;
         shared.plane.send(self.lane, |sending| {
             for packet in packets.drain(..) {
-                match sending.seal(packet, now, pool) {
+                let busy = |socket| blocked > 0 && members.get(&socket).is_some_and(Member::is_blocked);
+                match sending.seal(packet, busy, now, pool) {
                     Sealed::Datagram(datagram) => datagrams.push(datagram),
                     Sealed::Elsewhere(lane, packet) => elsewhere[lane].push(packet),
+                    Sealed::Waits(socket, packet) => {
+                        if let Some(member) = members.get_mut(&socket) {
+                            member.hold(packet, shared.plane.kind(), now, &mut counters.sockets, pool);
+                        }
+                    }
                     Sealed::Dropped => {}
                 }
             }
@@ -189,9 +201,20 @@ impl Outward {
         }
     }
 
-    /// Sends on from a socket's backlog.
+    /// Sends on from a socket's backlog, and then what waits behind it.
     fn flush(&mut self, number: u32) {
         self.write(number, |member, sender, counters, pool| member.flush(sender, counters, pool));
+        loop {
+            let now = self.shared.now();
+            let Some(member) = self.members.get_mut(&number).filter(|member| !member.is_blocked()) else {
+                return;
+            };
+            member.release(&mut self.packets, now, &mut self.counters.sockets, &mut self.pool);
+            if self.packets.is_empty() {
+                return;
+            }
+            self.seal();
+        }
     }
 
     /// Writes to a socket, and asks to be told when it has room again if it had too little. False if
@@ -236,7 +259,7 @@ impl Outward {
             self.blocked -= 1;
             let _ = epoll::delete(&self.room, &*member.socket);
         }
-        member.abandon(&mut self.counters.sockets);
+        member.abandon(&mut self.counters.sockets, &mut self.pool);
     }
 }
 
