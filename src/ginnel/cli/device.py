@@ -27,7 +27,7 @@ def command() -> None:
 @click.argument("name")
 @click.option("--address", "addresses", metavar="ADDR/LEN", multiple=True, help="Of the interface. May be given again.")
 @click.option("--tap", is_flag=True, help="A TAP device: Ethernet frames instead of IP packets.")
-@click.option("--mtu", type=click.IntRange(68, 65535), default=DEFAULT_MTU, show_default=True)
+@click.option("--mtu", type=int, default=DEFAULT_MTU, show_default=True)
 @click.option("--up/--down", default=None, help="How it begins. Without either: up if it has an address.")
 @click.option("--capture", metavar="FILE.pcapng", type=click.Path(path_type=Path), help="Write all packets there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line on stdout for each event.")
