@@ -12,6 +12,8 @@ from cryptography.x509.name import _ASN1Type
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from ginnel.errors import ConfigError
+from ginnel.openvpn import settings
+from ginnel.openvpn.ovpn_file import parse_ovpn
 from ginnel.openvpn.tls import TlsContext, TlsError, TlsSettings, VerifyName
 
 NOW = datetime.now(UTC)
@@ -91,9 +93,10 @@ def _type(oid: ObjectIdentifier) -> _ASN1Type:
     return _ASN1Type.IA5String if oid == NameOID.EMAIL_ADDRESS else _ASN1Type.UTF8String
 
 
-def complaint(client: TlsSettings, server: TlsSettings) -> str | None:
+def complaint(client: TlsSettings | TlsContext, server: TlsSettings) -> str | None:
     """Why the client refuses the server, None when it doesn't."""
-    ends = TlsContext(client, server=False).connect(), TlsContext(server, server=True).connect()
+    context = TlsContext(client, server=False) if isinstance(client, TlsSettings) else client
+    ends = context.connect(), TlsContext(server, server=True).connect()
     try:
         for _ in range(4):
             for end, other in (ends, ends[::-1]):
@@ -219,6 +222,15 @@ def test_remote_cert_ku(wanted: tuple[int, ...], there: x509.KeyUsage | None, fi
     refusal = complaint(replace(TRUST, remote_cert_ku=wanted), server)
     assert (refusal is None) == fits
     assert fits or "remote-cert-ku" in str(refusal)
+
+
+@pytest.mark.parametrize(
+    ("line", "fits"), [("", True), ("remote-cert-ku\n", False), ("remote-cert-tls server\n", False)]
+)
+def test_what_a_file_asks_of_a_certificate_that_says_nothing(line: str, fits: bool) -> None:
+    file = parse_ovpn(f"client\ndev tun\nremote x\nauth-user-pass\n<ca>\n{ROOT.pem}</ca>\n{line}")
+    refusal = complaint(settings.tls_context(file), ROOT.server((CN, "x")))
+    assert (refusal is None) == fits, refusal
 
 
 @pytest.mark.parametrize("wanted", ["TLS Web Server Authentication", "serverAuth", "1.3.6.1.5.5.7.3.1"])

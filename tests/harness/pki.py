@@ -40,9 +40,12 @@ class Authority:
     def key(self) -> str:
         return _private_pem(self._key)
 
-    def issue(self, name: str, *, server: bool = False, days: int = 30) -> Identity:
+    def issue(self, name: str, *, server: bool = False, days: int = 30, bare: bool = False) -> Identity:
+        """``bare``: it doesn't say what it is for, as those of many self-made authorities."""
         key = ec.generate_private_key(ec.SECP256R1())
-        builder = _for_use(_builder(_name(name), self._name, key, days), server)
+        builder = _builder(_name(name), self._name, key, days)
+        if not bare:
+            builder = _for_use(builder, server)
         return _identity(builder.sign(self._key, hashes.SHA256()), key)
 
     def revocation_list(self, *revoked: Identity) -> str:

@@ -78,6 +78,12 @@ def small_server() -> Profile:
     return small().with_keys(client=COMMON_KEYS.ca_signed.client)
 
 
+def bare() -> Profile:
+    """The server's certificate says nothing of what it is for."""
+    authority, keys = _known_authority()
+    return replace(Profile(), keys=replace(keys, server=authority.issue("server", bare=True)))
+
+
 def encrypted_bundle() -> dict[str, str | bytes]:
     return {"own.p12": bundle(COMMON_KEYS.ca_signed, KEY_PASSWORD), "key-password": KEY_PASSWORD + "\n"}
 
@@ -222,6 +228,22 @@ CELLS = [
         "remote-cert-ku and remote-cert-eku",
         "numbers in hexadecimal, bits in DER's order",
         ours=("remote-cert-ku 80 a0", 'remote-cert-eku "TLS Web Server Authentication"'),
+    ),
+    Cell(
+        "certificates",
+        "a certificate without key usages, and a file that asks for none",
+        "what nobody asked for must not be missed",
+        profile=bare,
+        without="remote-cert-tls",
+    ),
+    Cell(
+        "certificates",
+        "a certificate without key usages, remote-cert-ku",
+        "without a number it asks for any",
+        ours=("remote-cert-ku", "verify-x509-name server name"),
+        profile=bare,
+        without="remote-cert-tls",
+        fails=(RemoteProtocolError, "remote-cert-ku"),
     ),
     Cell(
         "certificates",

@@ -100,6 +100,7 @@ class ClientConfig:
     - ``key_password``: ``askpass``, for an encrypted ``key`` or ``pkcs12``. ``crl``: ``crl-verify``;
       ``crl_file`` is where it was read from, and is read again when it changes.
     - ``peer_fingerprints``: SHA-256, 64 hexadecimal digits with colons. ``issuer_fingerprints``: ``verify-hash``.
+    - ``remote_cert_ku``: numbers of which the certificate must meet one, () for any; None asks for none.
     - ``username_fields``: ``x509-username-field``. ``cipher_list``, ``cipher_suites``, ``groups``, ``cert_profile``:
       ``tls-cipher``, ``tls-ciphersuites``, ``tls-groups``, ``tls-cert-profile``.
     - ``cipher``: ``data-ciphers-fallback``, for a server that negotiates none.
@@ -130,7 +131,7 @@ class ClientConfig:
     peer_fingerprints: tuple[str, ...] = ()
     issuer_fingerprints: tuple[str, ...] = ()
     remote_cert_tls: Literal["server", "client"] | None = None
-    remote_cert_ku: tuple[int, ...] = ()
+    remote_cert_ku: tuple[int, ...] | None = None
     remote_cert_eku: str | None = None
     username_fields: tuple[str, ...] = ("CN",)
     verify_x509_name: VerifyName | None = None

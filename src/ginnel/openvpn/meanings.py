@@ -11,7 +11,8 @@ def meaning(name: str, words: tuple[str, ...]) -> str:
     """The first text of the option's that has enough values to be filled in. A secret is never among them."""
     shown = [escape(word[:80]) for word in words]
     for text in MEANINGS[name]:
-        needed = {int(field) for _, field, _, _ in string.Formatter().parse(text) if field and field.isdigit()}
+        fields = {field for _, field, _, _ in string.Formatter().parse(text) if field}
+        needed = {0 if field == "all" else int(field) for field in fields}
         if len(shown) > max(needed, default=-1):
             return text.format(*shown, all=" ".join(shown))
     return ""
@@ -63,7 +64,10 @@ MEANINGS: dict[str, tuple[str, ...]] = {
     "peer-fingerprint": ("the server's certificate must be the one with this fingerprint",),
     "verify-hash": ("the certificate that signed the server's must have this fingerprint",),
     "remote-cert-tls": ("the server's certificate must say that it is a {0}'s",),
-    "remote-cert-ku": ("the server's certificate must have one of these key usages: {all}",),
+    "remote-cert-ku": (
+        "the server's certificate must have one of these key usages: {all}",
+        "the server's certificate must say for what its key is used",
+    ),
     "remote-cert-eku": ("the server's certificate must have the extended key usage {0}",),
     "verify-x509-name": (
         "the server's certificate must have the {1} '{0}'",
