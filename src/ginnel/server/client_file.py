@@ -45,16 +45,32 @@ def remotes(listeners: list[str], public: str | None) -> tuple[list[tuple[str, s
         name, given = split_host(public)
         named = [(protocol, name, given or port) for protocol, _, port in places]
         return list(dict.fromkeys(named)), None if given else warning
-    found = []
+    # By how likely others reach them: clients try one after the other, and wait long for one that does not answer.
+    ranked: list[tuple[int, tuple[str, str, int]]] = []
+    guessed: list[str] = []
     for protocol, address, port in places:
-        host = address
-        if ipaddress.ip_address(address).is_unspecified:
-            host = default_address(ipaddress.ip_address(address).version)
-            warning = f"client files name {host}, this machine's address; if it is reached by another, give --public"
-        elif ipaddress.ip_address(address).is_loopback:
-            warning = f"client files name {host}, which no other machine reaches; give --public for one that does"
-        found.append((protocol, host, port))
-    return list(dict.fromkeys(found)), warning
+        own = ipaddress.ip_address(address)
+        if own.is_unspecified:
+            host = default_address(own.version)
+            if host is not None:
+                guessed.append(host)
+                ranked.append((_rank(host), (protocol, host, port)))
+            continue
+        if own.is_loopback:
+            warning = f"client files name {address}, which no other machine reaches; give --public for one that does"
+        ranked.append((0, (protocol, address, port)))
+    if not ranked:
+        what = "this machine has no default route to take its address from"
+        raise ConfigError(what, instead="give --public HOST")
+    ranked.sort(key=lambda each: each[0])
+    worst = max(ranked[0][0], LAST_USEFUL)
+    found = list(dict.fromkeys(place for rank, place in ranked if rank <= worst))
+    hosts = [host for host in dict.fromkeys(guessed) if any(host == place[1] for place in found)]
+    if hosts:
+        what = "this machine's address" if len(hosts) == 1 else "this machine's addresses"
+        text = f"client files name {' and '.join(hosts)}, {what}"
+        warning = f"{text}; if it is reached by another, give --public"
+    return found, warning
 
 
 def _place(line: str) -> tuple[str, str, int]:
@@ -80,19 +96,29 @@ def _is_host(text: str) -> bool:
     return len(text) < 254 and all(_LABEL.fullmatch(label) for label in text.removesuffix(".").split("."))
 
 
-def default_address(version: int) -> str:
-    """The IPv4 or IPv6 address from which this machine reaches others. Raises ConfigError without a default route."""
+def default_address(version: int) -> str | None:
+    """The IPv4 or IPv6 address from which this machine reaches others; None without a default route."""
     family, far = _FAR[version]
-    with socket.socket(family, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
         # Sends nothing: only the route is looked up.
         probe.connect((far, 9))
         return str(probe.getsockname()[0])
-    what = f"this machine has no default route for IPv{version} to take its address from"
-    raise ConfigError(what, instead="give --public HOST")
+    return None
+
+
+def _rank(host: str) -> int:
+    """How likely others are to reach an address of this machine: the smaller, the likelier."""
+    address = ipaddress.ip_address(host)
+    if address.is_link_local or address in _UNIQUE_LOCAL:
+        return LAST_USEFUL + 1
+    return (0 if address.is_global else 2) + (address.version == 6)
 
 
 # Addresses set aside for documentation (RFC 5737, RFC 3849): the way to them is the default route.
 _FAR = {4: (socket.AF_INET, "192.0.2.1"), 6: (socket.AF_INET6, "2001:db8::1")}
+# Reached from its own site alone (RFC 4193).
+_UNIQUE_LOCAL = ipaddress.IPv6Network("fc00::/7")
+LAST_USEFUL = 3
 _PUBLIC = re.compile(
     r"\[(?P<bracketed>[^\[\]]+)\](:(?P<bracketed_port>[0-9]{1,5}))?"
     r"|(?P<host>[^:\[\]]+)(:(?P<port>[0-9]{1,5}))?"
