@@ -6,6 +6,7 @@ Whatever goes wrong ends as one line on stderr and a status that scripts can rel
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from types import FrameType
@@ -68,7 +69,11 @@ def _run(arguments: list[str]) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"ginnel: {message}", file=sys.stderr)
+    try:
+        print(f"ginnel: {message}", file=sys.stderr, flush=True)
+    except OSError:
+        # A full disk, or nobody who reads: the status stands, also when Python flushes once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     return status
 
 

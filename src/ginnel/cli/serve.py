@@ -6,19 +6,16 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
-import json
 import logging
-import os
 import signal
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import click
 
+from ginnel.cli.reporter import Reporter
 from ginnel.errors import ConfigError, DeviceError, GinnelError
 from ginnel.gateways.relay import Address, Listener
 from ginnel.network import rights
@@ -76,8 +73,9 @@ def command(
 
     Makes its own keys at the first start; `ginnel user add NAME` makes a client's file. Runs until SIGINT or SIGTERM.
     """
-    reporter = Reporter(as_json)
-    _set_up_logging(reporter, ctx.obj or 0)
+    verbose = ctx.obj or 0
+    reporter = Reporter(as_json, verbose=bool(verbose))
+    _set_up_logging(reporter, verbose)
     try:
         if public is not None:
             split_host(public)
@@ -100,34 +98,9 @@ def command(
     except GinnelError as error:
         reporter.event("error", code=error.exit_status, message=str(error))
         raise
+    finally:
+        reporter.flush_all()
     return 0
-
-
-class Reporter(logging.Handler):
-    """The server's events: as JSON lines on stdout for programs, or as log lines on stderr."""
-
-    def __init__(self, as_json: bool) -> None:
-        super().__init__()
-        self._as_json = as_json
-
-    def event(self, event: str, **fields: Any) -> None:
-        if self._as_json:
-            try:
-                print(json.dumps({"event": event, **fields}, default=str), flush=True)
-            except BrokenPipeError:
-                # Nobody reads any longer; the clients have nothing to do with that.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-    def say(self, text: str) -> None:
-        if not self._as_json:
-            print(text, file=sys.stderr, flush=True)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        event = getattr(record, "event", None)
-        if self._as_json and event is not None:
-            self.event(event, **getattr(record, "fields", {}))
-        else:
-            print(f"{record.levelname}: {record.getMessage()}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

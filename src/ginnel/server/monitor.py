@@ -16,6 +16,8 @@ from ginnel.server.metrics import metrics
 from ginnel.server.service import Server
 from ginnel.server.status import describe, status_file
 
+log = logging.getLogger(__name__)
+
 
 class Monitor:
     """Writes the files from now on; ``aclose`` removes them, as nothing in them is true any longer."""
@@ -39,9 +41,12 @@ class Monitor:
 
     async def _run(self) -> None:
         while True:
-            # In a thread: a disk that is slow holds nobody up.
-            self._writing = asyncio.ensure_future(asyncio.to_thread(self._write, describe(self._server)))
-            await asyncio.shield(self._writing)
+            try:
+                # In a thread: a disk that is slow holds nobody up.
+                self._writing = asyncio.ensure_future(asyncio.to_thread(self._write, describe(self._server)))
+                await asyncio.shield(self._writing)
+            except Exception:
+                log.exception("the files for monitors are not written; it is tried again")
             await asyncio.sleep(INTERVAL)
 
     def _write(self, description: Mapping[str, Any]) -> None:

@@ -387,12 +387,15 @@ class Server:
         version, counted_at = self._stored(0, self.store.version), self._loop.time()
         while True:
             await asyncio.sleep(POLL)
-            if (latest := self._stored(version, self.store.version)) != version and self._expel_revoked():
-                version = latest
-            now = self._loop.time()
-            if now >= counted_at + ACCOUNTING:
-                self._account()
-                counted_at = now
+            try:
+                if (latest := self._stored(version, self.store.version)) != version and self._expel_revoked():
+                    version = latest
+                if (now := self._loop.time()) >= counted_at + ACCOUNTING:
+                    counted_at = now
+                    self._account()
+            except Exception:
+                # A fault of ours in one look must not be the last one: whoever is revoked later would stay.
+                log.exception("the watch over revocations failed; it goes on")
 
     def _expel_revoked(self) -> bool:
         """False where the store would not say of everybody: it is to be asked again."""
@@ -431,7 +434,12 @@ class Server:
     def _spawn(self, steps: Any) -> None:
         task = self._loop.create_task(steps)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a part of the server ended", exc_info=error)
 
 
 def _settings(config: ServerConfig, store: Store) -> ServerSettings:

@@ -1,0 +1,134 @@
+"""What ``ginnel serve`` says: events as JSON lines on stdout for programs, or a log on stderr. Neither a disk that is
+full, nor a reader that is gone or does not read, holds the server up or ends it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TextIO
+
+
+class Reporter(logging.Handler):
+    """The server's events, and all other lines of the log. ``verbose`` adds the trace to what failed."""
+
+    def __init__(self, as_json: bool, *, verbose: bool = False) -> None:
+        super().__init__()
+        self._as_json = as_json
+        self._verbose = verbose
+        self._events = Lines(sys.stdout, lambda count: _json("lines_lost", count=count))
+        self._log = Lines(sys.stderr, lambda count: f"WARNING: lines_lost count={count}")
+
+    def event(self, event: str, **fields: Any) -> None:
+        if self._as_json:
+            self._events.add(_json(event, **fields))
+
+    def say(self, text: str) -> None:
+        if not self._as_json:
+            self._log.add(text)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        event = getattr(record, "event", None)
+        if self._as_json and event is not None:
+            self.event(event, **getattr(record, "fields", {}))
+            return
+        text = f"{record.levelname}: {record.getMessage()}"
+        if record.exc_info and (error := record.exc_info[1]) is not None:
+            text += f": {error!r}"
+            if self._verbose:
+                text = "\n".join([text, *"".join(traceback.format_exception(error)).splitlines()])
+        self._log.add(text)
+
+    def flush_all(self) -> None:
+        """Waits until all is written, but not for long."""
+        until = time.monotonic() + LAST_WORDS
+        for lines in (self._events, self._log):
+            lines.settle(until - time.monotonic())
+
+
+class Lines:
+    """Lines for a stream, written by a thread. `add` neither waits nor fails: what can't be written is tried again,
+    past `MAX_LINES` that wait further ones are dropped, and ``lost`` makes the line that says how many."""
+
+    def __init__(self, stream: TextIO | None, lost: Callable[[int], str]) -> None:
+        """Without a stream (as a shell's ``>&-`` leaves it) nothing is written."""
+        try:
+            self._descriptor = -1 if stream is None else stream.fileno()
+        except (OSError, ValueError):
+            self._descriptor = -1
+        self._lost = lost
+        self._waiting: deque[str] = deque()
+        self._dropped = 0
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def add(self, line: str) -> None:
+        with self._changed:
+            if self._descriptor < 0:
+                return
+            if len(self._waiting) >= MAX_LINES:
+                self._dropped += 1
+                return
+            self._waiting.append(line)
+            if self._thread is None:
+                # A daemon: a reader that stands still holds up no end of the program.
+                self._thread = threading.Thread(target=self._write, name="ginnel-lines", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def settle(self, timeout: float) -> bool:
+        """Waits until all is written; whether it is."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._waiting, timeout)
+
+    def _write(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                count, dropped = len(self._waiting), self._dropped
+                lines = [*self._waiting, *([self._lost(dropped)] if dropped else [])]
+            try:
+                _write_all(self._descriptor, "".join(f"{line}\n" for line in lines).encode(errors="replace"))
+            except OSError:
+                # Nobody reads any longer: the clients have nothing to do with that.
+                with self._changed:
+                    self._descriptor = -1
+                    self._waiting.clear()
+                    self._changed.notify_all()
+                return
+            with self._changed:
+                for _ in range(count):
+                    self._waiting.popleft()
+                self._dropped -= dropped
+                self._changed.notify_all()
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """Waits for as long as it takes: for room on a disk, too. Raises OSError where nothing can ever be written."""
+    while data:
+        try:
+            data = data[os.write(descriptor, data) :]
+        except BlockingIOError:
+            # Whoever gave it to us shares it with a program that does not wait.
+            select.select([], [descriptor], [], RETRY)
+        except ConnectionError:
+            raise
+        except OSError:
+            time.sleep(RETRY)
+
+
+def _json(event: str, **fields: Any) -> str:
+    return json.dumps({"event": event, **fields}, default=str)
+
+
+MAX_LINES = 1000
+# Seconds until a disk that was full is tried again, and those that last lines have to be written.
+RETRY = 0.5
+LAST_WORDS = 1.0

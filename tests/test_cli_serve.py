@@ -1,0 +1,151 @@
+"""``ginnel serve`` as it is typed: what it says, and what becomes of it where nobody can be told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+import ginnel
+from ginnel.cli.reporter import MAX_LINES, Lines
+from ginnel.errors import AuthError, UnreachableError
+from ginnel.openvpn.ovpn_file import read_ovpn
+from ginnel.server.control import ask
+from ginnel.vpn import Vpn
+from tests.test_egress import until
+
+GINNEL = [sys.executable, "-m", "ginnel"]
+
+
+class Served:
+    """A server in ``folder / "state"`` that writes to any file, and a user's file for it."""
+
+    def __init__(self, folder: Path, process: subprocess.Popen[bytes]) -> None:
+        self.folder = folder
+        self.process = process
+
+    def user(self, *words: str | Path) -> None:
+        line = [*GINNEL, "user", words[0], "--dir", self.folder / "state", *words[1:]]
+        subprocess.run(list(map(str, line)), capture_output=True, timeout=60, check=True)
+
+    def connecting(self, name: str) -> Vpn:
+        file = self.folder / f"{name}.ovpn"
+        self.user("add", name, "-o", file)
+        return ginnel.connect(read_ovpn(file), timeout=60)
+
+    async def serves(self) -> None:
+        await until(self._answers)
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None
+        with contextlib.suppress(UnreachableError):
+            return "clients" in ask(self.folder / "state", {"command": "status"})
+        return False
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *options: str, out: IO[Any] | int, err: IO[Any] | int) -> Iterator[Served]:
+    words: Sequence[object] = [*GINNEL, "serve", "--dir", folder / "state", "--listen", "udp:127.0.0.1:0", *options]
+    with subprocess.Popen(list(map(str, words)), stdout=out, stderr=err, start_new_session=True) as process:
+        try:
+            yield Served(folder, process)
+        finally:
+            process.kill()
+
+
+async def revoked_and_out(served: Served, vpn: Vpn) -> None:
+    await asyncio.to_thread(served.user, "revoke", "alice")
+    with pytest.raises(AuthError, match="the user is revoked"):
+        await asyncio.wait_for(vpn.wait_closed(), 20)
+
+
+async def test_a_log_on_a_full_disk_costs_nobody_anything_and_is_written_later(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("w") as file, serving(tmp_path, "--json", out=file, err=subprocess.DEVNULL) as served:
+        await until(lambda: '"event": "up"' in log.read_text())
+        limits = resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE)
+        async with served.connecting("alice") as alice:
+            await until(lambda: '"event": "connected"' in log.read_text())
+            written = log.read_text()
+            resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, (1, limits[1]))
+            await revoked_and_out(served, alice)
+        assert log.read_text() == written
+        resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, limits)
+        await until(lambda: '"event": "disconnected"' in log.read_text())
+        served.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(served.process.wait, 20) == 0
+    events = [json.loads(line)["event"] for line in log.read_text().splitlines()]
+    assert [event for event in events if event in ("up", "connected", "expelled", "disconnected", "down")] == [
+        *("up", "connected", "expelled", "disconnected", "down")
+    ]
+
+
+async def test_a_reader_that_reads_no_more_holds_nobody_up(tmp_path: Path) -> None:
+    reads, writes = os.pipe()
+    with (
+        os.fdopen(reads, "rb") as reader,
+        os.fdopen(writes, "wb", buffering=0) as writer,
+        serving(tmp_path, "--json", out=writer, err=subprocess.DEVNULL) as served,
+    ):
+        assert b'"event": "up"' in await asyncio.to_thread(reader.readline)
+        # Of another description of the pipe: the server's own is one that waits.
+        filler = os.open(f"/proc/self/fd/{writes}", os.O_WRONLY | os.O_NONBLOCK)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(filler, bytes(fcntl.fcntl(filler, fcntl.F_GETPIPE_SZ)))
+        os.close(filler)
+        async with served.connecting("alice") as alice:
+            await alice.ping("10.8.0.1", timeout=20)
+            await revoked_and_out(served, alice)
+        served.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(served.process.wait, 20) == 0
+
+
+@pytest.mark.parametrize("err", ["full", "gone"])
+async def test_a_stderr_that_takes_nothing_is_no_reason_to_end(tmp_path: Path, err: str) -> None:
+    with contextlib.ExitStack() as stack:
+        reads, writes = os.pipe()
+        os.close(reads)
+        stack.callback(os.close, writes)
+        stream = writes
+        if err == "full":
+            stream = os.open("/dev/full", os.O_WRONLY)
+            stack.callback(os.close, stream)
+        served = stack.enter_context(serving(tmp_path, out=subprocess.DEVNULL, err=stream))
+        await served.serves()
+        async with served.connecting("alice") as alice:
+            await revoked_and_out(served, alice)
+        # Where it may not run, it says so with its status alone.
+        second = stack.enter_context(serving(tmp_path, out=subprocess.DEVNULL, err=stream))
+        assert await asyncio.to_thread(second.process.wait, 30) == 2
+        served.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(served.process.wait, 20) == 0
+
+
+def test_lines_that_are_lost_are_counted_and_said_once() -> None:
+    reads, writes = os.pipe()
+    with os.fdopen(reads) as reader, os.fdopen(writes, "w") as writer:
+        lines = Lines(writer, lambda count: f"{count} lost")
+        long = "x" * 1000
+        lines.add(long * 100)
+        for _ in range(MAX_LINES + 499):
+            lines.add(long)
+        assert not lines.settle(0)
+        assert len(reader.readline()) == 100_001
+        # All that waited then, and what was lost until the first batch had been written.
+        got = [reader.readline() for _ in range(MAX_LINES)]
+        assert got == [f"{long}\n"] * (MAX_LINES - 1) + ["500 lost\n"]
+        assert lines.settle(20)
+        lines.add("the last")
+        assert reader.readline() == "the last\n"
