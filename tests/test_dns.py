@@ -111,6 +111,32 @@ async def test_search_domains(stacks: Stacks) -> None:
     assert await left.resolve("inside", socket.AF_INET) == ["10.8.0.2"]
 
 
+async def test_names_in_a_domain_are_asked_of_its_own_servers_alone(stacks: Stacks) -> None:
+    left, right, server = stacks
+    other = DnsServer()
+    async with await right.open_datagram(port=5353) as sock:
+        task = asyncio.create_task(other.serve_datagrams(sock))
+        left.set_dns(["10.8.0.2"], ["corp.example"], {"corp.example": ["10.8.0.2:5353"], "a.corp.example": ["fd00::9"]})
+        assert await left.resolve("inside", socket.AF_INET) == ["10.8.0.2"]
+        assert await left.resolve("Inside.CORP.example.", socket.AF_INET) == ["10.8.0.2"]
+        assert await left.resolve("host.example", socket.AF_INET) == ["10.8.0.2"]
+        assert (server.asked, set(other.asked)) == (["host.example. A"], {"inside.corp.example. A"})
+        left.set_dns([], ["corp.example"], {"corp.example": ["[fd00::2]:5353"]})
+        assert await left.resolve("inside", socket.AF_INET) == ["10.8.0.2"]
+        with pytest.raises(
+            socket.gaierror, match=r"host\.example: the tunnel's DNS servers are for corp\.example alone"
+        ):
+            await left.resolve("host.example")
+        task.cancel()
+    assert server.asked == ["host.example. A"]
+
+
+@pytest.mark.parametrize("server", ["10.8.0.2:x", "example", "fd00::1:99999", "[10.8.0.2", ""])
+async def test_what_is_no_server(stacks: Stacks, server: str) -> None:
+    with pytest.raises(ValueError, match="does not appear to be"):
+        stacks[0].set_dns([server])
+
+
 async def test_a_truncated_answer_is_asked_for_over_tcp(stacks: Stacks) -> None:
     left, _, server = stacks
     assert len(await left.resolve("many.example", socket.AF_INET)) == 199

@@ -13,11 +13,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ginnel._core import Device
 from ginnel.errors import ConfigError, RemoteProtocolError
 from ginnel.openvpn.push import PullFilter, PushCollector, PushReply
 from ginnel.openvpn.push_emit import BUNDLE_SIZE
 from ginnel.openvpn.push_values import DnsServer, Ifconfig, IfconfigIpv6, Inactive, Route, RouteIpv6
 from ginnel.openvpn.words import quote, split_words
+from ginnel.stack import Stack
+from ginnel.vpn import configure
 
 REPLY = (
     "PUSH_REPLY,route 10.77.0.0 255.255.0.0,route 10.1.2.3,route 10.9.0.0 255.255.0.0 net_gateway 5,"
@@ -72,6 +75,25 @@ def test_a_reply_as_servers_send_it() -> None:
     assert reply.dhcp_options == (("WINS", "10.8.0.5"), ("PROXY_HTTP", "proxy.example", "3128"))
 
 
+@pytest.mark.parametrize(
+    ("options", "servers"),
+    [
+        (["dhcp-option DNS 10.0.0.1"], ["10.0.0.1:53"]),
+        (["dhcp-option DNS 10.0.0.1", "dns server 0 address 10.0.0.2"], ["10.0.0.2:53"]),
+        (["dns server 1 address 10.0.0.1", "dns server 0 address 10.0.0.2:5353 fd00::2"], ["10.0.0.2:5353 fd00::2:53"]),
+        (
+            ["dhcp-option DNS 10.0.0.1", "dns server 0 address 10.0.0.2", "dns server 0 resolve-domains a.example"],
+            ["10.0.0.2:53 a.example", "10.0.0.1:53"],
+        ),
+        (["dns server 0 address 10.0.0.2", "dns server 0 resolve-domains a b"], ["10.0.0.2:53 a b"]),
+        (["dns server 0 address 10.0.0.2", "dns server 0 transport DoT"], []),
+    ],
+)
+def test_who_is_asked_for_which_names(options: list[str], servers: list[str]) -> None:
+    found = parse(*options).name_servers
+    assert [" ".join([*(f"{ip}:{port}" for ip, port in entry.addresses), *entry.domains]) for entry in found] == servers
+
+
 def test_name_servers_to_ask_leave_out_what_needs_more_than_port_53() -> None:
     assert parse("dhcp-option DNS 10.0.0.1").dns_servers == (ip_address("10.0.0.1"),)
     split = parse("dhcp-option DNS 10.0.0.1", "dns server 0 address 10.0.0.2", "dns server 0 resolve-domains a.example")
@@ -118,7 +140,6 @@ def test_an_address_whose_netmask_is_none_has_no_effect_and_the_rest_has(second:
         "route 10.0.0.0 255.0.0.0 gateway",
         "route 10.0.0.0 255.0.0.0 10.0.0.1 -1",
         "route-ipv6 10.0.0.0/8",
-        "redirect-gateway def2",
         "topology ring",
         "dhcp-option DNS ::ffff:1::2",
         "dhcp-option DOMAIN a_b!c",
@@ -136,7 +157,15 @@ def test_an_address_whose_netmask_is_none_has_no_effect_and_the_rest_has(second:
         "route-ipv6 fd00::/64 10.0.0.1",
         "route-gateway fd00::1",
         "dns server 1 address 1.1.1.1 1.1.1.2 1.1.1.3 1.1.1.4 1.1.1.5 1.1.1.6 1.1.1.7 1.1.1.8 1.1.1.9",
-        "dns server 1 resolve-domains a.example b`c",
+        "ifconfig 0.0.0.0 255.255.255.0",
+        "ifconfig 224.0.0.1 255.255.255.0",
+        "ifconfig-ipv6 ::1/64 fd00::2",
+        "ifconfig-ipv6 fe80::1%lo/64 fd00::2",
+        "dhcp-option DNS fe80::1%lo",
+        "dhcp-option DOMAIN a..b",
+        "dhcp-option DOMAIN ..example",
+        f"dhcp-option DOMAIN {'x' * 64}.example",
+        f"dhcp-option DOMAIN {'x.' * 127}x",
         "inactive",
         "inactive 1 -1",
         "session-timeout soon",
@@ -150,10 +179,7 @@ def test_an_address_whose_netmask_is_none_has_no_effect_and_the_rest_has(second:
         "ping x",
         "ping -1",
         "ping 99999999999999999999",
-        "peer-id 16777216",
         "tun-mtu 99",
-        "protocol-flags tls-ekm surprise",
-        "key-derivation prf",
         'route "10.0.0.0',
         "route 10.0.0.0\\x",
     ],
@@ -165,6 +191,63 @@ def test_a_bad_option_is_refused_with_a_reason_and_the_rest_counts(bad: str) -> 
     assert option == bad
     assert reason
     assert reply == parse("ping 7", "peer-id 3").__class__(ping=7, peer_id=3, ignored=reply.ignored)
+
+
+@pytest.mark.parametrize("wrong", ["peer-id 16777216", "key-derivation prf", "cipher", "comp-lzo no yes"])
+def test_what_data_cannot_pass_without_is_more_than_ignored(wrong: str) -> None:
+    reply = parse("ping 7", *["frobnicate"] * 200, wrong)
+    assert (reply.ping, reply.wrong and reply.wrong[0]) == (7, wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "flags", "ignored"),
+    [
+        (["redirect-gateway def1 bypass-dhcp NEW"], ("def1", "bypass-dhcp"), ["redirect-gateway NEW"]),
+        (["redirect-gateway def2"], (), ["redirect-gateway def2"]),
+        (["redirect-gateway def1", "redirect-gateway ipv6 def1"], ("def1", "ipv6"), []),
+    ],
+)
+def test_known_flags_count_and_add_up(options: list[str], flags: tuple[str, ...], ignored: list[str]) -> None:
+    reply = parse(*options)
+    assert reply.redirect_gateway == flags
+    assert [option for option, _ in reply.ignored] == ignored
+    private = parse(*(option.replace("gateway", "private") for option in options))
+    assert (private.redirect_private, private.redirect_gateway) == (flags, None)
+
+
+def test_one_wrong_value_of_several_is_left_out_singly() -> None:
+    reply = parse("dns search-domains a.example b`c .d.example", "dns server 1 address 1.2.3.4 x [fd00::1]:5353")
+    assert reply.search_domains == ("a.example", "d.example")
+    assert reply.dns_profiles == (DnsServer(1, ((ip_address("1.2.3.4"), 0), (ip_address("fd00::1"), 5353))),)
+    assert [option for option, _ in reply.ignored] == ["dns search-domains b`c", "dns server 1 address x"]
+
+
+@pytest.mark.parametrize("line", ["dns server 1 resolve-domains b`c", "dns server 1 transport DoQ", None])
+def test_a_server_whose_limits_are_not_understood_is_not_asked_at_all(line: str | None) -> None:
+    """It would be asked for what it isn't for, or in plain."""
+    reply = parse("dns server 1 address 10.0.0.1", *([line] if line else []), "dns server 2 resolve-domains x.example")
+    assert [server.priority for server in reply.dns_profiles] == ([] if line else [1])
+    assert ("dns server 2", "has no address") in reply.ignored
+    assert len(reply.ignored) == (3 if line else 1)
+
+
+NAMES = st.lists(st.sampled_from("abAZ09-_.$%é\\ "), max_size=70).map("".join) | st.text("ab.", max_size=300)
+ADDRESSES = st.ip_addresses() | st.sampled_from(["0.0.0.0", "127.0.0.1", "224.0.0.1", "::", "ff02::1", "fe80::1%lo"])
+
+
+async def test_whatever_is_taken_fits_the_stack_and_its_resolver() -> None:
+    """What they raise would go nowhere, in the midst of a packet's arrival."""
+    async with Stack(Device("tun", 1500, 16).attach("interface")) as stack:
+
+        @given(NAMES, ADDRESSES, st.integers(0, 128), st.sampled_from(["tun", "tap"]))
+        def take(name: str, address: object, bits: int, dev_type: str) -> None:
+            texts = [f"dhcp-option DOMAIN {name}", f"dns search-domains x {name}", f"dhcp-option DNS {address}"]
+            texts += [f"dns server 1 address {address} [{address}]:5353", f"dns server 1 resolve-domains {name}"]
+            texts += [f"ifconfig {address} 255.255.255.0", f"ifconfig-ipv6 {address}/{bits} {address}"]
+            reply = PushReply.parse([*texts, f"route-gateway {address}"], tap=dev_type == "tap")
+            configure(stack, reply, PushReply(), dev_type)
+
+        take()
 
 
 def test_control_characters_and_tokens_do_not_reach_a_log() -> None:
@@ -242,6 +325,8 @@ ipv6s = st.ip_addresses(v=6)
 seconds = st.none() | st.integers(0, 100_000)
 metrics = st.none() | st.integers(0, 1000)
 domains = st.from_regex(r"[a-z0-9][a-z0-9-]{0,9}(\.[a-z]{2,5})?", fullmatch=True)
+hosts4 = ipv4s.filter(lambda address: address.packed[0] not in (0, 127, *range(224, 256)))
+hosts6 = st.ip_addresses(v=6, network="2000::/3")
 words = st.text(
     st.characters(exclude_characters=",", exclude_categories=["C", "Z"], include_characters=" "),
     min_size=1,
@@ -264,7 +349,7 @@ profiles = st.lists(
     st.builds(
         DnsServer,
         st.integers(-128, 127),
-        st.lists(st.tuples(ipv4s | ipv6s, st.integers(0, 65535)), max_size=3).map(tuple),
+        st.lists(st.tuples(ipv4s | ipv6s, st.integers(0, 65535)), min_size=1, max_size=3).map(tuple),
         st.lists(domains, max_size=3).map(tuple),
         st.none() | st.sampled_from(["yes", "no", "optional"]),
         st.none() | st.sampled_from(["plain", "DoT", "DoH"]),
@@ -283,11 +368,11 @@ def is_netmask(address: IPv4Address) -> bool:
 netmasks = st.integers(0, 32).map(lambda bits: IPv4Network((0, bits)).netmask)
 replies = st.builds(
     PushReply,
-    ifconfig=st.none() | st.builds(Ifconfig, ipv4s, ipv4s | netmasks),
+    ifconfig=st.none() | st.builds(Ifconfig, hosts4, ipv4s | netmasks),
     ifconfig_ipv6=st.none()
     | st.builds(
         IfconfigIpv6,
-        st.builds(lambda address, bits: IPv6Interface((address, bits)), ipv6s, st.integers(0, 128)),
+        st.builds(lambda address, bits: IPv6Interface((address, bits)), hosts6, st.integers(0, 128)),
         ipv6s,
     ),
     topology=st.none() | st.sampled_from(["net30", "p2p", "subnet"]),

@@ -331,6 +331,23 @@ def test_an_old_server_without_a_cipher_of_ours_gets_the_fallback() -> None:
     assert keys_of(pair.client)[0].cipher == "AES-128-CBC"
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("peer-id 16777216", "peer-id 16777216: "),
+        ("key-derivation NEW", "key-derivation NEW: "),
+        ("protocol-flags tls-ekm NEW", "the server asks for NEW, which is not supported"),
+        ("cipher AES-256-GCM x", "cipher AES-256-GCM x: "),
+    ],
+)
+def test_what_data_cannot_pass_without_ends_the_session_where_it_is_wrong(option: str, said: str) -> None:
+    pair = make_pair_with_reply(f"PUSH_REPLY,peer-id 1,cipher AES-256-GCM,{option}")
+    closed = closing(pair, pair.client)
+    assert isinstance(closed.error, RemoteProtocolError)
+    assert said in str(closed.error)
+    assert not pair.client.established
+
+
 def test_epochs_without_a_peer_id_are_refused() -> None:
     pair = make_pair_with_reply("PUSH_REPLY,cipher AES-256-GCM,protocol-flags aead-epoch")
     assert "aead-epoch without a peer-id" in str(closing(pair, pair.client).error)

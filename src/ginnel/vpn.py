@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import TracebackType
@@ -30,6 +31,8 @@ from ginnel.openvpn.push import PushReply
 from ginnel.stack import DatagramSocket, Server, Stack
 from ginnel.stack.sockets import ConnectedCallback
 from ginnel.threads import for_one_peer
+
+log = logging.getLogger(__name__)
 
 
 class State(StrEnum):
@@ -146,6 +149,7 @@ class Vpn:
         self._state = State.CONNECTING
         self._info: Info | None = None
         self._fatal: GinnelError | None = None
+        self._tun_mtu = config.tun_mtu
         self._changes: set[asyncio.Queue[Change]] = set()
         self._changed = asyncio.Event()
 
@@ -361,16 +365,17 @@ class Vpn:
     def _on_change(self, change: aio.Change) -> None:
         match change:
             case Reconfigured(push):
-                self._configure(push)
                 assert self._info is not None
-                address, address6 = _addresses(push)
+                self._configure(push)
+                address, address6 = _shown_addresses(push, self._config.local)
                 self._info = replace(self._info, address=address, address6=address6)
                 self._announce(Up(self._info))
             case OpenUrl():
                 self._announce(change)
             case Rose():
+                self._tun_mtu = self._config.for_remote(change.remote).tun_mtu
                 self._configure(change.established.push)
-                self._info = _info(change)
+                self._info = _info(change, self._config.local)
                 self._announce(Up(self._info))
             case Lost():
                 self._announce(Reconnecting(change.error, change.delay))
@@ -378,14 +383,10 @@ class Vpn:
     def _configure(self, push: PushReply) -> None:
         assert self._stack is not None
         assert self._device is not None
-        if push.tun_mtu is not None:
-            self._device.set_mtu(push.tun_mtu)
-        self._stack.set_addresses([str(address) for address in (push.address, push.address6) if address])
-        if self._config.dev_type == "tap":
-            self._stack.set_routes(_gateways(push))
-        local = self._config.local
-        servers = push.dns_servers or local.dns_servers
-        self._stack.set_dns([str(server) for server in servers], push.search_domains or local.search_domains)
+        self._device.set_mtu(self._tun_mtu if push.tun_mtu is None else push.tun_mtu)
+        configure(self._stack, push, self._config.local, self._config.dev_type)
+        for text in _without_effect(push):
+            log.warning("%s", text)
 
     def _announce(self, change: Change) -> None:
         match change:
@@ -402,8 +403,38 @@ class Vpn:
             queue.put_nowait(change)
 
 
-def _addresses(push: PushReply) -> tuple[str | None, str | None]:
-    return (str(push.address) if push.address else None, str(push.address6) if push.address6 else None)
+def configure(stack: Stack, push: PushReply, local: PushReply, dev_type: str) -> None:
+    """Gives the stack what the server pushed and, where it pushed nothing of the kind, what the file has."""
+    stack.set_addresses([address for address in _shown_addresses(push, local) if address])
+    if dev_type == "tap":
+        stack.set_routes(_gateways(push))
+    servers: list[str] = []
+    domains: dict[str, list[str]] = {}
+    for entry in push.name_servers or local.name_servers:
+        texts = [f"[{ip}]:{port}" if ip.version == 6 else f"{ip}:{port}" for ip, port in entry.addresses]
+        if not entry.domains:
+            servers = texts
+        for domain in entry.domains:
+            domains.setdefault(domain, texts)
+    stack.set_dns(servers, push.search_domains or local.search_domains, domains)
+
+
+def _shown_addresses(push: PushReply, local: PushReply) -> tuple[str | None, str | None]:
+    """IPv4 and IPv6. Where IPv6 is blocked nothing can be reached by it, at once, as with stock."""
+    address = push.address or local.address
+    address6 = push.address6 or local.address6
+    if push.block_ipv6 or local.block_ipv6:
+        address6 = None
+    return (str(address) if address else None, str(address6) if address6 else None)
+
+
+def _without_effect(push: PushReply) -> Iterator[str]:
+    """What is pushed and not done in user space."""
+    for server in push.dns_profiles:
+        if server.transport not in (None, "plain"):
+            yield f"the pushed name server {server.priority} is not asked: {server.transport} is not supported"
+        elif server.dnssec == "yes":
+            yield f"what the pushed name server {server.priority} answers is not validated (DNSSEC)"
 
 
 def _gateways(push: PushReply) -> list[tuple[str, str | None]]:
@@ -416,10 +447,10 @@ def _gateways(push: PushReply) -> list[tuple[str, str | None]]:
     return routes
 
 
-def _info(rose: Rose) -> Info:
-    push, established = rose.established.push, rose.established
+def _info(rose: Rose, local: PushReply) -> Info:
+    established = rose.established
     _, host, port = rose.path
-    address, address6 = _addresses(push)
+    address, address6 = _shown_addresses(established.push, local)
     return Info(
         address=address,
         address6=address6,

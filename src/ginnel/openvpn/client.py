@@ -17,6 +17,7 @@ from ginnel.openvpn.push import PullFilter, PushCollector, PushReply
 from ginnel.openvpn.push_values import Inactive, Topology
 from ginnel.openvpn.session import Session, SessionSettings, Timer, Tunnel
 from ginnel.openvpn.tls import TlsConnection
+from ginnel.openvpn.words import escape
 from ginnel.openvpn.wrap import TlsAuth
 
 
@@ -198,7 +199,9 @@ class ClientPolicy:
 
     def _tunnel(self, reply: PushReply) -> Tunnel:
         """Raises RemoteProtocolError for what the server wants and we can't do."""
-        unsupported = ", ".join(sorted(set(reply.protocol_flags) - SUPPORTED_FLAGS))
+        if reply.wrong is not None:
+            raise RemoteProtocolError("the server pushed what can't be used: {}: {}".format(*reply.wrong))
+        unsupported = ", ".join(escape(flag) for flag in sorted(set(reply.protocol_flags) - SUPPORTED_FLAGS))
         if unsupported:
             raise RemoteProtocolError(f"the server asks for {unsupported}, which is not supported")
         data_format = self._data_format(reply)

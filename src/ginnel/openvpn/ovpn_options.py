@@ -15,7 +15,8 @@ from ginnel.openvpn.data_format import DATA_CIPHERS, FRAMINGS, MAC_SIZES, MssFix
 from ginnel.openvpn.directives import DIRECTIVES, names
 from ginnel.openvpn.ovpn_draft import MAX_INT, Draft, Taker, number, one_of
 from ginnel.openvpn.ovpn_lexer import Statement
-from ginnel.openvpn.push import PullFilter, PushReply
+from ginnel.openvpn.push import PullFilter
+from ginnel.openvpn.push_options import complaint
 from ginnel.openvpn.push_values import Inactive
 from ginnel.openvpn.words import escape, quote
 
@@ -233,11 +234,10 @@ def _local(draft: Draft, statement: Statement) -> None:
         draft.warn(f"a route to {statement.words[0]} is for the machine's own network, which stays as it is")
         return
     text = " ".join([statement.name, *map(quote, statement.words)])
-    ignored = PushReply.parse([text]).ignored
-    if not ignored:
+    reason = complaint(text)
+    if reason is None:
         draft.local.append(text)
         return
-    reason = ignored[0][1]
     if statement.name == "dhcp-option" and "has no effect" in reason:
         draft.warn(reason)
         return

@@ -15,7 +15,17 @@ from typing import Literal
 from ginnel.errors import RemoteProtocolError
 from ginnel.openvpn.push_emit import emit_messages, emit_options
 from ginnel.openvpn.push_options import parse_options
-from ginnel.openvpn.push_values import DnsServer, Ifconfig, IfconfigIpv6, Inactive, Route, RouteIpv6, Topology
+from ginnel.openvpn.push_values import (
+    PLAIN_DNS,
+    DnsServer,
+    Ifconfig,
+    IfconfigIpv6,
+    Inactive,
+    NameServers,
+    Route,
+    RouteIpv6,
+    Topology,
+)
 from ginnel.openvpn.words import escape
 
 
@@ -27,7 +37,7 @@ class PushReply:
     ``dhcp_options`` are those of other kinds, with their values. ``redirect_gateway`` and
     ``redirect_private`` hold the flags. ``compression`` is the framing asked for, as pushed.
     ``setenv_safe`` and ``echo`` are a server's words to programs. ``ignored`` has each option that
-    has no effect, escaped, with the reason.
+    has no effect, escaped, with the reason; ``wrong`` is the first of them without which data can't pass.
     """
 
     ifconfig: Ifconfig | None = None
@@ -65,6 +75,7 @@ class PushReply:
     setenv_safe: tuple[tuple[str, str], ...] = ()
     echo: tuple[str, ...] = ()
     ignored: tuple[tuple[str, str], ...] = ()
+    wrong: tuple[str, str] | None = None
 
     @classmethod
     def parse(cls, options: Iterable[str], *, topology: Topology | None = None, tap: bool = False) -> PushReply:
@@ -100,6 +111,21 @@ class PushReply:
             if plain and profile.transport in (None, "plain") and not profile.resolve_domains:
                 return plain
         return self.dhcp_dns
+
+    @property
+    def name_servers(self) -> tuple[NameServers, ...]:
+        """Who is asked for which names in plain DNS: each ``dns server`` that is for domains of its own, and the
+        first that is for all names, in its place those of ``dhcp-option``. A domain is whose server comes first."""
+        plain = [profile for profile in self.dns_profiles if profile.transport in (None, "plain")]
+        found = [
+            NameServers(profile.plain_addresses, profile.resolve_domains)
+            for profile in plain
+            if profile.resolve_domains
+        ]
+        general = next((profile.plain_addresses for profile in plain if not profile.resolve_domains), None)
+        if general is None:
+            general = tuple((address, PLAIN_DNS) for address in self.dhcp_dns)
+        return (*found, NameServers(general)) if general else tuple(found)
 
     def options(self) -> list[str]:
         """The options again, without the ignored ones. Raises ConfigError for a comma in a value."""

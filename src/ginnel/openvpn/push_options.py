@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import fields
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Any
 
 from ginnel.openvpn.push_values import (
@@ -29,7 +29,15 @@ def parse_options(options: Iterable[str], topology: Topology | None, tap: bool) 
     if tap or "topology" not in builder.values:
         builder.values["topology"] = "subnet" if tap else topology
     builder.check_netmask()
+    builder.check_dns_servers()
     return {**builder.values, "ignored": tuple(builder.ignored)}
+
+
+def complaint(text: str) -> str | None:
+    """Why an option by itself has no effect, or not all of it; None where it has."""
+    builder = _Builder()
+    builder.add(text)
+    return builder.ignored[0][1] if builder.ignored else None
 
 
 class _Builder:
@@ -38,9 +46,14 @@ class _Builder:
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
         self.ignored: list[tuple[str, str]] = []
+        # Servers of which a line said so, whether it was right or not.
+        self.narrow_dns: set[int] = set()
+        self.hidden_dns: set[int] = set()
 
     def add(self, text: str) -> None:
         secret = text.lstrip().startswith("auth-token")
+        shown = "auth-token …" if secret else escape(text)
+        name = text.split(maxsplit=1)[0] if text.strip() else ""
         try:
             words = split_words(text)
             if not words or words[0] in MOOT:
@@ -50,18 +63,34 @@ class _Builder:
                 raise ValueError(NOT_OURS.get(words[0], "is not known"))
             take(self, words[1:])
         except ValueError as error:
-            self._ignore("auth-token …" if secret else escape(text), escape(str(error)))
+            if name in DECISIVE:
+                self.values.setdefault("wrong", (shown, escape(str(error))))
+            self._ignore(shown, escape(str(error)))
 
     def _ignore(self, shown: str, reason: str) -> None:
         if len(self.ignored) < MAX_IGNORED:
             self.ignored.append((shown, reason))
+
+    def each(self, what: str, words: list[str], convert: Callable[[str], Any]) -> list[Any]:
+        """The values that can be had; the others are ignored singly. Raises ValueError when none is left."""
+        found = []
+        for word in words:
+            try:
+                found.append(convert(word))
+            except ValueError as error:
+                if len(words) == 1:
+                    raise
+                self._ignore(escape(f"{what} {word}"), escape(str(error)))
+        if not found:
+            raise ValueError("has no value that is right")
+        return found
 
     def append(self, name: str, *items: object) -> None:
         self.values[name] = self.values.get(name, ()) + items
 
     def ifconfig(self, words: list[str]) -> None:
         local, remote = _exactly(words, 2)
-        self.values["ifconfig"] = Ifconfig(_ipv4(local), _ipv4(remote))
+        self.values["ifconfig"] = Ifconfig(_own(local), _ipv4(remote))
 
     def check_netmask(self) -> None:
         """What ifconfig's second word is depends on the topology, which may be said after it."""
@@ -76,12 +105,14 @@ class _Builder:
 
     def ifconfig_ipv6(self, words: list[str]) -> None:
         local, remote = _exactly(words, 2)
-        self.values["ifconfig_ipv6"] = IfconfigIpv6(IPv6Interface(_with_colon(local)), _ipv6(remote))
+        interface = IPv6Interface(_with_colon(local))
+        _check_host(interface.ip)
+        self.values["ifconfig_ipv6"] = IfconfigIpv6(interface, _ipv6(remote))
 
     def route(self, words: list[str]) -> None:
         network, netmask, gateway, metric = _at_most(words, 1, 4)
         mask = _netmask("255.255.255.255" if netmask in (None, "default") else netmask)
-        where = network if network in SPECIAL else IPv4Network((_ipv4(network), str(mask)), strict=False)
+        where = network if network in SPECIAL else IPv4Network((_network(network), str(mask)), strict=False)
         self.append("routes", Route(where, _gateway(gateway), _optional_number(metric, 0, 0xFFFFFFFF)))
 
     def route_ipv6(self, words: list[str]) -> None:
@@ -95,14 +126,19 @@ class _Builder:
         self.values["route_gateway"] = "dhcp" if gateway == "dhcp" else _ipv4(gateway)
 
     def redirect(self, name: str, words: list[str]) -> None:
+        """Several add up. Without a flag that is not known the others still count: nothing leaks for its sake."""
+        flags = dict.fromkeys(self.values.get(name, ()))
         for word in words:
-            _choice(word, *REDIRECT_FLAGS)
-        self.values[name] = tuple(dict.fromkeys(words))
+            try:
+                flags[_choice(word, *REDIRECT_FLAGS)] = None
+            except ValueError as error:
+                self._ignore(escape(f"{name.replace('_', '-')} {word}"), escape(str(error)))
+        self.values[name] = tuple(flags)
 
     def dhcp_option(self, words: list[str]) -> None:
         match words:
             case ["DNS", value]:
-                self.append("dhcp_dns", ip_address(value))
+                self.append("dhcp_dns", _ip(value))
             case ["DNS6", value]:
                 self.append("dhcp_dns", _ipv6(value))
             case ["DOMAIN" | "ADAPTER_DOMAIN_SUFFIX" | "DOMAIN-SEARCH", value]:
@@ -118,7 +154,7 @@ class _Builder:
             case ["PROXY_HTTP" | "PROXY_HTTPS" as kind, host, port]:
                 self.append("dhcp_options", (kind, _host(host), str(_number(port, 1, 65535))))
             case ["PROXY_BYPASS", *hosts] if hosts:
-                self.append("dhcp_options", ("PROXY_BYPASS", *map(_domain, hosts)))
+                self.append("dhcp_options", ("PROXY_BYPASS", *self.each("dhcp-option PROXY_BYPASS", hosts, _domain)))
             case [kind, *_] if kind in DHCP_OPTIONS:
                 raise ValueError(f"dhcp-option {kind} has {len(words) - 1} values")
             case _:
@@ -127,7 +163,7 @@ class _Builder:
     def dns_option(self, words: list[str]) -> None:
         match words:
             case ["search-domains", *domains] if domains:
-                self.append("search_domains", *map(_domain, domains))
+                self.append("search_domains", *self.each("dns search-domains", domains, _domain))
             case ["server", priority, what, *values] if values:
                 self.dns_server(_number(priority, -128, 127), what, values)
             case _:
@@ -139,16 +175,21 @@ class _Builder:
             raise ValueError("is one DNS server too many")
         old = servers.get(priority, DnsServer(priority))
         known = {item.name: getattr(old, item.name) for item in fields(old)}
+        said = f"dns server {priority} {what}"
         match what:
             case "address":
-                known["addresses"] += tuple(map(_address_and_port, values))
+                known["addresses"] += tuple(self.each(said, values, _address_and_port))
                 if len(known["addresses"]) > MAX_DNS_ADDRESSES:
                     raise ValueError(f"is more than {MAX_DNS_ADDRESSES} addresses of one DNS server")
             case "resolve-domains":
-                known["resolve_domains"] += tuple(map(_domain, values))
+                # Without one that it is for, it would be for all.
+                self.narrow_dns.add(priority)
+                known["resolve_domains"] += tuple(self.each(said, values, _domain))
             case "dnssec":
                 known["dnssec"] = _choice(*_exactly(values, 1), "yes", "no", "optional")
             case "transport":
+                # Without what it asks for, it would be asked in plain.
+                self.hidden_dns.add(priority)
                 known["transport"] = _choice(*_exactly(values, 1), "plain", "DoT", "DoH")
             case "sni":
                 known["sni"] = _domain(*_exactly(values, 1))
@@ -157,13 +198,27 @@ class _Builder:
         servers[priority] = DnsServer(**known)
         self.values["dns_profiles"] = tuple(servers[key] for key in sorted(servers))
 
+    def check_dns_servers(self) -> None:
+        """What a server can't be without is known at the end."""
+        kept = []
+        for server in self.values.pop("dns_profiles", ()):
+            if not server.addresses:
+                self._ignore(f"dns server {server.priority}", "has no address")
+            elif server.priority in self.narrow_dns and not server.resolve_domains:
+                self._ignore(f"dns server {server.priority}", "is for domains of which none is right")
+            elif server.priority in self.hidden_dns and server.transport is None:
+                self._ignore(f"dns server {server.priority}", "is asked in a way that is not known")
+            else:
+                kept.append(server)
+        if kept:
+            self.values["dns_profiles"] = tuple(kept)
+
     def cipher(self, words: list[str]) -> None:
         (name,) = _exactly(words, 1)
         self.values["cipher"] = name.upper() if name != "none" else name
 
     def protocol_flags(self, words: list[str]) -> None:
-        for word in words:
-            _choice(word, *PROTOCOL_FLAGS)
+        """Whoever asks for one that is not known relies on it: the policy has to say no."""
         self.values["protocol_flags"] = tuple(dict.fromkeys(words))
 
     def compression(self, name: str, words: list[str]) -> None:
@@ -241,6 +296,34 @@ def _gateway(text: str | None) -> Gateway | None:
             return _ipv4(text)
 
 
+def _network(text: str) -> IPv4Address:
+    if re.search("[A-Za-z]", text) and ":" not in text:
+        raise ValueError(f"{text} is a name, and routes are for addresses alone")
+    return _ipv4(text)
+
+
+def _own(text: str) -> IPv4Address:
+    address = _ipv4(text)
+    _check_host(address)
+    return address
+
+
+def _check_host(address: IPv4Address | IPv6Address) -> None:
+    """What can't be anybody's own address is refused, as the stack does (``is_host`` in `netstack/address.rs`)."""
+    if isinstance(address, IPv4Address):
+        first = address.packed[0]
+        fits = first not in (0, 127) and first < MULTICAST
+    else:
+        special = address.is_unspecified or address.is_loopback or address.is_multicast
+        fits = not special and address.ipv4_mapped is None
+    if not fits:
+        raise ValueError(f"{address} is no host's address")
+
+
+def _ip(text: str) -> IPv4Address | IPv6Address:
+    return _ipv6(text) if ":" in text else _ipv4(text)
+
+
 def _ipv4(text: str) -> IPv4Address:
     if ":" in text:
         raise ValueError(f"{text} is an IPv6 address where IPv4 belongs")
@@ -252,28 +335,31 @@ def _ipv6(text: str) -> IPv6Address:
 
 
 def _with_colon(text: str) -> str:
-    if ":" not in text:
+    """A zone of this machine's means nothing to a server."""
+    if ":" not in text or "%" in text:
         raise ValueError(f"{text} is no IPv6 address")
     return text
 
 
 def _domain(text: str) -> str:
-    """No character that a shell or a resolver's file would take for more than a name's."""
-    if not re.fullmatch(r"\.?[A-Za-z0-9_][A-Za-z0-9._-]{0,251}", text):
+    """Without the dot that some write before it. No character that a shell or a resolver's file would take for more
+    than a name's, and labels that can be asked for."""
+    name = text.removeprefix(".")
+    if len(name) > MAX_NAME or not re.fullmatch(rf"(?!-){LABEL}(\.{LABEL})*\.?", name):
         raise ValueError(f"{text} is no domain name")
-    return text
+    return name
 
 
 def _host(text: str) -> str:
-    return str(ip_address(text)) if ":" in text else _domain(text)
+    return str(_ipv6(text)) if ":" in text else _domain(text)
 
 
 def _address_and_port(text: str) -> tuple[IPv4Address | IPv6Address, int]:
     match = re.fullmatch(r"\[(.+)\]:([0-9]+)|([0-9.]+):([0-9]+)", text)
     if match is None:
-        return ip_address(text.removeprefix("[").removesuffix("]")), 0
+        return _ip(text.removeprefix("[").removesuffix("]")), 0
     address, port = match[1] or match[3], match[2] or match[4]
-    return ip_address(address), _number(port, 1, 65535)
+    return _ip(address), _number(port, 1, 65535)
 
 
 def _set(name: str, convert: Callable[[str], object]) -> Callable[[_Builder, list[str]], None]:
@@ -300,7 +386,11 @@ MAX_IGNORED = 100
 MAX_DNS_SERVERS = 16
 MAX_DNS_ADDRESSES = 8
 REDIRECT_FLAGS = ("local", "autolocal", "def1", "bypass-dhcp", "bypass-dns", "block-local", "ipv6", "!ipv4")
-PROTOCOL_FLAGS = ("cc-exit", "tls-ekm", "dyn-tls-crypt", "aead-epoch")
+LABEL = "[A-Za-z0-9_-]{1,63}"
+MAX_NAME = 253
+MULTICAST = 224
+# Without these as the server means them, no packet of its would be understood.
+DECISIVE = frozenset(("peer-id", "cipher", "key-derivation", "protocol-flags", "comp-lzo", "compress"))
 SPECIAL = ("vpn_gateway", "net_gateway", "remote_host")
 DHCP_OPTIONS = (
     *("DNS", "DNS6", "DOMAIN", "ADAPTER_DOMAIN_SUFFIX", "DOMAIN-SEARCH", "WINS", "NTP", "NBDD", "NBT", "NBS"),

@@ -52,6 +52,19 @@ class DnsServer:
     transport: Literal["plain", "DoT", "DoH"] | None = None
     sni: str | None = None
 
+    @property
+    def plain_addresses(self) -> tuple[tuple[IPv4Address | IPv6Address, int], ...]:
+        """With the port of DNS itself where none is named."""
+        return tuple((address, port or PLAIN_DNS) for address, port in self.addresses)
+
+
+@dataclass(frozen=True)
+class NameServers:
+    """Servers, with their ports, that know the same names: those in ``domains`` and below, without any all."""
+
+    addresses: tuple[tuple[IPv4Address | IPv6Address, int], ...]
+    domains: tuple[str, ...] = ()
+
 
 @dataclass(frozen=True)
 class Inactive:
@@ -59,3 +72,6 @@ class Inactive:
 
     seconds: int
     size: int = 0
+
+
+PLAIN_DNS = 53

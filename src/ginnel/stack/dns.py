@@ -5,7 +5,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
+import re
 import socket
+import time
 import weakref
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,13 +17,14 @@ import dns.asyncbackend
 import dns.asyncresolver
 import dns.exception
 import dns.name
+import dns.nameserver
 import dns.rdatatype
 import dns.resolver
 
 from ginnel.stack.sockets import Address, DatagramSocket
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ginnel.stack.stack import Stack
 
@@ -30,25 +35,24 @@ class Resolver:
     def __init__(self, stack: Stack, *, timeout: float = 10.0) -> None:
         """``timeout``: seconds for one name, all servers and retries together."""
         self._backend = _Backend(stack)
-        self._resolver = dns.asyncresolver.Resolver(configure=False)
-        self._resolver.cache = dns.resolver.LRUCache(CACHE_SIZE)
-        self._resolver.use_search_by_default = True
-        self._resolver.timeout = min(ATTEMPT_TIMEOUT, timeout)
-        self._resolver.lifetime = timeout
-        self._servers: list[str] = []
+        self._timeout = timeout
+        self._search: list[dns.name.Name] = []
+        # By the domain that they are for, the most specific first; the root is for all names.
+        self._routes: list[tuple[dns.name.Name, _Servers]] = []
 
-    def configure(self, servers: Sequence[str], search_domains: Sequence[str] = ()) -> None:
-        """Replaces servers (IP addresses) and search domains. ValueError for a domain that is no name."""
-        try:
-            search = [dns.name.from_text(domain) for domain in search_domains]
-        except dns.exception.DNSException as error:
-            raise ValueError(f"not a search domain: {error}") from None
-        self._resolver.nameservers = list(servers)
-        self._resolver.search = search
-        cache = self._resolver.cache
-        if cache is not None:
-            cache.flush()
-        self._servers = list(servers)
+    def configure(
+        self,
+        servers: Sequence[str],
+        search_domains: Sequence[str] = (),
+        domains: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """Replaces all of it; see `Stack.set_dns`. ValueError for a domain that is no name, and for no address."""
+        search = [_domain(domain) for domain in search_domains]
+        given = {_domain(domain): own for domain, own in (domains or {}).items()}
+        if servers:
+            given[dns.name.root] = servers
+        self._routes = [(domain, _Servers(given[domain], self._timeout)) for domain in sorted(given, key=len)[::-1]]
+        self._search = search
 
     async def resolve(self, name: str, families: Sequence[int]) -> list[str]:
         """The addresses of ``name``: those of ``families`` (socket.AF_INET, AF_INET6), in their order.
@@ -57,36 +61,94 @@ class Resolver:
         """
         if name.rstrip(".").lower() == "localhost":
             raise _error(name, "that is this machine, not the tunnel's other side")
-        if not self._servers:
+        if not self._routes:
             raise _error(name, "the tunnel gave no DNS server (and the host's own is not asked)")
         if not families:
             raise _error(name, "the stack has no address")
         kinds = ["A" if family == socket.AF_INET else "AAAA" for family in families]
-        answers = await asyncio.gather(*(self._ask(name, kind) for kind in kinds), return_exceptions=True)
+        answers = await asyncio.gather(*(self._search_for(name, kind) for kind in kinds), return_exceptions=True)
         found = [address for answer in answers if isinstance(answer, list) for address in answer]
         if found:
             return found
         failures = [answer for answer in answers if isinstance(answer, BaseException)]
-        raise failures[0] if failures else _error(name, f"it has no address{self._where()}")
+        raise failures[0] if failures else _error(name, "it has no address through the tunnel's DNS server")
 
-    async def _ask(self, name: str, kind: str) -> list[str]:
+    async def _search_for(self, name: str, kind: str) -> list[str]:
+        """Tries the name with each search domain, and as it is: first where it has a dot in it, else last."""
+        end = time.monotonic() + self._timeout
         try:
-            answer = await self._resolver.resolve(
-                name, kind, raise_on_no_answer=False, backend=self._backend, search=True
-            )
-        except dns.resolver.NXDOMAIN:
-            raise _error(name, f"name not found{self._where()}") from None
-        except dns.exception.Timeout:
-            raise _error(name, f"no answer{self._where()}", socket.EAI_AGAIN) from None
-        except dns.resolver.NoNameservers:
-            raise _error(name, f"refused or failed{self._where()}", socket.EAI_AGAIN) from None
+            asked = dns.name.from_text(name, None)
+            candidates = _candidates(asked, self._search)
         except (dns.exception.DNSException, UnicodeError) as error:
             raise _error(name, f"not a name that can be asked for ({error})") from None
+        failure: socket.gaierror | None = None
+        for candidate in candidates:
+            servers = next((servers for domain, servers in self._routes if candidate.is_subdomain(domain)), None)
+            if servers is None:
+                domains = ", ".join(domain.to_text(omit_final_dot=True) for domain, _ in self._routes)
+                failure = failure or _error(name, f"the tunnel's DNS servers are for {domains} alone")
+                continue
+            left = end - time.monotonic()
+            try:
+                return await servers.ask(candidate, kind, self._backend, max(left, 0.001))
+            except dns.resolver.NXDOMAIN:
+                failure = failure or _error(name, f"name not found{servers}")
+            except dns.exception.Timeout:
+                raise _error(name, f"no answer{servers}", socket.EAI_AGAIN) from None
+            except dns.resolver.NoNameservers:
+                raise _error(name, f"refused or failed{servers}", socket.EAI_AGAIN) from None
+            except dns.exception.DNSException as error:
+                raise _error(name, f"not a name that can be asked for ({error})") from None
+        raise failure or _error(name, "not a name that can be asked for")
+
+
+class _Servers:
+    """Servers that know the same names, with a cache of their own."""
+
+    def __init__(self, servers: Sequence[str], timeout: float) -> None:
+        self._shown = ", ".join(servers)
+        self._several = len(servers) > 1
+        self._resolver = dns.asyncresolver.Resolver(configure=False)
+        self._resolver.cache = dns.resolver.LRUCache(CACHE_SIZE)
+        self._resolver.nameservers = [dns.nameserver.Do53Nameserver(*_address(text)) for text in servers]
+        self._resolver.timeout = min(ATTEMPT_TIMEOUT, timeout)
+
+    def __str__(self) -> str:
+        return f" through the tunnel's DNS server{'s' if self._several else ''} {self._shown}"
+
+    async def ask(self, name: dns.name.Name, kind: str, backend: _Backend, lifetime: float) -> list[str]:
+        """Raises dnspython's exceptions."""
+        answer = await self._resolver.resolve(
+            name, kind, raise_on_no_answer=False, backend=backend, search=False, lifetime=lifetime
+        )
         return [record.address for record in answer] if answer.rrset is not None else []
 
-    def _where(self) -> str:
-        servers = ", ".join(self._servers)
-        return f" through the tunnel's DNS server{'s' if len(self._servers) > 1 else ''} {servers}"
+
+def _candidates(name: dns.name.Name, search: Sequence[dns.name.Name]) -> list[dns.name.Name]:
+    if name.is_absolute():
+        return [name]
+    longer = []
+    for suffix in search:
+        # What is too long with it is none of its.
+        with contextlib.suppress(dns.name.NameTooLong):
+            longer.append(name.concatenate(suffix))
+    bare = name.concatenate(dns.name.root)
+    return [bare, *longer] if len(name) > 1 else [*longer, bare]
+
+
+def _domain(text: str) -> dns.name.Name:
+    try:
+        return dns.name.from_text(text)
+    except (dns.exception.DNSException, UnicodeError) as error:
+        raise ValueError(f"not a domain: {text!r}: {error}") from None
+
+
+def _address(text: str) -> Address:
+    """``ADDRESS``, ``ADDRESS:PORT`` or ``[ADDRESS]:PORT``."""
+    match = re.fullmatch(r"\[(.+)\]:([0-9]{1,5})|([^:]+):([0-9]{1,5})", text)
+    if match is None:
+        return str(ipaddress.ip_address(text)), DNS_PORT
+    return str(ipaddress.ip_address(match[1] or match[3])), int(match[2] or match[4])
 
 
 def _error(name: str, why: str, code: int = socket.EAI_NONAME) -> socket.gaierror:
@@ -171,4 +233,5 @@ async def _within(awaitable: Any, timeout: float | None) -> Any:
 
 
 CACHE_SIZE = 1000
+DNS_PORT = 53
 ATTEMPT_TIMEOUT = 3.0

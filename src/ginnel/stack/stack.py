@@ -10,7 +10,7 @@ import inspect
 import ipaddress
 import secrets
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -118,9 +118,19 @@ class Stack:
         """The stations known on a TAP device's link, by address; empty on TUN."""
         return [Neighbour(*row) for row in self._core.neighbours()]
 
-    def set_dns(self, servers: Sequence[str], search_domains: Sequence[str] = ()) -> None:
-        """The DNS servers (IP addresses) that are asked for names, and the domains tried after a name."""
-        self._resolver.configure([str(ipaddress.ip_address(server)) for server in servers], search_domains)
+    def set_dns(
+        self,
+        servers: Sequence[str],
+        search_domains: Sequence[str] = (),
+        domains: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """The DNS servers that are asked for names, and the domains tried after a name.
+
+        A server is an IP address, with a port as ``10.0.0.1:5353`` or ``[fd00::1]:5353``. Names in one of
+        ``domains``, and below, are asked of its own servers alone; the longest fit counts. ValueError for what is no
+        address and no domain.
+        """
+        self._resolver.configure(servers, search_domains, domains)
 
     async def resolve(self, name: str, family: int | None = None) -> list[str]:
         """The addresses of a name, of ``family`` or of all that the stack has; of an address, itself.
