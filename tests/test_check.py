@@ -51,6 +51,7 @@ def test_a_file_that_cannot_be_used_ends_with_2_and_says_all_that_is_to_change(t
         (WHOLE + "tls-version-min 1.0\n", 0o600, "tls-version-min"),
         (WHOLE, 0o600, "tls-crypt"),
         (WHOLE + block("auth-user-pass", "alice\nhunter2\n"), 0o600, "auth-user-pass"),
+        (WHOLE + "redirect-gateway def1\n", 0o600, "redirect-gateway"),
     ],
 )
 def test_what_is_unsafe_is_said_with_what_to_change(tmp_path: Path, text: str, mode: int, option: str) -> None:
@@ -59,6 +60,12 @@ def test_what_is_unsafe_is_said_with_what_to_change(tmp_path: Path, text: str, m
     assert "hunter2" not in result.stdout
     unsafe = {item["option"]: item["instead"] for item in json.loads(result.stdout)["unsafe"]}
     assert unsafe[option]
+
+
+@pytest.mark.parametrize("more", ["redirect-gateway def1 ipv6", "redirect-gateway def1\nblock-ipv6", "route 10.0.0.0"])
+def test_a_file_that_lets_no_ipv6_past_is_not_blamed_for_it(tmp_path: Path, more: str) -> None:
+    unsafe = json.loads(check(tmp_path, f"{WHOLE}{more}\n", "--json").stdout)["unsafe"]
+    assert "redirect-gateway" not in [item["option"] for item in unsafe]
 
 
 @pytest.mark.parametrize(("days", "said"), [(-3, "expired on"), (10, "expires on"), (400, None)])

@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_interface, ip_network
 from pathlib import Path
@@ -19,6 +20,7 @@ from ginnel.errors import DeviceError
 from ginnel.gateways.access import CLOSED
 from ginnel.network.journal import Journal, recover
 from ginnel.network.kill_switch import ANY_PORT, rules
+from ginnel.network.leaks import leaks, unmade
 from ginnel.network.masquerade import Forward, Gate
 from ginnel.network.masquerade import rules as masquerade_rules
 from ginnel.network.plan import AddressChange, RouteChange, Settings, plan, settings
@@ -36,10 +38,20 @@ TUNNEL = (
 )
 
 
-def changes(*options: str, servers: tuple[str, ...] = ("203.0.113.5",)) -> dict[str, tuple[str | None, str | None]]:
+def wish(*options: str, file: tuple[str, ...] = (), servers: tuple[str, ...] = ("203.0.113.5",)) -> Settings:
+    """What a push and a file come to, as it arrives at the helper."""
+    wanted = settings(PushReply.parse([*TUNNEL, *options]), PushReply.parse(file), servers)
+    return Settings.parse(json.loads(json.dumps(wanted.emit())))
+
+
+def changes(
+    *options: str,
+    file: tuple[str, ...] = (),
+    servers: tuple[str, ...] = ("203.0.113.5",),
+    present: Sequence[RouteChange] = PRESENT,
+) -> dict[str, tuple[str | None, str | None]]:
     """Destinations, each with its device and gateway."""
-    wanted = settings(PushReply.parse([*TUNNEL, *options]), PushReply(), servers)
-    made = plan(Settings.parse(json.loads(json.dumps(wanted.emit()))), "tun0", PRESENT)
+    made = plan(wish(*options, file=file, servers=servers), "tun0", present)
     assert [change.interface for change in made if isinstance(change, AddressChange)] == [
         ip_interface("10.8.0.2/24"),
         ip_interface("fd08::2/64"),
@@ -82,6 +94,87 @@ def test_the_flags_of_redirect_gateway() -> None:
     blocked = changes("redirect-gateway def1 block-local", servers=("192.168.1.9",))
     assert blocked["192.168.1.0/25"] == blocked["192.168.1.128/25"] == ("tun0", "10.8.0.1")
     assert blocked["192.168.1.9/32"] == blocked["192.168.1.1/32"] == ("wlan0", None)
+
+
+@pytest.mark.parametrize(
+    ("file", "pushed", "drawn"),
+    [
+        ("redirect-gateway def1 ipv6", "redirect-gateway def1", "46"),
+        ("redirect-gateway def1", "redirect-gateway ipv6", "46"),
+        ("redirect-gateway def1 ipv6", "redirect-private block-local", "46b"),
+        ("redirect-private block-local", "redirect-gateway def1", "4b"),
+        ("redirect-gateway ipv6 !ipv4", "redirect-gateway def1", "46"),
+        ("redirect-gateway def1", "redirect-gateway ipv6 !ipv4", "6"),
+        ("redirect-private", "redirect-private ipv6", "6"),
+    ],
+)
+def test_what_the_file_and_the_server_redirect_counts_together(file: str, pushed: str, drawn: str) -> None:
+    """As stock has it (``options.c``), whose flags are a set to which each adds."""
+    made = changes(pushed, file=(file,))
+    found = {"4": "0.0.0.0/1", "6": "2000::/4", "b": "192.168.1.0/25"}
+    assert "".join(kind for kind, network in found.items() if network in made) == drawn
+
+
+@pytest.mark.parametrize(
+    ("option", "metric", "parts"),
+    [
+        ("route 0.0.0.0 0.0.0.0", 0, {"0.0.0.0/1", "128.0.0.0/1"}),
+        ("route 0.0.0.0 0.0.0.0", 600, {"0.0.0.0/0"}),
+        ("route 0.0.0.0 0.0.0.0 default 600", 600, {"0.0.0.0/1", "128.0.0.0/1"}),
+        ("route 0.0.0.0 0.0.0.0 default 700", 600, {"0.0.0.0/0"}),
+        ("route-ipv6 ::/0", 600, {"::/3", "2000::/4", "3000::/4", "fc00::/7"}),
+        ("route-ipv6 ::/0", 1024, {"::/3", "2000::/4", "3000::/4", "fc00::/7"}),
+        ("route-ipv6 ::/0", 2000, {"::/0"}),
+    ],
+)
+def test_a_default_route_counts_beside_the_one_that_is_there(option: str, metric: int, parts: set[str]) -> None:
+    """The kernel has one route of a destination and metric; ours would be none."""
+    present = [replace(route, metric=metric) if route.destination.prefixlen == 0 else route for route in PRESENT]
+    made = changes(option, present=present)
+    assert {network for network, (device, _) in made.items() if device == "tun0"} == parts
+    server = "203.0.113.5/32"
+    assert (made.get(server) == ("wlan0", "192.168.1.1")) == ("ipv6" not in option)
+
+
+def told(*options: str, present: Sequence[RouteChange], file: tuple[str, ...] = ()) -> list[str]:
+    wanted = wish(*options, file=file)
+    planned = plan(wanted, "tun0", present)
+    return [*unmade(planned, present), *leaks(wanted, "tun0", planned, present)]
+
+
+BY_DHCP = RouteChange(ip_network("198.51.100.0/24"), "wlan0", ip_address("192.168.1.66"))
+PUBLIC_LAN = RouteChange(ip_network("8.8.8.0/24"), "wlan0", None, 600)
+
+
+@pytest.mark.parametrize(
+    ("options", "more", "words"),
+    [
+        (("redirect-gateway def1",), (), "IPv6 leaves past the tunnel"),
+        (("redirect-gateway def1 ipv6",), (), None),
+        (("redirect-gateway def1", "block-ipv6"), (), None),
+        (("redirect-gateway def1", "route-ipv6 2000::/3"), (), None),
+        (("route 10.77.0.0 255.255.0.0",), (), None),
+        (("redirect-gateway def1 ipv6",), (BY_DHCP,), "198.51.100.0/24 by 192.168.1.66 on wlan0"),
+        (("redirect-gateway def1 ipv6",), (PUBLIC_LAN,), "8.8.8.0/24 by the link on wlan0"),
+        (("redirect-gateway def1 ipv6", "route 198.51.100.0 255.255.255.0 net_gateway"), (BY_DHCP,), None),
+        (("route 10.77.0.0 255.255.0.0",), (BY_DHCP,), None),
+        (
+            ("route 198.51.100.0 255.255.255.0",),
+            (BY_DHCP,),
+            "already is left as it is, and leads past the tunnel: 198.51.100.0/24 by 192.168.1.66 on wlan0",
+        ),
+        (("route 198.51.100.0 255.255.255.0",), (replace(BY_DHCP, metric=50),), None),
+    ],
+)
+def test_what_goes_past_the_tunnel_is_told(options: tuple[str, ...], more: tuple[RouteChange, ...], words: str) -> None:
+    """TunnelVision and TunnelCrack's LocalNet, IPv6 beside an IPv4 tunnel, and routes that others have already."""
+    sentences = told(*options, present=[*PRESENT, *more])
+    assert len(sentences) == bool(words)
+    assert words is None or words in sentences[0]
+
+
+def test_a_machine_without_ipv6_has_nothing_to_leak() -> None:
+    assert told("redirect-gateway def1", present=[HOME, LAN]) == []
 
 
 def test_block_ipv6_leads_nowhere() -> None:
@@ -178,13 +271,13 @@ def test_a_journal_that_cannot_be_read_is_kept(tmp_path: Path) -> None:
     for content in ("[{", "{}", '["x"]'):
         path.write_text(content)
         with pytest.raises(DeviceError, match="by hand"):
-            recover(undone.append, tmp_path)
+            recover(undone.extend, tmp_path)
         assert path.exists()
     path.write_text('[{"undo": "kill_switch"}, {"undo": "later"}]')
-    assert recover(undone.append, tmp_path) == 1
+    assert recover(undone.extend, tmp_path) == 1
     assert undone == [{"undo": "later"}, {"undo": "kill_switch"}]
     assert list(tmp_path.iterdir()) == []
-    assert recover(undone.append, tmp_path) == 0
+    assert recover(undone.extend, tmp_path) == 0
 
 
 def test_nobody_undoes_what_a_living_process_has_changed(tmp_path: Path) -> None:

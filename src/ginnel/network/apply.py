@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
+import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from ipaddress import ip_interface, ip_network
 from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from ginnel.device.kernel import MAIN_TABLE
 from ginnel.errors import DeviceError
 from ginnel.network import dns, kill_switch, masquerade
 from ginnel.network.journal import Entry, Journal, recover
+from ginnel.network.leaks import leaks, unmade
 from ginnel.network.plan import AddressChange, Change, RouteChange, Settings, plan
+from ginnel.network.routes import Table
 
 
 class Applied:
@@ -25,7 +28,7 @@ class Applied:
     def __init__(self, journal: Journal) -> None:
         self.device = ""
         self._journal = journal
-        self._changes: list[Change] = []
+        self._changes: dict[Change, None] = {}
         self._names: Entry | None = None
         self._named: object = None
         self._guarded = False
@@ -40,12 +43,12 @@ class Applied:
         """Undoes what dead processes left, and returns how many there were. With ``keep_guard`` a kill switch of
         theirs stays up, and is this one's from then on. Raises DeviceError."""
 
-        def take_back(entry: Entry) -> None:
-            if keep_guard and entry.get("undo") == "kill_switch":
+        def take_back(entries: list[Entry]) -> None:
+            kept = [entry for entry in entries if keep_guard and entry.get("undo") == "kill_switch"]
+            if kept:
                 self._guarded = True
                 self._journal.write(self._entries(self._changes))
-            else:
-                undo(entry)
+            undo(entry for entry in entries if entry not in kept)
 
         return recover(take_back)
 
@@ -57,30 +60,56 @@ class Applied:
         self._journal.write(self._entries(self._changes))
         kill_switch.close(self.device, servers)
 
-    def configure(self, wanted: Settings) -> None:
-        """Makes it so: what was wanted before and is no longer goes, what is new comes. Raises DeviceError."""
-        with IPRoute() as ip:
+    def configure(self, wanted: Settings) -> list[str]:
+        """Makes it so: what was wanted before and is no longer goes, what is new comes. Returns sentences on what
+        goes past the tunnel all the same. Raises DeviceError."""
+        with IPRoute() as ip, Table() as table:
             if wanted.mtu is not None:
                 _ask(lambda: ip.link("set", index=socket.if_nametoindex(self.device), mtu=wanted.mtu))
             _ask(lambda: ip.link("set", index=socket.if_nametoindex(self.device), state="up"))
-            ours = {change for change in self._changes if isinstance(change, RouteChange)}
-            present = [route for route in present_routes(ip) if route not in ours]
+            present = [route for route in table.read() if route not in self._changes]
+            planned = plan(wanted, self.device, present)
+            told = [*unmade(planned, present)]
+            if not self._guarded:
+                told += leaks(wanted, self.device, planned, present)
             theirs = {(route.destination, route.metric) for route in present}
-            changes = [
+            changes = dict.fromkeys(
                 change
-                for change in plan(wanted, self.device, present)
+                for change in planned
                 if isinstance(change, AddressChange) or (change.destination, change.metric) not in theirs
-            ]
+            )
             self._journal.write(self._entries([*self._changes, *changes]))
-            for change in [change for change in reversed(self._changes) if change not in changes]:
-                _take_back(ip, change)
-                self._changes.remove(change)
-            for change in changes:
-                # The kernel may have dropped one with an address or a link; one that others made stays theirs.
-                if _make(ip, change) and change not in self._changes:
-                    self._changes.append(change)
+            gone = [change for change in reversed(self._changes) if change not in changes]
+            _take_back(ip, table, gone)
+            for change in gone:
+                del self._changes[change]
+            told += self._make(ip, table, [*changes], wanted)
         self._name(wanted)
         self._journal.write(self._entries(self._changes))
+        return told
+
+    def _make(self, ip: IPRoute, table: Table, changes: list[Change], wanted: Settings) -> list[str]:
+        """The kernel may have dropped what was made before with an address or a link, so all is made again; what
+        others have made stays theirs. What the tunnel needs must be, a single network may fail."""
+        for change in changes:
+            if isinstance(change, AddressChange) and _add_address(ip, change):
+                self._changes[change] = None
+        routes = [change for change in changes if isinstance(change, RouteChange)]
+        failed = []
+        for route, code in zip(routes, table.add(routes), strict=True):
+            if not code:
+                self._changes[route] = None
+            elif code != errno.EEXIST:
+                failed.append((route, code))
+        single = {wish.network for wish in wanted.routes}
+        for route, code in failed:
+            if route.destination not in single:
+                raise DeviceError(code, f"{self.device}: a route to {route.destination}")
+        if not failed:
+            return []
+        route, code = failed[0]
+        others = f" and {len(failed) - 1} more" if failed[1:] else ""
+        return [f"the system refuses a route to {route.destination} ({os.strerror(code)}){others}"]
 
     def open_way_out(self, gate: masquerade.Gate) -> None:
         """Forwards what comes from the device, and hides who sends it; the next gate takes the place of this one.
@@ -95,12 +124,8 @@ class Applied:
         """Takes everything back, latest first; with ``keep_guard`` all but the kill switch."""
         entries = self._entries(self._changes)
         kept = [entry for entry in entries if keep_guard and entry["undo"] == "kill_switch"]
-        for entry in reversed(entries):
-            if entry not in kept:
-                # What can't be taken back keeps nothing else from it.
-                with contextlib.suppress(OSError):
-                    undo(entry)
-        self._changes, self._names, self._named, self._way_out = [], None, None, []
+        undo(entry for entry in reversed(entries) if entry["undo"] != "kill_switch" or not kept)
+        self._changes, self._names, self._named, self._way_out = {}, None, None, []
         if kept:
             self._journal.write(kept)
         self._journal.close(keep=bool(kept))
@@ -119,77 +144,61 @@ class Applied:
             dns.make(entry, self.device, wanted.dns, wanted.domains)
         self._named = named
 
-    def _entries(self, changes: list[Change]) -> list[Entry]:
+    def _entries(self, changes: Iterable[Change]) -> list[Entry]:
         entries: list[Entry] = [{"undo": "kill_switch"}] if self._guarded else []
         entries += [*self._way_out, *(_entry(change) for change in dict.fromkeys(changes))]
         return [*entries, self._names] if self._names is not None else entries
 
 
-def undo(entry: Entry) -> None:
-    """Takes one entry of a journal back. What is gone already is no error.
+def undo(entries: Iterable[Entry]) -> None:
+    """Takes entries of a journal back, in their order. What is gone already is no error, and what can't be taken
+    back keeps nothing else from it.
 
     Raises ValueError, TypeError or KeyError for what is no entry.
     """
+    with IPRoute() as ip, Table() as table:
+        for kind, same in itertools.groupby(entries, lambda entry: entry.get("undo")):
+            if kind in ("route", "address"):
+                _take_back(ip, table, [_change(entry) for entry in same])
+                continue
+            for entry in same:
+                with contextlib.suppress(OSError, DeviceError):
+                    _undo(entry)
+
+
+def _undo(entry: Entry) -> None:
     match entry.get("undo"):
         case "kill_switch":
-            with contextlib.suppress(DeviceError):
-                kill_switch.open_again()
-        case "route" | "address":
-            with IPRoute() as ip:
-                _take_back(ip, _change(entry))
+            kill_switch.open_again()
         case "resolvectl" | "resolvconf" | "resolv.conf":
             dns.undo(entry)
         case "sysctl" | "masquerade":
-            with contextlib.suppress(DeviceError, OSError):
-                masquerade.undo(entry)
+            masquerade.undo(entry)
         case other:
             raise ValueError(f"nothing is known of {other!r}")
 
 
-def present_routes(ip: IPRoute) -> list[RouteChange]:
-    """The routes of the main table."""
-    return list(_read_routes(ip))
-
-
-def _read_routes(ip: IPRoute) -> Iterator[RouteChange]:
-    names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in ip.get_links()}
-    for family, everywhere in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
-        for message in ip.get_routes(family=family, table=MAIN_TABLE):
-            destination = ip_network(f"{message.get_attr('RTA_DST') or everywhere}/{message['dst_len']}")
-            gateway = message.get_attr("RTA_GATEWAY")
-            hops = message.get_attr("RTA_MULTIPATH") or []
-            device = message.get_attr("RTA_OIF") or (hops[0]["oif"] if hops else None)
-            if not gateway and hops:
-                gateway = hops[0].get_attr("RTA_GATEWAY")
-            yield RouteChange(
-                destination,
-                None if message["type"] in NOWHERE else names.get(device),
-                ip_interface(gateway).ip if gateway else None,
-                message.get_attr("RTA_PRIORITY") or 0,
-            )
-
-
-def _make(ip: IPRoute, change: Change) -> bool:
+def _add_address(ip: IPRoute, change: AddressChange) -> bool:
     """False when it is there already."""
     try:
-        if isinstance(change, AddressChange):
-            ip.addr("add", **_address_words(change))
-        else:
-            ip.route("add", **_route_words(change))
+        ip.addr("add", **_address_words(change))
     except NetlinkError as error:
         if error.code == errno.EEXIST:
             return False
-        what = change.interface if isinstance(change, AddressChange) else f"a route to {change.destination}"
-        raise DeviceError(error.code, f"{change.device}: {what}") from None
+        raise DeviceError(error.code, f"{change.device}: {change.interface}") from None
     return True
 
 
-def _take_back(ip: IPRoute, change: Change) -> None:
-    with contextlib.suppress(NetlinkError, OSError):
-        if isinstance(change, AddressChange):
-            ip.addr("del", **_address_words(change))
-        else:
-            ip.route("del", **_route_words(change))
+def _take_back(ip: IPRoute, table: Table, changes: Iterable[Change]) -> None:
+    for kind, same in itertools.groupby(changes, type):
+        if kind is RouteChange:
+            with contextlib.suppress(OSError):
+                table.delete([change for change in same if isinstance(change, RouteChange)])
+            continue
+        for change in same:
+            if isinstance(change, AddressChange):
+                with contextlib.suppress(NetlinkError, OSError):
+                    ip.addr("del", **_address_words(change))
 
 
 def _address_words(change: AddressChange) -> dict[str, Any]:
@@ -199,20 +208,6 @@ def _address_words(change: AddressChange) -> dict[str, Any]:
         return {**words, "local": str(own.ip), "address": str(change.peer)}
     # An address on a tunnel is nobody else's: there is no neighbour to detect it.
     return {**words, "address": str(own.ip), **({"flags": IFA_F_NODAD} if own.version == 6 else {})}
-
-
-def _route_words(change: RouteChange) -> dict[str, Any]:
-    words: dict[str, Any] = {"dst": str(change.destination), "table": MAIN_TABLE}
-    words["family"] = socket.AF_INET6 if change.destination.version == 6 else socket.AF_INET
-    if change.device is None:
-        words["type"] = "unreachable"
-    else:
-        words["oif"] = socket.if_nametoindex(change.device)
-    if change.gateway is not None:
-        words["gateway"] = str(change.gateway)
-    if change.metric:
-        words["priority"] = change.metric
-    return words
 
 
 def _entry(change: Change) -> Entry:
@@ -253,5 +248,3 @@ def _ask(call: Callable[[], object]) -> None:
 
 
 IFA_F_NODAD = 0x02
-# RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT.
-NOWHERE = (6, 7, 8)

@@ -6,7 +6,8 @@ Requests and answers are objects of JSON, one a line, on a stream socket that is
 - ``recover`` (``keep_guard``): undoes what dead processes left, but for their kill switch where it is to be kept.
 - ``device`` (``name`` or null, ``kind``): makes the device.
 - ``guard`` (``servers``): puts the kill switch up.
-- ``configure`` (``settings``): addresses, routes and name servers, as `plan.Settings` has them.
+- ``configure`` (``settings``): addresses, routes and name servers, as `plan.Settings` has them; ``told`` are sentences
+  on what goes past the tunnel all the same.
 - ``masquerade`` (``gate``): a server's way out, as `masquerade.Gate` has it.
 - ``release``: takes everything back.
 """
@@ -54,8 +55,9 @@ class Helper:
                 case "guard":
                     self._changes().guard(_servers(request["servers"]))
                 case "configure":
-                    self._changes().configure(Settings.parse(request["settings"]))
+                    told = self._changes().configure(Settings.parse(request["settings"]))
                     self._was_up = True
+                    return {"ok": True, "told": told}, []
                 case "masquerade":
                     self._changes().open_way_out(Gate.parse(request["gate"]))
                 case "release":

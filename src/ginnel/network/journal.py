@@ -67,8 +67,8 @@ class Journal:
         os.close(self._lock)
 
 
-def recover(undo: Callable[[Entry], None], folder: Path | None = None) -> int:
-    """Undoes what dead processes left in this namespace, latest first, and returns how many journals that was.
+def recover(undo: Callable[[list[Entry]], None], folder: Path | None = None) -> int:
+    """Has what dead processes left in this namespace undone, latest first, and returns how many journals that was.
 
     Raises DeviceError for a journal that cannot be understood; it stays, and with it the knowledge of what to undo.
     """
@@ -80,8 +80,7 @@ def recover(undo: Callable[[Entry], None], folder: Path | None = None) -> int:
             continue
         path = lock.with_suffix(".json")
         try:
-            for entry in reversed(_read(path)):
-                undo(entry)
+            undo(_read(path)[::-1])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise DeviceError(
                 errno.EIO,

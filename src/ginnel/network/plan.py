@@ -138,10 +138,6 @@ def settings(push: PushReply, local: PushReply, servers: Iterable[str]) -> Setti
             wishes.append(Wish(IPv4Network(str(gateway or peer)), way, via, metric))
     for route6 in (*local.routes_ipv6, *push.routes_ipv6):
         wishes.append(Wish(route6.network, "tunnel", None, metric if route6.metric is None else route6.metric))
-    private = push.redirect_private or local.redirect_private
-    flags = push.redirect_gateway if push.redirect_gateway is not None else local.redirect_gateway
-    if flags is None and private is not None:
-        flags = (*(flag for flag in private if flag != "ipv6"), "!ipv4")
     return Settings(
         servers=tuple(dict.fromkeys(map(ip_address, servers))),
         address=push.address or local.address,
@@ -150,12 +146,29 @@ def settings(push: PushReply, local: PushReply, servers: Iterable[str]) -> Setti
         gateway=gateway,
         gateway6=push.ifconfig_ipv6.remote if push.ifconfig_ipv6 is not None else None,
         routes=tuple(dict.fromkeys(wishes))[:MAX_ROUTES],
-        flags=flags,
+        flags=_flags(local, push),
         block_ipv6=push.block_ipv6 or local.block_ipv6,
         mtu=push.tun_mtu,
         dns=(push.dns_servers or local.dns_servers)[:MAX_DNS],
         domains=tuple(filter(_is_domain, push.search_domains or local.search_domains))[:MAX_DNS],
     )
+
+
+def _flags(*sources: PushReply) -> tuple[str, ...] | None:
+    """What redirect-gateway and redirect-private come to together: who asks for more does not take back what another
+    has asked for. With ``!ipv4`` IPv4 stays outside, unless a later source draws it in (OpenVPN ``options.c``)."""
+    flags = dict[str, None]()
+    inside = is_said = False
+    for source in sources:
+        for asked, draws_in in ((source.redirect_private, False), (source.redirect_gateway, True)):
+            if asked is not None:
+                is_said = True
+                inside = (inside or draws_in) and "!ipv4" not in asked
+                flags |= dict.fromkeys(asked)
+    flags.pop("!ipv4", None)
+    if not is_said:
+        return None
+    return (*flags,) if inside else (*flags, "!ipv4")
 
 
 def plan(wanted: Settings, device: str, present: Sequence[RouteChange]) -> list[Change]:
@@ -213,9 +226,22 @@ def _bypasses(wanted: Settings, taken: Sequence[IpNetwork], outside: Sequence[Ro
 def _led(wish: Wish, wanted: Settings, device: str, outside: Sequence[RouteChange]) -> Iterator[RouteChange]:
     for network in [wish.network] if wish.network else [ip_network(str(server)) for server in wanted.servers]:
         if wish.way == "tunnel":
-            yield RouteChange(network, device, _via(wish.gateway, network, wanted), wish.metric)
+            for part in _parts(network, wish.metric, outside):
+                yield RouteChange(part, device, _via(wish.gateway, network, wanted), wish.metric)
         elif (way := way_to(network.network_address, outside)) is not None:
             yield RouteChange(network, way.device, way.gateway, wish.metric)
+
+
+def _parts(network: IpNetwork, metric: int, outside: Sequence[RouteChange]) -> list[IpNetwork]:
+    """A default route beside another that counts as much would be none: parts of it count more."""
+    own = metric or (METRIC6 if network.version == 6 else 0)
+    if network.prefixlen == 0 and any(
+        route.metric == own or (not metric and route.metric < own)
+        for route in _defaults(outside)
+        if route.destination == network
+    ):
+        return list(EVERYWHERE6 if network.version == 6 else HALVES)
+    return [network]
 
 
 def _via(gateway: IpAddress | None, network: IpNetwork, wanted: Settings) -> IpAddress | None:
@@ -278,9 +304,9 @@ def _is_domain(text: str) -> bool:
     return 0 < len(text) < 254 and all(c.isascii() and (c.isalnum() or c in "-_.") for c in text) and text[0] != "-"
 
 
-HALVES = [IPv4Network("0.0.0.0/1"), IPv4Network("128.0.0.0/1")]
+HALVES: list[IpNetwork] = [IPv4Network("0.0.0.0/1"), IPv4Network("128.0.0.0/1")]
 # All that is routed in the world, and all private addresses; link-local ones stay where they are.
-EVERYWHERE6 = [IPv6Network(text) for text in ("::/3", "2000::/4", "3000::/4", "fc00::/7")]
+EVERYWHERE6: list[IpNetwork] = [IPv6Network(text) for text in ("::/3", "2000::/4", "3000::/4", "fc00::/7")]
 # What the kernel makes of an IPv6 route without a metric.
 METRIC6 = 1024
 # Less wanted than any route that a tunnel leads to.

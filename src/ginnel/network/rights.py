@@ -62,8 +62,10 @@ class Rights:
     def guard(self, servers: Iterable[Server]) -> None:
         self._ask({"do": "guard", "servers": [list(server) for server in servers]})
 
-    def configure(self, settings: Settings) -> None:
-        self._ask({"do": "configure", "settings": settings.emit()})
+    def configure(self, settings: Settings) -> list[str]:
+        """Sentences on what goes past the tunnel all the same."""
+        answer, _ = self._ask({"do": "configure", "settings": settings.emit()})
+        return [str(sentence) for sentence in answer["told"]]
 
     def open_way_out(self, gate: Gate) -> None:
         self._ask({"do": "masquerade", "gate": gate.emit()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import socket
 from collections import deque
 from collections.abc import Iterable
@@ -22,6 +23,8 @@ from ginnel.openvpn.events import OpenUrl, Reconfigured
 from ginnel.openvpn.push import PushReply
 from ginnel.threads import for_one_peer
 from ginnel.vpn import Vpn
+
+log = logging.getLogger("ginnel")
 
 
 class KernelVpn(Vpn):
@@ -42,6 +45,7 @@ class KernelVpn(Vpn):
         self._news: deque[aio.Change] = deque()
         self._has_news = asyncio.Event()
         self._follower: asyncio.Task[None] | None = None
+        self._told: set[str] = set()
 
     @property
     def was_up(self) -> bool:
@@ -97,11 +101,18 @@ class KernelVpn(Vpn):
             try:
                 # After a loss, too: the way to the server may be another one by now.
                 if self._push is not None:
-                    await asyncio.to_thread(self._rights.configure, self._wanted(self._push))
+                    self._tell(await asyncio.to_thread(self._rights.configure, self._wanted(self._push)))
             except DeviceError as error:
                 self._fail(error)
                 return
             super()._on_change(change)
+
+    def _tell(self, sentences: list[str]) -> None:
+        """Once each, however often the machine is set up."""
+        for sentence in sentences:
+            if sentence not in self._told and len(self._told) < MAX_TOLD:
+                self._told.add(sentence)
+                log.warning("%s", sentence)
 
     def _wanted(self, push: PushReply) -> Settings:
         wanted = settings(push, self._config.local, (remote.host for remote in carriers(self._config)))
@@ -156,3 +167,6 @@ def carriers(config: ClientConfig) -> Iterable[Remote]:
 def allowed(config: ClientConfig) -> list[Server]:
     """What a kill switch lets through."""
     return [(remote.host, remote.port, remote.proto[:3]) for remote in carriers(config)]
+
+
+MAX_TOLD = 100

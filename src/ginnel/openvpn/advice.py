@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from cryptography import x509
 
 from ginnel.openvpn.config import ClientConfig
+from ginnel.openvpn.push import PushReply
 from ginnel.openvpn.wrap import NoWrap
 
 
@@ -23,7 +24,13 @@ class Advice:
 
 def advise(config: ClientConfig, now: datetime) -> tuple[Advice, ...]:
     """``now`` is aware of its time zone."""
-    return (*_about_the_server(config), *_about_tls(config), *_about_data(config), *_about_dates(config, now))
+    return (
+        *_about_the_server(config),
+        *_about_tls(config),
+        *_about_data(config),
+        *_about_routes(config.local),
+        *_about_dates(config, now),
+    )
 
 
 def _about_the_server(config: ClientConfig) -> Iterator[Advice]:
@@ -63,6 +70,13 @@ def _about_data(config: ClientConfig) -> Iterator[Advice]:
     if login is not None and login.password is not None and not config.auth_nocache:
         text = "the file has a password in it: whoever reads the file can log in"
         yield Advice("auth-user-pass", text, "keep the file to yourself (mode 0600), or let the password be asked for")
+
+
+def _about_routes(local: PushReply) -> Iterator[Advice]:
+    flags = local.redirect_gateway
+    if flags is not None and not {"ipv6", "!ipv4"} & {*flags, *(local.redirect_private or ())} and not local.block_ipv6:
+        text = "with --tun IPv6 leaves past the tunnel, unless the server draws it in"
+        yield Advice("redirect-gateway", text, "add: block-ipv6; or, if the server gives IPv6 addresses: ipv6")
 
 
 def _about_dates(config: ClientConfig, now: datetime) -> Iterator[Advice]:

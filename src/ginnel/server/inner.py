@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_network
-from typing import Protocol
+from typing import Any, Protocol
 
 from ginnel._core import DataPlane
 from ginnel.device.memory import MemoryDevice
@@ -196,7 +196,7 @@ def _hold(port: int) -> socket.socket:
     return held
 
 
-def _tell_failure(asked: Future[None]) -> None:
+def _tell_failure(asked: Future[Any]) -> None:
     if (error := asked.exception()) is not None:
         tell("not_routed", level=logging.ERROR, reason=str(error))
 
