@@ -41,9 +41,10 @@ def connecting(
     proto: str = "udp",
     login: tuple[str, str] | None = None,
     timeout: float = 20,
+    wrap: str | None = None,
 ) -> Vpn:
     place = next(place for place in server.places if place.proto == proto)
-    text = people.client_file(name, f"remote {place.address} {place.port} {proto}", *lines)
+    text = people.client_file(name, f"remote {place.address} {place.port} {proto}", *lines, wrap=wrap)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "client.ovpn"
         file.write_text(text)

@@ -11,6 +11,7 @@
 
 mod counters;
 mod events;
+mod guard;
 mod keys;
 mod receiving;
 pub(crate) mod routes;
@@ -24,6 +25,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 pub use crate::plane::counters::{Counters, PeerCounters};
 pub use crate::plane::events::Event;
+pub use crate::plane::guard::{Guard, Lock};
 pub use crate::plane::receiving::{Opened, Receiving};
 pub use crate::plane::routes::Prefix;
 pub use crate::plane::sending::{PING, Sealed, Sending};
@@ -241,6 +243,11 @@ impl Plane {
     /// How many control packets of strangers are reported within a time, at first a hundred within ten seconds.
     pub fn limit_strangers(&self, most: u64, period: Nanos, now: Nanos) {
         self.events().limit_strangers(most, period, now);
+    }
+
+    /// Which packets of strangers count at all; all of them at first.
+    pub fn guard_strangers(&self, guard: Guard) {
+        self.table.write().unwrap_or_else(PoisonError::into_inner).guard = guard;
     }
 
     /// Says whether packets for another peer's inner prefixes go there, and not to the device.

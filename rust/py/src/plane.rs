@@ -9,7 +9,7 @@ use ginnel_core::device::Kind;
 use ginnel_core::format::Format;
 use ginnel_core::framing::Framing;
 use ginnel_core::packet::{LocalPool, MAX_LEN};
-use ginnel_core::plane::{self, CommandError, Datagram, Event, Plane, Prefix};
+use ginnel_core::plane::{self, CommandError, Datagram, Event, Guard, Lock, Plane, Prefix};
 use ginnel_core::{Nanos, SECOND};
 use ginnel_io::inner::Inner;
 use ginnel_io::pump::{Pump, Threads, UnknownSocket};
@@ -144,6 +144,16 @@ impl DataPlane {
         let period = nanos(period)?;
         self.command(py, move |plane, now| {
             plane.limit_strangers(most, period, now);
+            Ok(())
+        })
+    }
+
+    fn guard_strangers(&self, py: Python<'_>, locks: Vec<(String, Vec<u8>)>) -> PyResult<()> {
+        let locks: Option<_> = locks.iter().map(|(kind, key)| Lock::new(kind, key)).collect();
+        let guard =
+            Guard::new(locks.ok_or_else(|| PyValueError::new_err("no lock of that kind and length"))?);
+        self.command(py, move |plane, _| {
+            plane.guard_strangers(guard);
             Ok(())
         })
     }

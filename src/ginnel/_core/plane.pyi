@@ -66,6 +66,10 @@ class DataPlane:
     def limit_strangers(self, most: int, period: float) -> None:
         """How many control packets of strangers are reported within ``period`` seconds; 100 within 10 at first."""
 
+    def guard_strangers(self, locks: list[tuple[str, bytes]]) -> None:
+        """Which control packets of strangers count at all, `ginnel.openvpn.strangers.locks`: the others are dropped.
+        Without a lock, as at first, all count."""
+
     def set_relaying(self, relaying: bool) -> None:
         """Whether packets for another peer's prefixes go there, and not to the device. Not at first."""
 

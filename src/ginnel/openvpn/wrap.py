@@ -119,6 +119,17 @@ class TlsAuth:
     def start(self, *, server: bool, unix_time: float, now: float, sent: int = 0) -> Wrapper:
         return _TlsAuthWrapper(self, PacketIdSender(_net_clock(unix_time, now), sent))
 
+    @property
+    def send_key(self) -> bytes:
+        return self._key(0 if self.direction is None else self.direction)
+
+    @property
+    def receive_key(self) -> bytes:
+        return self._key(0 if self.direction is None else 1 - self.direction)
+
+    def _key(self, index: int) -> bytes:
+        return self.key.hmac(index)[: DIGESTS[self.digest.upper()]]
+
 
 @dataclass(frozen=True)
 class TlsCrypt:
@@ -154,11 +165,10 @@ class _TlsAuthWrapper:
     wrapped_key = b""
 
     def __init__(self, settings: TlsAuth, sender: PacketIdSender) -> None:
-        send, receive = (0, 0) if settings.direction is None else (settings.direction, 1 - settings.direction)
         self._digest = settings.digest.lower()
         self._size = DIGESTS[settings.digest.upper()]
-        self._send = settings.key.hmac(send)[: self._size]
-        self._receive = settings.key.hmac(receive)[: self._size]
+        self._send = settings.send_key
+        self._receive = settings.receive_key
         self._sender = sender
         self._window = ReplayWindow()
         self.overhead = self._size + PACKET_ID_SIZE

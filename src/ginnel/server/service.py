@@ -17,6 +17,7 @@ from ginnel.openvpn import events
 from ginnel.openvpn.commands import REPORTS, carry_out
 from ginnel.openvpn.endpoint import Endpoint, Limits
 from ginnel.openvpn.server import ServerPolicy, ServerSettings, Verdict
+from ginnel.openvpn.strangers import locks
 from ginnel.openvpn.tls import TlsContext, TlsSettings
 from ginnel.openvpn.tls_crypt_v2 import ServerKey, TlsCryptV2Server
 from ginnel.server.admission import Admission
@@ -148,6 +149,8 @@ class Server:
         # The endpoint counts exactly, as clients that prove their address don't count; this is what it has time for.
         most, period = config.connect_freq_initial
         self._plane.limit_strangers(STRANGERS * most, period)
+        self._settings = _settings(config, self.store)
+        self._plane.guard_strangers(locks(self._settings.wrap))
         self._listeners = Listeners(
             self._plane,
             config.listen,

@@ -32,6 +32,8 @@ counters! {
         data_messages_dropped,
         control_dropped,
         strangers_dropped,
+        /// Of strangers, without a wrap of ours.
+        strangers_unauthenticated,
         floats,
         /// Inner packets, and their bytes, that were sealed.
         tx_packets,

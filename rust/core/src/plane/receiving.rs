@@ -141,13 +141,17 @@ impl Receiving<'_> {
     fn control(&mut self, datagram: &[u8], path: Path, now: Nanos) {
         let counters = &mut self.half.counters;
         counters.rx_control += 1;
-        let mut events = self.plane.events();
         let origin = match self.table.is_held(&path) {
             true => Origin::Peer,
-            false if events.is_contacted(&path) => Origin::Contacted,
+            false if self.plane.events().is_contacted(&path) => Origin::Contacted,
             false => Origin::Stranger,
         };
-        if !events.control(origin, datagram, path, now) {
+        // Before it counts as one, or noise would use up what strangers may ask.
+        if origin == Origin::Stranger && !self.table.guard.passes(datagram) {
+            counters.strangers_unauthenticated += 1;
+            return;
+        }
+        if !self.plane.events().control(origin, datagram, path, now) {
             match origin {
                 Origin::Stranger => counters.strangers_dropped += 1,
                 Origin::Peer | Origin::Contacted => counters.control_dropped += 1,

@@ -7,6 +7,7 @@ use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 use crate::device::Kind;
 use crate::header::Header;
 use crate::plane::Path;
+use crate::plane::guard::Guard;
 use crate::plane::routes::{Ends, Prefix, Prefixes};
 
 pub struct Table {
@@ -18,6 +19,7 @@ pub struct Table {
     routes: Prefixes<u32>,
     /// Whether peers reach each other.
     pub relaying: bool,
+    pub guard: Guard,
 }
 
 /// Where a peer is.
@@ -36,6 +38,7 @@ impl Table {
             streams: HashSet::new(),
             routes: Prefixes::default(),
             relaying: false,
+            guard: Guard::default(),
         }
     }
 

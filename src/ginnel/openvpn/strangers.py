@@ -1,0 +1,23 @@
+"""What a data plane needs to know to tell a stranger's first packet from noise: the keys of the wrap.
+
+It looks before it counts, so that a flood of noise takes nothing of what strangers may ask.
+"""
+
+from __future__ import annotations
+
+from ginnel.openvpn.tls_crypt_v2 import TlsCryptV2Server
+from ginnel.openvpn.wrap import TlsAuth, TlsCrypt, Wrap
+
+
+def locks(wrap: Wrap) -> list[tuple[str, bytes]]:
+    """For `DataPlane.guard_strangers` of a server: ``tls-crypt`` with a static key's 256 bytes, ``tls-crypt-v2`` with
+    a server key's 128, or a digest's name with the key of the clients' way. [] where there is no wrap."""
+    match wrap:
+        case TlsAuth():
+            return [(wrap.digest.upper(), wrap.receive_key)]
+        case TlsCrypt():
+            return [("tls-crypt", wrap.key.data)]
+        case TlsCryptV2Server():
+            own = [("tls-crypt-v2", wrap.key.data)]
+            return own if wrap.fallback is None else [*own, *locks(wrap.fallback)]
+    return []
