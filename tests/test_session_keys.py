@@ -8,8 +8,11 @@ from ginnel.errors import AuthError
 from ginnel.openvpn import events
 from ginnel.openvpn.login import Login
 from ginnel.openvpn.packets import ControlPacket, Header, Opcode, PacketError
+from ginnel.openvpn.push import PushReply
+from ginnel.openvpn.server import ClientLogin, Refusal, Verdict
 from ginnel.testing import PATHS, NoisyWire, Pair, Side, matching_settings
 from tests.sessions import (
+    PUSH,
     Case,
     OldClientPolicy,
     Tap,
@@ -303,3 +306,32 @@ def test_data_moves_over_before_we_begin_unless_the_key_is_very_new() -> None:
     pair.client.session.renegotiate(pair.now)
     event = pair.client.session.next_event()
     assert event == events.Swap(0, 3)
+
+
+def test_a_refused_renegotiation_stops_data_at_once_and_puts_its_end_off_for_nothing() -> None:
+    """Whatever the client begins, and although it acknowledges nothing of the refusal (CVE-2024-28882)."""
+
+    def gate(login: ClientLogin) -> Verdict | None:
+        return None if login.again else PushReply.parse(PUSH)
+
+    wire = Tap()
+    pair = establish(make_pair(wire=wire, gate=gate))
+    policy = pair.server_policy
+    pair.client.session.renegotiate(pair.now)
+    pair.run_until(lambda: rekeys(pair.client) == rekeys(pair.server) == 1, 100)
+    refused = pair.now
+    for _ in range(20):
+        key_id = pair.client.session._current.key_id
+        wire.lost = lambda packet, key_id=key_id: packet[0] & 7 == key_id and packet[0] >> 3 != Opcode.SOFT_RESET_V1
+        policy.decide(Refusal("not today"), pair.now)
+        pair.run_for(0)
+        assert pair.server.first(events.DelPeer) is not None
+        pair.client.session.renegotiate(pair.now)
+        pair.run_for(1)
+        if pair.server.closed is not None:
+            break
+    closed = closing(pair, pair.server, 1)
+    assert isinstance(closed.error, AuthError)
+    assert pair.now < refused + 7
+    after = pair.server.events[pair.server.events.index(events.DelPeer(0)) + 1 :]
+    assert after == [closed]

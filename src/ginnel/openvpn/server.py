@@ -314,6 +314,7 @@ class ServerPolicy:
             message = f"AUTH_FAILED,TEMP[backoff {refusal.backoff}]:{reason}" if known else f"RESTART,{reason}"
         self._session.send_message(message)
         error = AuthError(f"the client's login is refused: {reason}", reason)
+        self._session.cut()
         self._session.finish_settled(error, retry=False, within=FAREWELL, now=now)
 
     @property

@@ -175,11 +175,13 @@ class Session:
             hand_window=self._settings.hand_window,
             reneg_sec=self._settings.reneg_sec,
             tran_window=self._settings.tran_window,
-            emit=self._emit,
+            emit=self._command,
         )
         self._bytes_counted = 0
         self._active_at = now
         self._closing: events.Closed | None = None
+        # The data plane knows nothing of us any longer, or is told to.
+        self._cut = False
         self._finish_on_ack = False
         self._closed = False
         self._drained = False
@@ -284,7 +286,7 @@ class Session:
             self._guard(self._current.write_message, b"EXIT")
             self.finish_settled(None, retry=False, within=tunnel.exit_notify, now=now)
         else:
-            self._emit(events.SendDataMessage(self._policy.peer, EXIT_NOTICE))
+            self._command(events.SendDataMessage(self._policy.peer, EXIT_NOTICE))
             self.finish_settled(None, retry=False, within=tunnel.exit_notify - 1, now=now, acknowledged=False)
             if tunnel.exit_notify > 1:
                 self._timers[Timer.EXIT_NOTICE] = now + EXIT_NOTICE_INTERVAL
@@ -375,15 +377,22 @@ class Session:
             return
         self._closed = True
         self._timers.clear()
-        if self._tunnel is not None:
-            self._emit(events.DelPeer(self._policy.peer))
+        self.cut()
         self._emit(events.Closed(error, retry, delay, advance))
+
+    def cut(self) -> None:
+        """Ends the data channel, and nothing else. Idempotent."""
+        if self._tunnel is not None:
+            self._command(events.DelPeer(self._policy.peer))
+            self._cut = True
 
     def finish_settled(
         self, error: GinnelError | None, *, retry: bool, within: float, now: float, acknowledged: bool = True
     ) -> None:
         """Ends the session when all that we sent is acknowledged (if ``acknowledged`` matters), or
-        after ``within`` seconds."""
+        after ``within`` seconds. The first call counts: who is to go stays no longer for another reason."""
+        if self._closed or self._closing is not None:
+            return
         self._timers.clear()
         self._closing = events.Closed(error, retry)
         self._finish_on_ack = acknowledged
@@ -458,7 +467,8 @@ class Session:
         if packet.header.opcode is Opcode.SOFT_RESET_V1 and key_id == _next_key_id(self._current.key_id):
             self._current.peer_is_done()
             self._follow(self._current, now)
-            if self._is_settled_on_primary():
+            # Who is to go negotiates no more: it could put its end off.
+            if self._closing is None and self._is_settled_on_primary():
                 self._slots.peer_begins(now - self._current.started)
                 self._renegotiate(now)
         if key_id == self._current.key_id:
@@ -501,12 +511,12 @@ class Session:
             case Timer.RENEGOTIATE:
                 self.renegotiate(now)
             case Timer.INACTIVE:
-                self._emit(events.CountBytes(self._policy.peer))
+                self._command(events.CountBytes(self._policy.peer))
             case Timer.SESSION_TIMEOUT:
                 self.notice("the session has lasted as long as session-timeout lets it")
                 self.close(now)
             case Timer.EXIT_NOTICE:
-                self._emit(events.SendDataMessage(self._policy.peer, EXIT_NOTICE))
+                self._command(events.SendDataMessage(self._policy.peer, EXIT_NOTICE))
                 self._timers[Timer.EXIT_NOTICE] = now + EXIT_NOTICE_INTERVAL
             case Timer.LINGER:
                 if self._closing is not None:
@@ -593,7 +603,7 @@ class Session:
 
     def _set_peer(self, tunnel: Tunnel) -> None:
         framing = tunnel.data_format.framing
-        self._emit(events.SetPeer(self._policy.peer, tunnel.ping, tunnel.ping_restart, tunnel.mss, framing))
+        self._command(events.SetPeer(self._policy.peer, tunnel.ping, tunnel.ping_restart, tunnel.mss, framing))
 
     def _data_keys(self, tunnel: Tunnel) -> tuple[bytes, bytes]:
         return self._current.data_keys(self._peer_session_id or NO_SESSION, exported=tunnel.exported)
@@ -630,6 +640,11 @@ class Session:
 
     def _count(self, what: str) -> None:
         self._statistics[what] += 1
+
+    def _command(self, event: Event) -> None:
+        """For the data plane, while it knows us."""
+        if not self._cut:
+            self._emit(event)
 
     def _emit(self, event: Event) -> None:
         self._events.append(event)

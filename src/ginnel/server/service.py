@@ -50,7 +50,6 @@ class Server:
         self._exit = contextlib.AsyncExitStack()
         self._clients: dict[int, Client] = {}
         self._policies: dict[int, ServerPolicy] = {}
-        self._cut: set[int] = set()
         self._left: set[int] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -170,7 +169,6 @@ class Server:
             inform=lambda peer, text: self._policies[peer].tell(text),
         )
         await self._inside.open(self._admission.pool, self._address_of)
-        self._settings = _settings(config, self.store)
         self._endpoint = Endpoint(
             self._settings,
             self._make_policy,
@@ -266,8 +264,7 @@ class Server:
                 self._lead_to(self._clients[peer])
             case events.DelPeer():
                 self._count(peer)
-                if peer not in self._cut:
-                    carry_out(self._plane, event)
+                carry_out(self._plane, event)
             case events.Established():
                 self._welcome(self._clients[peer], event)
             case events.Closed(error):
@@ -276,7 +273,7 @@ class Server:
                 tell("notice", **self._who(peer), text=text)
             case events.Rekeyed(key_id):
                 tell("rekeyed", level=logging.DEBUG, **self._who(peer), key_id=key_id)
-            case _ if peer not in self._cut:
+            case _:
                 report = carry_out(self._plane, event)
                 if report is not None:
                     self._endpoint.data_event(report, self._loop.time())
@@ -312,15 +309,10 @@ class Server:
 
     def _expel(self, peer: int, reason: str) -> None:
         """Tells a client to go. Its data stops at once, whether it hears that or not."""
-        session, now = self._endpoint.session(peer), self._loop.time()
-        if session is None or peer in self._cut:
-            return
-        if session.tunnel is not None:
-            self._count(peer)
-            self._cut.add(peer)
-            self._plane.del_peer(peer)
-        self._policies[peer].expel(now, reason)
-        self._endpoint.touch(peer, now)
+        now = self._loop.time()
+        if self._endpoint.session(peer) is not None:
+            self._policies[peer].expel(now, reason)
+            self._endpoint.touch(peer, now)
 
     def _lead_to(self, client: Client) -> None:
         own = [f"{client.address}/32"]
@@ -340,7 +332,6 @@ class Server:
     def _bid_farewell(self, peer: int, error: GinnelError | None) -> None:
         reason = "the server ended the session" if error is None else str(error)
         policy = self._policies.pop(peer)
-        self._cut.discard(peer)
         client = self._admission.forget(peer)
         path = client.path if client is not None else None
         if client is not None:
@@ -370,7 +361,7 @@ class Server:
 
     def _count(self, peer: int) -> None:
         client = self._clients.get(peer)
-        if client is not None and peer not in self._cut:
+        if client is not None:
             with contextlib.suppress(ValueError):
                 client.count(self._plane.peer_statistics(peer), time.monotonic())
 
