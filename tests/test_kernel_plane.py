@@ -15,6 +15,7 @@ from ipaddress import ip_interface
 import pytest
 
 from ginnel._core import DataPlane
+from ginnel.device.base import Kind
 from ginnel.device.interface import Address
 from ginnel.device.kernel import KernelDevice
 from ginnel.device.memory import MemoryDevice
@@ -24,7 +25,7 @@ KEYS = bytes(range(128)), bytes(range(128, 256))
 MSS = 1380
 
 
-def join(one: DataPlane, other: DataPlane) -> None:
+def join(one: DataPlane, other: DataPlane, kind: Kind = "tun") -> None:
     """Two planes with one peer each, who share keys, over loopback."""
     sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
     for each in sockets:
@@ -38,14 +39,17 @@ def join(one: DataPlane, other: DataPlane) -> None:
         plane.new_peer(0, (number, host, port), 0)
         plane.new_key(0, 1, 0, "AES-256-GCM", KEYS[index], KEYS[1 - index])
         plane.swap(0, 1)
-        plane.set_routes(0, ["0.0.0.0/0", "::/0"], None)
+        if kind == "tun":
+            plane.set_routes(0, ["0.0.0.0/0", "::/0"], None)
         plane.set_peer(0, 0, 0, MSS)
 
 
 @contextlib.contextmanager
-def device(namespace: Namespace, *addresses: str, vnet_header: bool = True) -> Iterator[KernelDevice]:
+def device(
+    namespace: Namespace, *addresses: str, kind: Kind = "tun", vnet_header: bool = True
+) -> Iterator[KernelDevice]:
     with namespace.entered():
-        made = KernelDevice("tun%d", vnet_header=vnet_header)
+        made = KernelDevice(None, kind, vnet_header=vnet_header)
         for address in addresses:
             made.add_address(Address(ip_interface(address)))
         made.set_up(True)
@@ -57,29 +61,34 @@ def device(namespace: Namespace, *addresses: str, vnet_header: bool = True) -> I
 
 
 @contextlib.contextmanager
-def tunnel(vnet_header: tuple[bool, bool]) -> Iterator[tuple[Namespace, Namespace, DataPlane, DataPlane]]:
+def tunnel(
+    vnet_header: tuple[bool, bool], kind: Kind = "tun"
+) -> Iterator[tuple[Namespace, Namespace, DataPlane, DataPlane]]:
     with contextlib.ExitStack() as stack:
         spaces = [stack.enter_context(Namespace()) for _ in range(2)]
         planes = []
         for number, (space, offload) in enumerate(zip(spaces, vnet_header, strict=True), 1):
+            # Nobody else has these addresses, and nothing waits until that is known.
+            space.run(["sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad"])
             addresses = f"10.66.0.{number}/24", f"fd66::{number}/64"
-            made = stack.enter_context(device(space, *addresses, vnet_header=offload))
+            made = stack.enter_context(device(space, *addresses, kind=kind, vnet_header=offload))
             with space.entered():
                 plane = made.data_plane()
             stack.callback(plane.close)
             planes.append(plane)
-        join(*planes)
+        join(*planes, kind)
         yield spaces[0], spaces[1], planes[0], planes[1]
 
 
+@pytest.mark.parametrize("kind", ["tun", "tap"])
 @pytest.mark.parametrize("vnet_header", [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("address", ["10.66.0.2", "fd66::2"])
-def test_tcp_arrives_whole_both_ways(vnet_header: tuple[bool, bool], address: str) -> None:
+def test_tcp_arrives_whole_both_ways(kind: Kind, vnet_header: tuple[bool, bool], address: str) -> None:
     data = random.Random(7).randbytes(16 << 20)
-    with tunnel(vnet_header) as (left, right, one, other):
+    with tunnel(vnet_header, kind) as (left, right, one, other):
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with right.socket(family) as listener, left.socket(family) as client:
-            listener.bind((address, 80))
+            listener.bind(("", 80))
             listener.listen()
             listener.settimeout(60)
             client.settimeout(60)
@@ -121,28 +130,35 @@ def test_a_device_that_is_deleted_is_reported() -> None:
         assert "device_closed" in kinds
 
 
+@pytest.mark.parametrize("kind", ["tun", "tap"])
 @pytest.mark.parametrize("ipv6", [False, True])
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 @pytest.mark.parametrize("payload", [1, 1000, 1001, 2000, 2001, 50_000])
-def test_a_long_packet_is_cut_as_the_kernel_cuts_it(ipv6: bool, transport: str, payload: int) -> None:
+def test_a_long_packet_is_cut_as_the_kernel_cuts_it(kind: Kind, ipv6: bool, transport: str, payload: int) -> None:
     """The same packet to a device without offloads, for which the kernel cuts it, and to ours."""
     size = 1000
     long = packet(ipv6, transport, random.Random(payload).randbytes(payload), flags=0x99)
-    kind = {("tcp", False): 1, ("tcp", True): 4, ("udp", False): 5, ("udp", True): 5}[transport, ipv6]
+    sort = {("tcp", False): 1, ("tcp", True): 4, ("udp", False): 5, ("udp", True): 5}[transport, ipv6]
     start, offset = (40 if ipv6 else 20), (16 if transport == "tcp" else 6)
-    gso = (kind, size) if payload > size else (0, 0)
-    header = struct.pack("=BBHHHH", 1, gso[0], start + (32 if transport == "tcp" else 8), gso[1], start, offset)
-    with Namespace() as space, device(space, vnet_header=False) as plain, device(space) as ours:
+    gso = (sort, size) if payload > size else (0, 0)
+    link = ETHERNET[ipv6] if kind == "tap" else b""
+    at = len(link) + start
+    header = struct.pack("=BBHHHH", 1, gso[0], at + (32 if transport == "tcp" else 8), gso[1], at, offset)
+    with (
+        Namespace() as space,
+        device(space, kind=kind, vnet_header=False) as plain,
+        device(space, kind=kind) as ours,
+    ):
         with space.entered():
             plane = ours.data_plane()
-            memory = MemoryDevice()
+            memory = MemoryDevice(kind)
             memory.set_up(True)
             peer = DataPlane(memory.application)
         with contextlib.closing(plane), contextlib.closing(peer), memory:
-            join(plane, peer)
+            join(plane, peer, kind)
             with space.entered():
                 for target in (plain, ours):
-                    inject(target.name, header + partial(long, start, offset), ipv6)
+                    inject(target.name, header + link + partial(long, start, offset), ipv6)
             count = -(-payload // size)
             cut_by_kernel = receive(plain.application, count)
             cut_by_us = receive(memory.interface, count)
@@ -258,7 +274,7 @@ def receive(end: object, count: int) -> list[bytes]:
     packets: list[bytes] = []
     while len(packets) < count:
         came: bytes = end.read(30)  # type: ignore[attr-defined]
-        if came[:1] and PORTS in came[20:48]:
+        if came[:1] and PORTS in came[20:62]:
             packets.append(came)
     return packets
 
@@ -303,6 +319,8 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
+# The head of a frame, of an IPv4 packet's and an IPv6 packet's.
+ETHERNET = [b"\x02\0\0\0\0\1" + b"\x66\0\0\0\0\2" + kind for kind in (b"\x08\0", b"\x86\xdd")]
 SOL_PACKET, PACKET_VNET_HDR = 263, 15
 LEAST_TRAINS, MOST_TRAINS = 10, 200
 PORTS = struct.pack("!HH", 4321, 1234)

@@ -7,6 +7,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
+use crate::frame::ETHERNET_HEADER;
 use crate::packet::{MAX_LEN, Packet, lock};
 use crate::queue::{Counters, Observer, Queue};
 
@@ -284,8 +285,6 @@ impl Drop for End {
         outgoing.set_has_writer(false);
     }
 }
-
-const ETHERNET_HEADER: usize = 14;
 
 #[cfg(test)]
 mod tests {

@@ -6,12 +6,21 @@
 //! queue of its own for as long as it has packets, and none is marked instead of dropped.
 
 use std::collections::VecDeque;
+use std::slice;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use foldhash::{HashMap, HashMapExt};
 
-use crate::device::Kind;
 use crate::packet::Packet;
 use crate::{Nanos, SECOND};
+
+/// The memory that queues share. Each may have as much as is left, and so the more of them are long, the shorter
+/// all are; [`LEAST`] is everybody's.
+pub struct Budget {
+    used: AtomicUsize,
+    bytes: usize,
+}
 
 /// Packets that wait.
 pub struct FairQueue {
@@ -20,7 +29,9 @@ pub struct FairQueue {
     new: VecDeque<u32>,
     old: VecDeque<u32>,
     len: usize,
-    limit: usize,
+    /// Bytes of memory that its packets take.
+    footprint: usize,
+    budget: Arc<Budget>,
 }
 
 struct Flow {
@@ -32,14 +43,14 @@ struct Flow {
 }
 
 impl FairQueue {
-    /// A queue of at most `limit` packets.
-    pub fn new(limit: usize) -> FairQueue {
+    pub fn new(budget: Arc<Budget>) -> FairQueue {
         FairQueue {
             flows: HashMap::new(),
             new: VecDeque::new(),
             old: VecDeque::new(),
             len: 0,
-            limit: limit.max(1),
+            footprint: 0,
+            budget,
         }
     }
 
@@ -51,9 +62,15 @@ impl FairQueue {
         self.len == 0
     }
 
-    /// Takes a packet of a flow in. What has to go for it is returned: of the flow with most bytes, the oldest.
-    pub fn push(&mut self, flow: u32, packet: Packet, now: Nanos) -> Option<Packet> {
-        let dropped = (self.len == self.limit).then(|| self.drop_from_longest()).flatten();
+    /// Takes a packet of a flow in. What has to go for it is moved to the end of `dropped`: of the flow with most
+    /// bytes, the oldest.
+    pub fn push(&mut self, flow: u32, packet: Packet, now: Nanos, dropped: &mut Vec<Packet>) {
+        let footprint = packet.footprint();
+        if self.len > 0 && self.footprint + footprint > self.limit() {
+            self.drop_from_longest(dropped);
+        }
+        self.footprint += footprint;
+        self.budget.used.fetch_add(footprint, Ordering::Relaxed);
         let waiting = self.flows.entry(flow).or_insert_with(|| {
             self.new.push_back(flow);
             Flow { packets: VecDeque::new(), bytes: 0, credit: QUANTUM, codel: CoDel::default() }
@@ -61,7 +78,6 @@ impl FairQueue {
         waiting.bytes += packet.len();
         waiting.packets.push_back((packet, now));
         self.len += 1;
-        dropped
     }
 
     /// The packet whose turn it is. Those that have waited too long are moved to the end of `dropped`.
@@ -77,10 +93,11 @@ impl FairQueue {
             }
             let before = dropped.len();
             let packet = flow.pop(now, dropped);
-            self.len -= dropped.len() - before + usize::from(packet.is_some());
+            flow.credit -= packet.as_ref().map_or(0, Packet::len) as i64;
+            self.forget(&dropped[before..]);
             match packet {
                 Some(packet) => {
-                    flow.credit -= packet.len() as i64;
+                    self.forget(slice::from_ref(&packet));
                     return Some(packet);
                 }
                 // One that would begin anew at once, packet by packet, would always come first.
@@ -101,8 +118,23 @@ impl FairQueue {
     pub fn drain(&mut self) -> Vec<Packet> {
         self.new.clear();
         self.old.clear();
-        self.len = 0;
-        self.flows.drain().flat_map(|(_, flow)| flow.packets).map(|(packet, _)| packet).collect()
+        let packets: Vec<Packet> =
+            self.flows.drain().flat_map(|(_, flow)| flow.packets).map(|(packet, _)| packet).collect();
+        self.forget(&packets);
+        packets
+    }
+
+    /// The most that its packets may take now.
+    fn limit(&self) -> usize {
+        let free = self.budget.bytes.saturating_sub(self.budget.used.load(Ordering::Relaxed));
+        (self.footprint + free / 2).clamp(LEAST, MOST)
+    }
+
+    fn forget(&mut self, gone: &[Packet]) {
+        let footprint: usize = gone.iter().map(Packet::footprint).sum();
+        self.len -= gone.len();
+        self.footprint -= footprint;
+        self.budget.used.fetch_sub(footprint, Ordering::Relaxed);
     }
 
     fn pass_on(&mut self, is_new: bool) {
@@ -112,12 +144,16 @@ impl FairQueue {
         }
     }
 
-    fn drop_from_longest(&mut self) -> Option<Packet> {
-        let longest = self.flows.values_mut().max_by_key(|flow| flow.bytes)?;
-        let (packet, _) = longest.packets.pop_front()?;
-        longest.bytes -= packet.len();
-        self.len -= 1;
-        Some(packet)
+    /// Several at once, half of them at most, so that the longest is not looked for at every packet (RFC 8290, 4.1).
+    fn drop_from_longest(&mut self, dropped: &mut Vec<Packet>) {
+        let Some(longest) = self.flows.values_mut().max_by_key(|flow| flow.bytes) else { return };
+        let before = dropped.len();
+        let most = longest.packets.len().div_ceil(2).min(MOST_DROPPED);
+        for (packet, _) in longest.packets.drain(..most) {
+            longest.bytes -= packet.len();
+            dropped.push(packet);
+        }
+        self.forget(&dropped[before..]);
     }
 }
 
@@ -188,27 +224,23 @@ fn control_law(count: u32) -> Nanos {
     (INTERVAL as f64 / f64::from(count).sqrt()) as Nanos
 }
 
-/// The same number for all packets of a flow, by FNV-1a over addresses, protocol and ports.
-pub fn flow_hash(kind: Kind, packet: &[u8]) -> u32 {
-    let ip = if kind == Kind::Tap { packet.get(ETHERNET_HEADER..).unwrap_or_default() } else { packet };
-    let (addresses, protocol, ports) = match ip.first().map(|byte| byte >> 4) {
-        Some(4) => (12..20, 9, usize::from(ip[0] & 15) * 4),
-        Some(6) => (8..40, 6, 40),
-        _ => (0..0, 0, 0),
-    };
-    let bytes = [ip.get(addresses), ip.get(protocol..=protocol), ip.get(ports..ports + 4)];
-    bytes
-        .into_iter()
-        .flatten()
-        .flatten()
-        .fold(0x811c_9dc5, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+impl Budget {
+    /// As many bytes for all queues that share it.
+    pub fn new(bytes: usize) -> Arc<Budget> {
+        Arc::new(Budget { used: AtomicUsize::new(0), bytes })
+    }
 }
 
 /// Bytes of a turn.
 const QUANTUM: i64 = 1514;
 const TARGET: Nanos = SECOND / 200;
 const INTERVAL: Nanos = SECOND / 10;
-const ETHERNET_HEADER: usize = 14;
+
+/// What a queue may take of memory, however little is left, and however much: a thousand packets.
+const LEAST: usize = 64 << 10;
+const MOST: usize = 2 << 20;
+/// Packets that are dropped at once.
+const MOST_DROPPED: usize = 16;
 
 #[cfg(test)]
 mod tests {
@@ -232,11 +264,11 @@ mod tests {
 
     #[test]
     fn a_flow_that_begins_comes_before_a_long_queue() {
-        let (mut pool, mut queue) = (Pool::new(64).local(), FairQueue::new(1000));
-        (0..500).for_each(|each| assert!(queue.push(1, packet(&mut pool, 1, each, 1400), 0).is_none()));
+        let (mut pool, mut queue) = (Pool::new(64).local(), FairQueue::new(Budget::new(MOST * 4)));
         let mut none = Vec::new();
+        (0..500).for_each(|each| queue.push(1, packet(&mut pool, 1, each, 1400), 0, &mut none));
         assert_eq!(queue.pop(0, &mut none).unwrap()[0], 1);
-        queue.push(2, packet(&mut pool, 2, 0, 84), 0);
+        queue.push(2, packet(&mut pool, 2, 0, 84), 0, &mut none);
         let flows: Vec<u8> = (0..4).map(|_| queue.pop(0, &mut none).unwrap()[0]).collect();
         assert!(flows[..3].contains(&2), "{flows:?}");
         assert!(none.is_empty());
@@ -244,13 +276,13 @@ mod tests {
 
     #[test]
     fn flows_share_by_bytes_and_keep_their_order() {
-        let (mut pool, mut queue) = (Pool::new(64).local(), FairQueue::new(4000));
-        for each in 0..1000 {
-            queue.push(1, packet(&mut pool, 1, each, 1400), 0);
-            queue.push(2, packet(&mut pool, 2, each, 200), 0);
+        let (mut pool, mut queue) = (Pool::new(64).local(), FairQueue::new(Budget::new(MOST * 4)));
+        for each in 0..500 {
+            queue.push(1, packet(&mut pool, 1, each, 1400), 0, &mut Vec::new());
+            queue.push(2, packet(&mut pool, 2, each, 200), 0, &mut Vec::new());
         }
         let (mut bytes, mut next) = ([0; 3], [0; 3]);
-        for _ in 0..800 {
+        for _ in 0..400 {
             let packet = queue.pop(0, &mut Vec::new()).unwrap();
             let flow = usize::from(packet[0]);
             assert_eq!(number(&packet), next[flow]);
@@ -262,19 +294,44 @@ mod tests {
 
     #[test]
     fn a_full_queue_drops_the_oldest_of_the_longest() {
-        let (mut pool, mut queue) = (Pool::new(64).local(), FairQueue::new(100));
-        (0..99).for_each(|each| assert!(queue.push(1, packet(&mut pool, 1, each, 1400), 0).is_none()));
-        assert!(queue.push(2, packet(&mut pool, 2, 0, 84), 0).is_none());
-        let dropped = queue.push(2, packet(&mut pool, 2, 1, 84), 0).unwrap();
-        assert_eq!((dropped[0], number(&dropped), queue.len()), (1, 0, 100));
+        let (mut pool, mut queue) = (Pool::new(64).local(), FairQueue::new(Budget::new(0)));
+        let full = (LEAST / packet(&mut pool, 0, 0, 1400).footprint()) as u32;
+        let mut dropped = Vec::new();
+        (1..full).for_each(|each| queue.push(1, packet(&mut pool, 1, each, 1400), 0, &mut dropped));
+        queue.push(2, packet(&mut pool, 2, 0, 84), 0, &mut dropped);
+        assert!(dropped.is_empty());
+        queue.push(2, packet(&mut pool, 2, 1, 84), 0, &mut dropped);
+        let gone: Vec<_> = dropped.iter().map(|packet| (packet[0], number(packet))).collect();
+        assert_eq!(gone, (1..=gone.len() as u32).map(|each| (1, each)).collect::<Vec<_>>());
+        assert_eq!(
+            (gone.len(), queue.len()),
+            (full.div_ceil(2).min(16) as usize, full as usize + 1 - gone.len())
+        );
+    }
+
+    #[test]
+    fn the_more_queues_are_long_the_shorter_all_are() {
+        let (mut pool, budget) = (Pool::new(64).local(), Budget::new(4 * MOST));
+        let mut queues: Vec<_> = (0..40).map(|_| FairQueue::new(budget.clone())).collect();
+        let mut dropped = Vec::new();
+        for queue in &mut queues {
+            (0..2000).for_each(|each| queue.push(1, packet(&mut pool, 1, each, 1400), 0, &mut dropped));
+            assert!((LEAST - 40_000..=MOST).contains(&queue.footprint), "{}", queue.footprint);
+        }
+        assert!(queues[0].footprint > MOST - 40_000, "one alone may have all that a queue may");
+        let all: usize = queues.iter().map(|queue| queue.footprint).sum();
+        assert_eq!(budget.used.load(Ordering::Relaxed), all);
+        assert!(all <= 4 * MOST + 40 * LEAST, "{all}");
+        queues.iter_mut().for_each(|queue| drop(queue.drain()));
+        assert_eq!(budget.used.load(Ordering::Relaxed), 0);
     }
 
     /// A bulk flow faster than the way: what waits is dropped from the front until the wait is short.
     #[test]
     fn a_standing_queue_is_cut_down_and_a_burst_is_not() {
-        let (mut pool, mut queue) = (Pool::new(2000).local(), FairQueue::new(1000));
+        let (mut pool, mut queue) = (Pool::new(2000).local(), FairQueue::new(Budget::new(MOST * 4)));
         let (mut dropped, mut now) = (Vec::new(), 0);
-        (0..200).for_each(|each| drop(queue.push(1, packet(&mut pool, 1, each, 1400), now)));
+        (0..200).for_each(|each| queue.push(1, packet(&mut pool, 1, each, 1400), now, &mut dropped));
         // A burst that is gone within an interval loses nothing.
         for _ in 0..200 {
             now += MILLISECOND / 3;
@@ -282,10 +339,10 @@ mod tests {
         }
         assert!(dropped.is_empty() && queue.is_empty());
         // One packet a millisecond leaves; one comes for each, behind a hundred that stand there.
-        (0..100).for_each(|each| drop(queue.push(1, packet(&mut pool, 1, each, 1400), now)));
+        (0..100).for_each(|each| queue.push(1, packet(&mut pool, 1, each, 1400), now, &mut dropped));
         for each in 0..5000 {
             now += MILLISECOND;
-            queue.push(1, packet(&mut pool, 1, each, 1400), now);
+            queue.push(1, packet(&mut pool, 1, each, 1400), now, &mut dropped);
             queue.pop(now, &mut dropped).unwrap();
         }
         assert!(queue.len() < 20, "{} wait", queue.len());
@@ -297,7 +354,8 @@ mod tests {
         let (mut pool, mut now) = (Pool::new(2000).local(), 0);
         for seed in 0..50 {
             let mut random = Seeded(seed);
-            let mut queue = FairQueue::new(1 + random.below(300));
+            let budget = Budget::new(random.below(600_000));
+            let mut queue = FairQueue::new(budget.clone());
             let (mut came, mut went, mut dropped) = (0, 0, Vec::new());
             for each in 0..3000 {
                 now += random.below(3_000_000) as Nanos;
@@ -305,7 +363,7 @@ mod tests {
                     let flow = random.below(8) as u8;
                     let len = 5 + random.below(1400);
                     came += 1;
-                    dropped.extend(queue.push(flow.into(), packet(&mut pool, flow, each, len), now));
+                    queue.push(flow.into(), packet(&mut pool, flow, each, len), now, &mut dropped);
                 } else {
                     went += usize::from(queue.pop(now, &mut dropped).is_some());
                 }
@@ -318,23 +376,7 @@ mod tests {
                 queue.is_empty() && queue.flows.is_empty() && queue.old.is_empty() && queue.new.is_empty()
             );
             assert_eq!(came, went + dropped.len(), "seed {seed}");
-        }
-    }
-
-    #[test]
-    fn a_flow_is_its_addresses_protocol_and_ports() {
-        let mut one = vec![0x45; 28];
-        let hash = flow_hash(Kind::Tun, &one);
-        one[4] = 9;
-        assert_eq!(flow_hash(Kind::Tun, &one), hash, "the identification is a packet's own");
-        for at in [9, 12, 19, 20, 23] {
-            let mut other = one.clone();
-            other[at] ^= 1;
-            assert_ne!(flow_hash(Kind::Tun, &other), hash, "byte {at}");
-        }
-        assert_eq!(flow_hash(Kind::Tap, &[&[0; 14], &one[..]].concat()), hash);
-        for len in 0..28 {
-            flow_hash(Kind::Tun, &one[..len]);
+            assert_eq!((queue.footprint, budget.used.load(Ordering::Relaxed)), (0, 0));
         }
     }
 }

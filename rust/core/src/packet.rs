@@ -38,6 +38,11 @@ impl Packet {
         self.start == self.end
     }
 
+    /// The bytes of memory that it takes.
+    pub fn footprint(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// The bytes free before the packet.
     pub fn headroom(&self) -> usize {
         self.start as usize

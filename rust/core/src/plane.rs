@@ -33,6 +33,7 @@ pub use crate::plane::sending::{PING, Sealed, Sending};
 use crate::cipher::MATERIAL_LEN;
 use crate::device::Kind;
 use crate::format::Format;
+use crate::frame::network_at;
 use crate::framing::Framing;
 use crate::packet::{LocalPool, Packet};
 use crate::plane::events::Events;
@@ -384,14 +385,8 @@ impl From<KeyError> for CommandError {
 }
 
 fn clamp(kind: Kind, limit: u16, packet: &mut Packet) {
-    match kind {
-        _ if limit == 0 => {}
-        Kind::Tun => mss::clamp(packet, limit),
-        Kind::Tap => {
-            if let Some((_, packet)) = packet.split_at_mut_checked(ETHERNET_HEADER) {
-                mss::clamp(packet, limit);
-            }
-        }
+    if let Some(at) = network_at(kind, packet).filter(|_| limit != 0) {
+        mss::clamp(&mut packet[at..], limit);
     }
 }
 
@@ -405,8 +400,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 const MAX_PEER_ID: u32 = 0x00ff_ffff;
-
-const ETHERNET_HEADER: usize = 14;
 
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,9 @@
 mod seeded;
 
 use ginnel_core::cipher::MATERIAL_LEN;
+use ginnel_core::device::Kind;
 use ginnel_core::format::Format;
+use ginnel_core::frame::network_at;
 use ginnel_core::framing::Framing;
 use ginnel_core::offload::coalesce::{Coalescer, Group};
 use ginnel_core::offload::segment::segment;
@@ -39,7 +41,8 @@ fn each(case: impl Fn(&mut Seeded)) {
 fn what_is_cut_is_all_of_it_or_refused() {
     each(|random| {
         let mut pool = Pool::new(64).local();
-        let (mut header, mut long, _) = long(random);
+        let kind = kind(random);
+        let (mut header, mut long) = long(random, kind);
         damage(random, &mut long);
         if one_in(random, 2) {
             let mut bytes = header.emit();
@@ -48,7 +51,7 @@ fn what_is_cut_is_all_of_it_or_refused() {
             header = parsed;
         }
         let mut pieces = Vec::new();
-        if segment(&header, &long, &mut pool, &mut pieces).is_err() {
+        if segment(kind, &header, &long, &mut pool, &mut pieces).is_err() {
             assert!(pieces.is_empty());
             return;
         }
@@ -72,8 +75,9 @@ fn what_is_cut_is_all_of_it_or_refused() {
 fn what_is_joined_is_cut_into_what_it_was() {
     each(|random| {
         let mut pool = Pool::new(256).local();
+        let kind = kind(random);
         let mut batch: Vec<Vec<u8>> =
-            (0..1 + random.below(3)).flat_map(|_| train(random, &mut pool)).collect();
+            (0..1 + random.below(3)).flat_map(|_| train(random, kind, &mut pool)).collect();
         for _ in 0..random.below(4) {
             let (one, other) = (random.below(batch.len()), random.below(batch.len()));
             match random.below(3) {
@@ -83,7 +87,7 @@ fn what_is_joined_is_cut_into_what_it_was() {
             }
         }
         let mut packets: Vec<Packet> = batch.iter().map(|bytes| pool.packet_from(bytes)).collect();
-        let mut coalescer = Coalescer::new(one_in(random, 2));
+        let mut coalescer = Coalescer::new(kind, one_in(random, 2));
         let groups = coalescer.group(&mut packets);
         let mut places: Vec<usize> = groups.iter().flat_map(|group| group.members.clone()).collect();
         places.sort_unstable();
@@ -91,11 +95,13 @@ fn what_is_joined_is_cut_into_what_it_was() {
         for group in groups {
             assert!(group.members.is_sorted());
             let mut cut = Vec::new();
-            segment(&group.header, &joined(group, &packets), &mut pool, &mut cut).expect("what we made");
+            segment(kind, &group.header, &joined(group, &packets), &mut pool, &mut cut)
+                .expect("what we made");
             assert_eq!(cut.len(), group.members.len());
             for (packet, &place) in cut.iter().zip(&group.members) {
                 let is_same = packet[..] == batch[place][..]
-                    || group.members.len() > 1 && without_number(packet) == without_number(&batch[place]);
+                    || group.members.len() > 1
+                        && without_number(kind, packet) == without_number(kind, &batch[place]);
                 assert!(is_same, "packet {place} differs");
             }
         }
@@ -139,7 +145,7 @@ fn only_what_was_sealed_is_opened() {
 }
 
 fn plane(format: Format, framing: Framing, flipped: bool) -> Plane {
-    let plane = Plane::new(ginnel_core::device::Kind::Tun, 1);
+    let plane = Plane::new(Kind::Tun, 1);
     let keys: [[u8; MATERIAL_LEN]; 2] = [[1; MATERIAL_LEN], [2; MATERIAL_LEN]];
     let (encrypt, decrypt) = if flipped { (&keys[1], &keys[0]) } else { (&keys[0], &keys[1]) };
     plane.new_peer(1, PATH, Some(7), 0).unwrap();
@@ -172,8 +178,25 @@ fn damage_bytes(random: &mut Seeded, bytes: &mut [u8]) {
     }
 }
 
-/// A long packet as the kernel gives it, its vnet header, and where its payload begins.
-fn long(random: &mut Seeded) -> (VnetHeader, Vec<u8>, usize) {
+fn kind(random: &mut Seeded) -> Kind {
+    if one_in(random, 3) { Kind::Tap } else { Kind::Tun }
+}
+
+/// What comes before the IP packet.
+fn link(random: &mut Seeded, kind: Kind, ipv6: bool) -> Vec<u8> {
+    if kind == Kind::Tun {
+        return Vec::new();
+    }
+    let mut link = random.bytes(12);
+    for _ in 0..random.below(6) / 4 {
+        link.extend([0x81, 0, 0, 9]);
+    }
+    link.extend(if ipv6 { [0x86, 0xdd] } else { [8, 0] });
+    link
+}
+
+/// A long packet as the kernel gives it, and its vnet header.
+fn long(random: &mut Seeded, kind: Kind) -> (VnetHeader, Vec<u8>) {
     let (ipv6, tcp) = (one_in(random, 2), one_in(random, 2));
     let start = if ipv6 { 40 } else { 20 };
     let transport = if tcp { 20 + 4 * random.below(11) } else { 8 };
@@ -199,35 +222,38 @@ fn long(random: &mut Seeded) -> (VnetHeader, Vec<u8>, usize) {
         (true, true) => Gso::Tcp6,
         _ => Gso::Udp,
     };
+    let link = link(random, kind, ipv6);
     let header = VnetHeader {
         needs_checksum: true,
         gso,
-        header_len: (start + transport) as u16,
+        header_len: (link.len() + start + transport) as u16,
         gso_size: size as u16,
-        checksum_start: start as u16,
+        checksum_start: (link.len() + start) as u16,
         checksum_offset: if tcp { 16 } else { 6 },
     };
-    (header, bytes, start + transport)
+    (header, [link, bytes].concat())
 }
 
 /// Packets with right checksums that follow one another.
-fn train(random: &mut Seeded, pool: &mut LocalPool) -> Vec<Vec<u8>> {
-    let (header, long, _) = long(random);
+fn train(random: &mut Seeded, kind: Kind, pool: &mut LocalPool) -> Vec<Vec<u8>> {
+    let (header, long) = long(random, kind);
     let mut packets = Vec::new();
-    segment(&header, &long, pool, &mut packets).expect("a long packet");
+    segment(kind, &header, &long, pool, &mut packets).expect("a long packet");
     packets.iter().map(|packet| packet.to_vec()).collect()
 }
 
 /// An IPv4 packet that is never fragmented has an identification that says nothing (RFC 6864, 4.1): joined
 /// to others, it gets another, and so another header checksum. That checksum was right before, or it
 /// would not have been joined.
-fn without_number(packet: &[u8]) -> Vec<u8> {
-    let mut packet = packet.to_vec();
+fn without_number(kind: Kind, frame: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    let at = network_at(kind, &frame).unwrap_or(frame.len());
+    let packet = &mut frame[at..];
     if packet.len() >= 20 && packet[0] == 0x45 && packet[6] & 0x40 != 0 {
         packet[4..6].fill(0);
         packet[10..12].fill(0);
     }
-    packet
+    frame
 }
 
 /// The bytes that a group is written as.

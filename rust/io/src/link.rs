@@ -13,7 +13,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use ginnel_core::device::{Device, End, Side};
-use ginnel_core::fair::flow_hash;
+use ginnel_core::flow::flow_hash;
 use ginnel_core::packet::{LocalPool, Packet, Pool};
 use ginnel_core::queue::Wake;
 use rustix::buffer::spare_capacity;
@@ -411,7 +411,7 @@ impl Loop {
         for packet in packets.drain(..) {
             let chosen = match self.enabled.as_slice() {
                 [only] => *only,
-                several => several[flow_hash(self.device.kind(), &packet) as usize % several.len()],
+                several => several[flow_hash(self.device.kind(), &packet, 0) as usize % several.len()],
             };
             match self.members.get_mut(&chosen) {
                 Some(member) if member.backlog.len() < MAX_BACKLOG => member.backlog.push_back(packet),

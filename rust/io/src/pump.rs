@@ -19,6 +19,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use ginnel_core::Nanos;
+use ginnel_core::fair::Budget;
 use ginnel_core::packet::{Packet, Pool};
 use ginnel_core::plane::{CommandError, Datagram, Event, Path, PeerCounters, Plane};
 use ginnel_core::queue::Wake;
@@ -57,6 +58,7 @@ impl Pump {
             is_device_closed: AtomicBool::new(false),
             origin: Instant::now(),
             pool,
+            waiting: Budget::new(WAITING),
         });
         let observers = inner.observers();
         let pump = Pump { shared: shared.clone(), threads: Mutex::default(), observers };
@@ -283,6 +285,8 @@ struct Shared {
     is_device_closed: AtomicBool,
     origin: Instant,
     pool: Arc<Pool>,
+    /// What may wait for sockets.
+    waiting: Arc<Budget>,
 }
 
 /// What others have for a lane's threads.
@@ -451,6 +455,9 @@ impl Shared {
         }
     }
 }
+
+/// Bytes of inner packets that wait for room in sockets.
+const WAITING: usize = 32 << 20;
 
 /// A lock whose poison is ignored: a panic ends the threads, and what it left is only read after.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -28,6 +28,7 @@ pub struct Tun {
 /// What one thread reads a device with.
 pub struct TunReader {
     descriptor: Arc<OwnedFd>,
+    kind: Kind,
     vnet: bool,
     buffer: Box<[u8]>,
     counters: TunCounters,
@@ -132,6 +133,7 @@ impl Tun {
     pub fn reader(&self) -> TunReader {
         TunReader {
             descriptor: self.descriptor.clone(),
+            kind: self.kind,
             vnet: self.vnet,
             buffer: vec![0; VnetHeader::LEN + MAX_LEN].into_boxed_slice(),
             counters: TunCounters::default(),
@@ -143,7 +145,7 @@ impl Tun {
         TunWriter {
             descriptor: self.descriptor.clone(),
             vnet: self.vnet,
-            coalescer: Coalescer::new(self.udp),
+            coalescer: Coalescer::new(self.kind, self.udp),
             counters: TunCounters::default(),
             observers: self.observers.clone(),
         }
@@ -177,7 +179,7 @@ impl TunReader {
                 packets.push(pool.packet_from(bytes));
             } else if let Some((header, packet)) = bytes.split_first_chunk()
                 && let Ok(header) = VnetHeader::parse(header)
-                && segment(&header, packet, pool, packets).is_ok()
+                && segment(self.kind, &header, packet, pool, packets).is_ok()
             {
                 // Cut.
             } else {

@@ -6,6 +6,8 @@
 //! checksum is right, for the kernel will not look again.
 
 use crate::checksum::Sum;
+use crate::device::Kind;
+use crate::frame::{ETHERNET_HEADER, network_at};
 use crate::offload::{Gso, VnetHeader, at, put, word};
 use crate::packet::{MAX_LEN, Packet};
 
@@ -23,26 +25,27 @@ pub struct Group {
 }
 
 /// Finds the groups in batches of packets.
-#[derive(Default)]
 pub struct Coalescer {
     groups: Vec<Group>,
     used: usize,
+    kind: Kind,
     /// Whether the kernel takes UDP datagrams in one piece.
     udp: bool,
 }
 
-/// What is looked at in a packet.
+/// What is looked at in a packet: its headers' places, and its end.
 struct View {
     is_tcp: bool,
+    network: usize,
     transport: usize,
     payload: usize,
     end: usize,
 }
 
 impl Coalescer {
-    /// `udp`: the kernel takes UDP datagrams in one piece, too (since Linux 6.2).
-    pub fn new(udp: bool) -> Coalescer {
-        Coalescer { groups: Vec::new(), used: 0, udp }
+    /// For a device of this kind. `udp`: the kernel takes UDP datagrams in one piece, too (since Linux 6.2).
+    pub fn new(kind: Kind, udp: bool) -> Coalescer {
+        Coalescer { groups: Vec::new(), used: 0, kind, udp }
     }
 
     /// The groups of a batch, in the order in which they are to be written. The headers of those
@@ -50,7 +53,7 @@ impl Coalescer {
     pub fn group(&mut self, packets: &mut [Packet]) -> &[Group] {
         self.used = 0;
         for index in 0..packets.len() {
-            let view = View::of(&packets[index]).filter(|view| view.is_tcp || self.udp);
+            let view = View::of(self.kind, &packets[index]).filter(|view| view.is_tcp || self.udp);
             match view.and_then(|view| self.find(packets, index, &view).map(|group| (group, view))) {
                 Some((group, view)) => self.groups[group].join(packets, index, &view),
                 None => self.begin(packets, index),
@@ -58,7 +61,7 @@ impl Coalescer {
         }
         for group in &mut self.groups[..self.used] {
             if group.members.len() > 1 {
-                group.finish(packets);
+                group.finish(self.kind, packets);
             }
         }
         &self.groups[..self.used]
@@ -69,7 +72,7 @@ impl Coalescer {
         let packet = &packets[index];
         let open = self.groups[..self.used].iter().rposition(|group| {
             let first = &packets[group.members[0]];
-            !group.closed && View::of(first).is_some_and(|of| same_flow(first, &of, packet, view))
+            !group.closed && View::of(self.kind, first).is_some_and(|of| same_flow(first, &of, packet, view))
         })?;
         let group = &mut self.groups[open];
         if group.continues(&packets[group.members[0]], packet, view) {
@@ -89,17 +92,17 @@ impl Coalescer {
         }
         let group = &mut self.groups[self.used];
         self.used += 1;
-        group.begin(&packets[index], index, self.udp);
+        group.begin(self.kind, &packets[index], index, self.udp);
     }
 }
 
 impl Group {
-    fn begin(&mut self, packet: &[u8], index: usize, udp: bool) {
+    fn begin(&mut self, kind: Kind, packet: &[u8], index: usize, udp: bool) {
         self.members.clear();
         self.members.push(index);
         self.header = VnetHeader::default();
         self.closed = true;
-        let Some(view) = View::of(packet).filter(|view| view.is_tcp || udp) else { return };
+        let Some(view) = View::of(kind, packet).filter(|view| view.is_tcp || udp) else { return };
         let payload = view.end - view.payload;
         if payload == 0 || view.end != packet.len() || !view.may_lead(packet) || !view.is_sound(packet) {
             return;
@@ -135,20 +138,22 @@ impl Group {
     }
 
     /// Makes the first packet's headers those of all.
-    fn finish(&mut self, packets: &mut [Packet]) {
+    fn finish(&mut self, kind: Kind, packets: &mut [Packet]) {
         let last = *self.members.last().expect("a group has members");
-        let Some(view) = View::of(&packets[self.members[0]]) else { return };
+        let Some(view) = View::of(kind, &packets[self.members[0]]) else { return };
         let last_flags = if view.is_tcp { packets[last][view.transport + at::TCP_FLAGS] } else { 0 };
-        let first = &mut packets[self.members[0]];
+        let first = &mut packets[self.members[0]][view.network..];
+        let transport_at = view.transport - view.network;
+        let len = self.len - view.network;
         let is_ipv6 = first[0] >> 4 == 6;
-        let transport_len = self.len - view.transport;
+        let transport_len = len - transport_at;
         let (addresses, protocol) = if is_ipv6 {
-            put(first, 4, (self.len - at::IPV6_LEN) as u16);
+            put(first, 4, (len - at::IPV6_LEN) as u16);
             (8..40, first[6])
         } else {
-            put(first, 2, self.len as u16);
+            put(first, 2, len as u16);
             put(first, 10, 0);
-            let checksum = Sum::default().with(&first[..view.transport]).finish();
+            let checksum = Sum::default().with(&first[..transport_at]).finish();
             first[10..12].copy_from_slice(&checksum);
             (12..20, first[9])
         };
@@ -157,7 +162,7 @@ impl Group {
         rest[7] = protocol;
         let checksum = Sum::default().with(&first[addresses]).with(&rest).finish();
         let offset = if view.is_tcp { at::TCP_CHECKSUM } else { at::UDP_CHECKSUM };
-        let transport = &mut first[view.transport..];
+        let transport = &mut first[transport_at..];
         if view.is_tcp {
             transport[at::TCP_FLAGS] |= last_flags & (at::PSH | at::FIN);
         } else {
@@ -178,8 +183,10 @@ impl Group {
 }
 
 impl View {
-    /// `None` for what is never joined: neither TCP nor UDP, fragments, packets with IP options.
-    fn of(packet: &[u8]) -> Option<View> {
+    /// `None` for what is never joined: neither TCP nor UDP, fragments, packets with IP options, tagged frames.
+    fn of(kind: Kind, frame: &[u8]) -> Option<View> {
+        let network = network_at(kind, frame).filter(|&at| at <= ETHERNET_HEADER)?;
+        let packet = &frame[network..];
         let (transport, protocol, end) = match packet.first()? >> 4 {
             4 if packet[0] == 0x45 && packet.len() >= at::IPV4_LEN => {
                 // Neither more fragments nor an offset.
@@ -199,7 +206,8 @@ impl View {
         };
         let least = if is_tcp { at::TCP_LEN } else { at::UDP_LEN };
         let payload = transport + len;
-        (len >= least && payload <= end).then_some(View { is_tcp, transport, payload, end })
+        let [transport, payload, end] = [transport, payload, end].map(|at| network + at);
+        (len >= least && payload <= end).then_some(View { is_tcp, network, transport, payload, end })
     }
 
     /// Whether others may be joined to it.
@@ -231,10 +239,11 @@ impl View {
 
     /// Whether the checksums are right.
     fn is_sound(&self, packet: &[u8]) -> bool {
-        let is_ipv6 = packet[0] >> 4 == 6;
+        let header = &packet[self.network..self.transport];
+        let is_ipv6 = header[0] >> 4 == 6;
         let (addresses, protocol) =
-            if is_ipv6 { (&packet[8..40], packet[6]) } else { (&packet[12..20], packet[9]) };
-        let network = is_ipv6 || Sum::default().with(&packet[..self.transport]).finish() == [0, 0];
+            if is_ipv6 { (&header[8..40], header[6]) } else { (&header[12..20], header[9]) };
+        let network = is_ipv6 || Sum::default().with(header).finish() == [0, 0];
         let mut rest = [0; 8];
         rest[..4].copy_from_slice(&((self.end - self.transport) as u32).to_be_bytes());
         rest[7] = protocol;
@@ -252,24 +261,28 @@ fn sequence(packet: &[u8], view: &View) -> u32 {
 }
 
 fn same_flow(one: &[u8], of: &View, other: &[u8], view: &View) -> bool {
-    let addresses = if one[0] >> 4 == 6 { 8..40 } else { 12..20 };
-    one[0] >> 4 == other[0] >> 4
+    let (link, one_ip) = one.split_at(of.network);
+    let (other_link, other_ip) = other.split_at(view.network);
+    let addresses = if one_ip[0] >> 4 == 6 { 8..40 } else { 12..20 };
+    one_ip[0] >> 4 == other_ip[0] >> 4
         && of.is_tcp == view.is_tcp
-        && one[addresses.clone()] == other[addresses]
+        && one_ip[addresses.clone()] == other_ip[addresses]
         && one[of.transport..of.transport + 4] == other[view.transport..view.transport + 4]
+        && link == other_link
 }
 
 /// Whether the headers of two packets of a flow are those that segmentation would give them, the
 /// other being the one of this index.
 fn same_headers(first: &[u8], packet: &[u8], view: &View, index: u16) -> bool {
-    let network = if first[0] >> 4 == 6 {
+    let (one, other) = (&first[view.network..], &packet[view.network..]);
+    let network = if one[0] >> 4 == 6 {
         // Traffic class and flow label; next header and hop limit.
-        first[..4] == packet[..4] && first[6..8] == packet[6..8]
+        one[..4] == other[..4] && one[6..8] == other[6..8]
     } else {
-        let never_fragmented = packet[6] & 0x40 != 0;
-        let numbered = word(packet, 4) == word(first, 4).wrapping_add(index);
+        let never_fragmented = other[6] & 0x40 != 0;
+        let numbered = word(other, 4) == word(one, 4).wrapping_add(index);
         // Traffic class; fragmentation; time to live and protocol.
-        first[1] == packet[1] && first[6..10] == packet[6..10] && (never_fragmented || numbered)
+        one[1] == other[1] && one[6..10] == other[6..10] && (never_fragmented || numbered)
     };
     if !view.is_tcp {
         return network;

@@ -2,21 +2,28 @@
 //! (net/ipv4/tcp_offload.c, udp_offload.c), and completes checksums.
 
 use crate::checksum::Sum;
+use crate::device::Kind;
+use crate::frame::network_at;
 use crate::offload::{Gso, Malformed, VnetHeader, at, put, word};
 use crate::packet::{LocalPool, Packet};
 
-/// Appends the packets that `long` stands for to `packets`.
+/// Appends the packets that `long`, of a device of this kind, stands for to `packets`.
 pub fn segment(
+    kind: Kind,
     header: &VnetHeader,
     long: &[u8],
     pool: &mut LocalPool,
     packets: &mut Vec<Packet>,
 ) -> Result<(), Malformed> {
-    let start = usize::from(header.checksum_start);
+    if header.gso == Gso::None {
+        return whole(header, long, pool, packets);
+    }
+    // The link's header stands before each of them, unchanged.
+    let (link, long) = long.split_at(network_at(kind, long).ok_or(Malformed)?);
+    let start = usize::from(header.checksum_start).checked_sub(link.len()).ok_or(Malformed)?;
     let transport_len = match header.gso {
-        Gso::None => return whole(header, long, pool, packets),
         Gso::Tcp4 | Gso::Tcp6 => usize::from(long.get(start + at::TCP_FLAGS - 1).ok_or(Malformed)? >> 4) * 4,
-        Gso::Udp => at::UDP_LEN,
+        _ => at::UDP_LEN,
     };
     let payload_at = start + transport_len;
     let is_ipv6 = is_ipv6(long, start)?;
@@ -36,11 +43,13 @@ pub fn segment(
     }
     let last = pieces.len() - 1;
     for (index, piece) in pieces.enumerate() {
-        let mut packet = pool.packet(payload_at + piece.len());
-        packet[..payload_at].copy_from_slice(headers);
-        packet[payload_at..].copy_from_slice(piece);
-        let sum = network(&mut packet, is_ipv6, index as u16, start, header.gso);
-        let transport = &mut packet[start..];
+        let mut packet = pool.packet(link.len() + payload_at + piece.len());
+        let (before, inner) = packet.split_at_mut(link.len());
+        before.copy_from_slice(link);
+        inner[..payload_at].copy_from_slice(headers);
+        inner[payload_at..].copy_from_slice(piece);
+        let sum = network(inner, is_ipv6, index as u16, start, header.gso);
+        let transport = &mut inner[start..];
         let checksum_at = if header.gso == Gso::Udp {
             let len = transport.len() as u16;
             put(transport, at::UDP_LENGTH, len);

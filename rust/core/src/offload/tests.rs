@@ -2,6 +2,7 @@ use super::coalesce::Coalescer;
 use super::segment::segment;
 use super::*;
 use crate::checksum::Sum;
+use crate::device::Kind;
 use crate::packet::{LocalPool, Packet, Pool};
 use crate::seeded::Seeded;
 
@@ -92,14 +93,14 @@ fn what_is_joined_and_cut_again_is_what_it_was() {
             for (size, count) in [(1, 2), (1400, 2), (1400, 45), (100, 64), (9000, 7), (1448, 3)] {
                 let train = train(&mut random, ipv6, tcp, size, count);
                 let mut packets: Vec<_> = train.iter().map(|bytes| pool.packet_from(bytes)).collect();
-                let mut coalescer = Coalescer::new(true);
+                let mut coalescer = Coalescer::new(Kind::Tun, true);
                 let groups = coalescer.group(&mut packets);
                 assert_eq!(groups.len(), 1, "{ipv6} {tcp} {size} {count}");
                 let long = joined(&groups[0], &packets);
                 let header = VnetHeader::parse(&groups[0].header.emit()).unwrap();
                 assert_eq!(header, groups[0].header);
                 let mut cut = Vec::new();
-                segment(&header, &long, &mut pool, &mut cut).unwrap();
+                segment(Kind::Tun, &header, &long, &mut pool, &mut cut).unwrap();
                 assert!(cut.iter().map(|packet| &packet[..]).eq(train.iter().map(|bytes| &bytes[..])));
             }
         }
@@ -113,7 +114,7 @@ fn no_run_of_datagrams_is_longer_than_the_kernel_takes() {
     for (tcp, lens) in [(false, vec![64, 64, 64, 8]), (true, vec![200])] {
         let train = train(&mut random, false, tcp, 20, 200);
         let mut packets: Vec<_> = train.iter().map(|bytes| pool.packet_from(bytes)).collect();
-        let mut coalescer = Coalescer::new(true);
+        let mut coalescer = Coalescer::new(Kind::Tun, true);
         let found: Vec<_> = coalescer.group(&mut packets).iter().map(|group| group.members.len()).collect();
         assert_eq!(found, lens);
     }
@@ -129,7 +130,7 @@ fn flows_that_are_mixed_keep_their_order() {
     one.swap(2, 3);
     let mixed: Vec<_> = one.iter().zip(&other).flat_map(|(a, b)| [a.clone(), b.clone()]).collect();
     let mut packets: Vec<_> = mixed.iter().map(|bytes| pool.packet_from(bytes)).collect();
-    let mut coalescer = Coalescer::new(true);
+    let mut coalescer = Coalescer::new(Kind::Tun, true);
     let members: Vec<_> = coalescer.group(&mut packets).iter().map(|group| group.members.clone()).collect();
     assert_eq!(
         members,
@@ -153,7 +154,7 @@ fn what_differs_is_not_joined() {
             second[36..38].copy_from_slice(&sum);
         }
         let mut packets = vec![pool.packet_from(&first), pool.packet_from(&second)];
-        Coalescer::new(true).group(&mut packets).len()
+        Coalescer::new(Kind::Tun, true).group(&mut packets).len()
     };
     assert_eq!(base(&|_| {}, true), 1);
     let different: [(usize, u8); 10] =
@@ -181,7 +182,7 @@ fn a_checksum_to_complete_is_completed() {
             ..VnetHeader::default()
         };
         let mut out = Vec::new();
-        segment(&header, &partial, &mut pool, &mut out).unwrap();
+        segment(Kind::Tun, &header, &partial, &mut pool, &mut out).unwrap();
         assert_eq!(&out[0][..], &right[..]);
     }
 }
@@ -191,7 +192,7 @@ fn nothing_that_comes_makes_them_panic() {
     let mut random = Seeded(3);
     println!("seed 3");
     let mut pool = pool();
-    let mut coalescer = Coalescer::new(true);
+    let mut coalescer = Coalescer::new(Kind::Tun, true);
     for _ in 0..20_000 {
         let mut batch: Vec<Packet> = Vec::new();
         for _ in 0..1 + random.below(4) {
@@ -209,7 +210,7 @@ fn nothing_that_comes_makes_them_panic() {
         header.iter_mut().for_each(|byte| *byte = random.below(64) as u8);
         if let Ok(header) = VnetHeader::parse(&header) {
             let mut out = Vec::new();
-            let _ = segment(&header, &batch[0], &mut pool, &mut out);
+            let _ = segment(Kind::Tun, &header, &batch[0], &mut pool, &mut out);
             pool.recycle_all(out);
         }
         let total: usize = coalescer.group(&mut batch).iter().map(|group| group.members.len()).sum();

@@ -6,6 +6,7 @@ use foldhash::HashMap;
 
 use crate::Nanos;
 use crate::device::Kind;
+use crate::frame::ETHERNET_HEADER;
 use crate::framing::Framing;
 use crate::header::{Header, Sort};
 use crate::packet::{LocalPool, Packet};
@@ -15,7 +16,7 @@ use crate::plane::keys::{ReceivingKeys, Refusal};
 use crate::plane::routes::{Ends, Prefixes};
 use crate::plane::sending::PING;
 use crate::plane::table::Table;
-use crate::plane::{ETHERNET_HEADER, Path, Plane, clamp, earlier};
+use crate::plane::{Path, Plane, clamp, earlier};
 
 /// What became of a datagram.
 pub enum Opened {

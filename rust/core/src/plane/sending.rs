@@ -58,12 +58,12 @@ pub(super) struct SendingPeer {
 }
 
 impl Sending<'_> {
-    /// Seals an inner packet for the peer that it is routed to, unless that one's socket is so `busy` that the
-    /// packet would only wait: sealed packets wait in the order of their numbers.
+    /// Seals an inner packet for the peer that it is routed to, if that one's socket `admits` it: what would only
+    /// wait is better not sealed yet, for sealed packets wait in the order of their numbers.
     pub fn seal(
         &mut self,
         mut packet: Packet,
-        busy: impl FnOnce(u32) -> bool,
+        admits: impl FnOnce(u32) -> bool,
         now: Nanos,
         pool: &mut LocalPool,
     ) -> Sealed {
@@ -76,7 +76,7 @@ impl Sending<'_> {
         if place.lane != self.lane {
             return Sealed::Elsewhere(place.lane, packet);
         }
-        if busy(place.path.socket) {
+        if !admits(place.path.socket) {
             return Sealed::Waits(place.path.socket, packet);
         }
         let Some(peer) = peers.get_mut(&number) else { return Sealed::Dropped };

@@ -385,7 +385,7 @@ fn packets_are_handed_to_the_lane_of_their_peer() {
     pair.right.set_routes(2, &prefixes("10.8.0.200/32"), None).unwrap();
     let for_the_other = ipv4(HOME, [10, 8, 0, 200]);
     let packet = pair.pool.packet_from(&for_the_other);
-    let sealed = pair.right.send(0, |sending| sending.seal(packet, |_| false, 0, &mut pair.pool));
+    let sealed = pair.right.send(0, |sending| sending.seal(packet, |_| true, 0, &mut pair.pool));
     assert!(matches!(sealed, Sealed::Elsewhere(2, packet) if packet[..] == for_the_other));
     pair.right.set_relaying(true);
     let datagram = pair.seal(&for_the_other).unwrap();

@@ -33,7 +33,7 @@ impl Plane {
     pub fn seal(&self, packet: Packet, now: Nanos, pool: &mut LocalPool) -> Option<Datagram> {
         let (mut packet, mut lane) = (packet, 0);
         loop {
-            match self.send(lane, |sending| sending.seal(packet, |_| false, now, pool)) {
+            match self.send(lane, |sending| sending.seal(packet, |_| true, now, pool)) {
                 Sealed::Datagram(datagram) => return Some(datagram),
                 Sealed::Elsewhere(other, same) => (lane, packet) = (other, same),
                 Sealed::Waits(..) | Sealed::Dropped => return None,

@@ -1,11 +1,10 @@
 //! A socket as a thread that writes has it, and what waits for room there: datagrams in their order, and behind
-//! them inner packets, which go by turns.
+//! them inner packets, a flow after the other.
 
 use std::sync::Arc;
 
 use ginnel_core::Nanos;
-use ginnel_core::device::Kind;
-use ginnel_core::fair::{FairQueue, flow_hash};
+use ginnel_core::fair::{Budget, FairQueue};
 use ginnel_core::packet::{LocalPool, Packet};
 use ginnel_core::plane::Datagram;
 use rustix::io::Errno;
@@ -19,13 +18,25 @@ pub struct Member {
     /// Datagrams that wait for room in the socket's buffer.
     backlog: Vec<Datagram>,
     backlog_bytes: usize,
-    /// Inner packets; there are none while there is no backlog.
+    /// Datagrams for a stream that were sealed, and that it has not been given yet.
+    turn: usize,
+    /// Inner packets; after a turn there are none while there is no backlog.
     queue: FairQueue,
 }
 
 impl Member {
-    pub fn new(socket: Arc<Socket>) -> Member {
-        Member { socket, backlog: Vec::new(), backlog_bytes: 0, queue: FairQueue::new(QUEUE) }
+    pub fn new(socket: Arc<Socket>, budget: &Arc<Budget>) -> Member {
+        let queue = FairQueue::new(budget.clone());
+        Member { socket, backlog: Vec::new(), backlog_bytes: 0, turn: 0, queue }
+    }
+
+    /// Whether an inner packet may be sealed now: not behind a backlog, and of a stream's, which may take none
+    /// of them, only a few at once.
+    pub fn admits(&mut self) -> bool {
+        let is_stream = self.socket.is_stream();
+        let admits = self.backlog.is_empty() && (!is_stream || self.turn < TURN);
+        self.turn += usize::from(admits && is_stream);
+        admits
     }
 
     /// Datagrams wait for the socket to have room.
@@ -42,8 +53,8 @@ impl Member {
         counters: &mut SocketCounters,
         pool: &mut LocalPool,
     ) -> Result<(), Errno> {
-        let is_stream = self.socket.is_stream();
-        if is_stream {
+        self.turn = 0;
+        if self.socket.is_stream() {
             datagrams.iter_mut().for_each(tcp::frame);
         }
         let sent = match self.is_blocked() {
@@ -75,17 +86,18 @@ impl Member {
         Ok(())
     }
 
-    /// Has an inner packet wait behind the backlog.
+    /// Has an inner packet of this flow wait behind the backlog.
     pub fn hold(
         &mut self,
+        flow: u32,
         packet: Packet,
-        kind: Kind,
         now: Nanos,
         counters: &mut SocketCounters,
         pool: &mut LocalPool,
     ) {
-        let dropped = self.queue.push(flow_hash(kind, &packet), packet, now);
-        counters.tx_queue_dropped += u64::from(dropped.is_some());
+        let mut dropped = Vec::new();
+        self.queue.push(flow, packet, now, &mut dropped);
+        counters.tx_queue_dropped += dropped.len() as u64;
         pool.recycle_all(dropped);
     }
 
@@ -134,11 +146,10 @@ pub fn write(
     }
 }
 
-/// Inner packets that wait for one socket, as many as in a device's own queue.
-const QUEUE: usize = 1024;
-/// Inner packets that are let go in a turn: what comes meanwhile has its turn with the next.
-const TURN: usize = 32;
+/// Inner packets that are sealed for a stream, or let go, in a turn: those that it does not take wait before
+/// whatever comes next, in their order.
+const TURN: usize = 16;
 
-/// Datagrams that wait for one socket.
+/// Datagrams that wait for one socket: of data a turn's, and control packets.
 const BACKLOG: usize = 512;
 const BACKLOG_BYTES: usize = 1 << 20;

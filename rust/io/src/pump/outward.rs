@@ -4,11 +4,13 @@
 //! a peer of another lane is handed to that one.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ginnel_core::Nanos;
+use ginnel_core::flow::flow_hash;
 use ginnel_core::packet::{LocalPool, Packet};
 use ginnel_core::plane::{Datagram, Sealed};
 use rustix::event::{Timespec, epoll};
@@ -29,6 +31,12 @@ pub struct Outward {
     /// How many of them wait for room, and the epoll that tells when they have it.
     blocked: usize,
     room: OwnedFd,
+    /// How many of them are streams.
+    streams: usize,
+    /// Those that packets were held back for in this turn.
+    held: Vec<u32>,
+    /// What tells flows apart.
+    seed: u32,
     /// The number of the next socket that is not known yet.
     newest: u32,
     pool: LocalPool,
@@ -51,6 +59,9 @@ impl Outward {
             members: BTreeMap::new(),
             blocked: 0,
             room: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            streams: 0,
+            held: Vec::new(),
+            seed: RandomState::default().hash_one(lane) as u32,
             newest: 0,
             pool: shared.pool.local(),
             sender: Sender::new(),
@@ -75,7 +86,8 @@ impl Outward {
         // One that failed meanwhile is in the table still, but not among the new ones.
         for (&number, socket) in table.range(self.newest..) {
             self.newest = number + 1;
-            self.members.insert(number, Member::new(socket.clone()));
+            self.streams += usize::from(socket.is_stream());
+            self.members.insert(number, Member::new(socket.clone(), &self.shared.waiting));
         }
     }
 
@@ -122,6 +134,7 @@ impl Outward {
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
         let _ = epoll::wait(&self.room, rustix::buffer::spare_capacity(&mut ready), Some(&at_once));
         ready.into_iter().for_each(|event| self.flush(event.data.u64() as u32));
+        self.flush_held();
     }
 
     pub fn forget_all(&mut self) {
@@ -141,24 +154,28 @@ impl Outward {
             }
         }
         self.seal();
+        self.flush_held();
     }
 
-    /// Seals and sends `packets`; those for a socket that has no room wait for it.
+    /// Seals and sends `packets`; those that a socket does not admit wait for it.
     fn seal(&mut self) {
         if self.packets.is_empty() {
             return;
         }
-        let (now, blocked) = (self.shared.now(), self.blocked);
-        let Outward { shared, pool, packets, elsewhere, datagrams, members, counters, .. } = self;
+        let (now, all_admit) = (self.shared.now(), self.blocked == 0 && self.streams == 0);
+        let Outward { shared, pool, packets, elsewhere, datagrams, members, held, seed, counters, .. } = self;
+        let kind = shared.plane.kind();
         shared.plane.send(self.lane, |sending| {
             for packet in packets.drain(..) {
-                let busy = |socket| blocked > 0 && members.get(&socket).is_some_and(Member::is_blocked);
-                match sending.seal(packet, busy, now, pool) {
+                let admits = |socket| all_admit || members.get_mut(&socket).is_none_or(Member::admits);
+                match sending.seal(packet, admits, now, pool) {
                     Sealed::Datagram(datagram) => datagrams.push(datagram),
                     Sealed::Elsewhere(lane, packet) => elsewhere[lane].push(packet),
                     Sealed::Waits(socket, packet) => {
                         if let Some(member) = members.get_mut(&socket) {
-                            member.hold(packet, shared.plane.kind(), now, &mut counters.sockets, pool);
+                            let flow = flow_hash(kind, &packet, *seed);
+                            member.hold(flow, packet, now, &mut counters.sockets, pool);
+                            held.push(socket);
                         }
                     }
                     Sealed::Dropped => {}
@@ -198,6 +215,14 @@ impl Outward {
             .write(number, |member, sender, counters, pool| member.send(datagrams, sender, counters, pool));
         if !sent {
             self.counters.sockets.tx_closed += count;
+        }
+    }
+
+    /// Sends on what was held back only because it came with much else.
+    fn flush_held(&mut self) {
+        while let Some(number) = self.held.pop() {
+            self.held.retain(|&other| other != number);
+            self.flush(number);
         }
     }
 
@@ -255,6 +280,7 @@ impl Outward {
 
     fn forget(&mut self, number: u32) {
         let Some(mut member) = self.members.remove(&number) else { return };
+        self.streams -= usize::from(member.socket.is_stream());
         if member.is_blocked() {
             self.blocked -= 1;
             let _ = epoll::delete(&self.room, &*member.socket);
