@@ -7,7 +7,7 @@ import pytest
 from ginnel.errors import AuthError, UnreachableError
 from ginnel.openvpn import events
 from ginnel.openvpn.login import Credentials, Login, StaticChallenge
-from tests.sessions import PUSH, Case, closing, establish, make_pair
+from tests.sessions import PUSH, Case, closing, establish, keys_of, make_pair
 
 CHALLENGE = "CRV1:R,E:b64state==:Ym9i:Enter the code: 6 digits"
 
@@ -90,10 +90,58 @@ def test_auth_retry_says_what_a_refusal_leads_to() -> None:
     assert answered(other, "eve", "y").credentials == Credentials("eve", "y")
 
 
-def test_auth_nocache_forgets_the_password_once_it_did_its_work() -> None:
-    login = Login("bob", "x", nocache=True)
-    login.accepted()
-    assert login.prompt == events.Prompt("password", "Password for bob", echo=False)
+def test_auth_nocache_forgets_what_was_typed_and_leaves_what_was_given() -> None:
+    given = Login("bob", "x", nocache=True)
+    given.accepted()
+    assert given.credentials == Credentials("bob", "x")
+    typed = answered(Login("bob", nocache=True), "x")
+    typed.accepted()
+    assert typed.prompt == events.Prompt("password", "Password for bob", echo=False)
+    assert typed.credentials == Credentials("bob", "")
+
+
+def test_what_a_file_has_by_now_counts_until_the_user_was_asked_instead() -> None:
+    login = Login("bob", "x", retry="interact")
+    login.renew("bob", "y")
+    assert login.credentials == Credentials("bob", "y")
+    login.renew("eve", None)
+    assert login.credentials == Credentials("eve", "y")
+    assert login.refused("")
+    login.renew("bob", "z")
+    assert answered(login, "eve", "w").credentials == Credentials("eve", "w")
+
+
+@pytest.mark.parametrize("token", [False, True])
+def test_a_renegotiation_asks_for_what_auth_nocache_forgot(token: bool) -> None:
+    seen = []
+
+    def verify(username: str, password: str, common_name: str) -> None:
+        seen.append((username, password))
+
+    login = answered(Login("bob", nocache=True), "x")
+    push = [*PUSH, "auth-token SESS_ID_1"] if token else PUSH
+    pair = establish(make_pair(login=login, server={"verify": verify}, push=push))
+    for answer in ("y", "z"):
+        pair.client.session.renegotiate(pair.now)
+        pair.run_for(2)
+        if token:
+            assert seen.pop() == ("bob", "SESS_ID_1")
+            continue
+        assert seen.pop() == ("bob", "x" if answer == "y" else "y")
+        asked = [event for event in pair.client.events if isinstance(event, events.Prompt)]
+        assert len(asked) == (1 if answer == "y" else 2)
+        pair.client_policy.respond(asked[-1], answer, pair.now)
+        pair.run_for(2)
+        assert seen[-1] == ("bob", answer)
+    assert len(keys_of(pair.client)) == len(keys_of(pair.server)) == 3
+
+
+def test_a_renegotiation_for_which_nobody_answers_ends_the_session() -> None:
+    pair = establish(make_pair(login=answered(Login("bob", nocache=True), "x")))
+    pair.client.session.renegotiate(pair.now)
+    closed = closing(pair, pair.client)
+    assert closed.retry
+    assert "didn't finish making new keys" in str(closed.error)
 
 
 def test_a_session_leaves_the_next_one_what_it_learnt() -> None:
@@ -121,7 +169,7 @@ def test_a_question_in_the_session_is_answered_there() -> None:
     pair.say("AUTH_PENDING,timeout 60", "INFO_PRE,CR_TEXT:R,E:Your code:")
     pair.run_for(1)
     assert events.Prompt("challenge", "Your code:", echo=True) in pair.client.events
-    pair.client_policy.respond("42 é")
+    pair.client_policy.respond(events.Prompt("challenge", "Your code:", echo=True), "42 é", pair.now)
     pair.run_for(1)
     assert "CR_RESPONSE,NDIgw6k=" in pair.server_policy.heard
 

@@ -763,7 +763,10 @@ def test_logins_from_files(tmp_path: Path) -> None:
     (tmp_path / "login").write_bytes("alice\r\npä ss\r\n\r\n".encode())
     (tmp_path / "user").write_text("alice")
     text = BASE + TRUST + "auth-user-pass {}\n"
-    assert parse_ovpn(text.format("login"), directory=tmp_path).auth_user_pass == AuthUserPass("alice", "pä ss")
+    login = parse_ovpn(text.format("login"), directory=tmp_path).auth_user_pass
+    assert login == AuthUserPass("alice", "pä ss")
+    assert login is not None
+    assert login.file == str(tmp_path / "login")
     assert parse_ovpn(text.format("user"), directory=tmp_path).auth_user_pass == AuthUserPass("alice", None)
     assert parse_ovpn(text.format("stdin"), directory=tmp_path).auth_user_pass == AuthUserPass()
 

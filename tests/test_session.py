@@ -94,8 +94,7 @@ def test_nobody_has_an_address_before_the_login_is_decided() -> None:
     assert not pair.client.established
     assert pair.server.events == []
     (said,) = pair.client.events
-    assert isinstance(said, events.Notice)
-    assert "waits for approval" in said.text
+    assert said == events.AuthPending(60)
     pair.server_policy.decide(PushReply.parse(PUSH), pair.now)
     establish(pair)
     assert len(keys_of(pair.client)) == len(keys_of(pair.server)) == 1
@@ -240,9 +239,11 @@ def test_a_login_that_waits_for_approval_gets_more_time() -> None:
     pair.say("AUTH_PENDING,timeout 100", "INFO_PRE,OPEN_URL:https://login.example")
     pair.run_for(90)
     assert pair.client.closed is None
+    assert events.AuthPending(100) in pair.client.events
     assert events.OpenUrl("https://login.example") in pair.client.events
-    closing(pair, pair.client)
+    closed = closing(pair, pair.client)
     assert 1095 < pair.now < 1110
+    assert "nobody approved the login within 100 s" in str(closed.error)
 
 
 def test_a_ca_that_did_not_sign_the_server() -> None:

@@ -10,14 +10,14 @@ import signal
 import sys
 import threading
 import webbrowser
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ginnel.cli.live import live_line
-from ginnel.cli.prompt import Asker
+from ginnel.cli.prompt import Asker, completed
 from ginnel.cli.tunnel import Machine, Tunnel, held
 from ginnel.device.capture import File as CaptureFile
 from ginnel.errors import ConfigError, GinnelError
@@ -25,7 +25,7 @@ from ginnel.gateways.forward import Forward, Target
 from ginnel.gateways.http_proxy import HttpProxy
 from ginnel.gateways.relay import Address, Listener
 from ginnel.gateways.socks5 import Login, Socks5Gateway
-from ginnel.openvpn.config import ClientConfig
+from ginnel.openvpn.config import AuthUserPass, ClientConfig
 from ginnel.openvpn.ovpn_file import read_ovpn
 from ginnel.vpn import Change, Down, Info, OpenUrl, Reconnecting, Up, Vpn
 
@@ -98,13 +98,12 @@ def command(
     reporter = Reporter(as_json, opens)
     try:
         tunnel = Tunnel.parse(tun, dev, kill_switch, bool(socks or http or forwards))
-        config = read_ovpn(file)
+        config = _with_login(read_ovpn(file), auth_user_pass)
         _set_up_logging(ctx.obj or 0, config.verb)
         for warning in config.warnings:
             log.warning("%s:%d: %s", file, warning.line, warning.text)
         plan = Plan(
             config=config,
-            login=_read_login(auth_user_pass),
             timeout=timeout,
             socks=Address.parse(socks) if socks else None,
             http=Address.parse(http) if http else None,
@@ -130,7 +129,6 @@ class Plan:
     """What the command line asks for, parsed."""
 
     config: ClientConfig
-    login: tuple[str, str] | None
     timeout: float
     socks: Address | None
     http: Address | None
@@ -153,7 +151,7 @@ class Reporter:
                 self._say(_sentence(info))
             case Reconnecting(error, delay):
                 self._event("reconnecting", message=str(error), delay=round(delay, 3))
-                self._say(f"{error}; trying again in {delay:.1f} s")
+                self._say(f"{error}; trying again" + (f" in {delay:.1f} s" if delay else ""))
             case OpenUrl(url):
                 self._event("open_url", url=url)
                 self._say(f"the server wants you to log in at {url}")
@@ -198,7 +196,6 @@ async def _connect(plan: Plan, reporter: Reporter, machine: Machine | None) -> N
             ],
         )
         options: dict[str, Any] = {
-            "auth_user_pass": plan.login,
             "ask": Asker(),
             "timeout": plan.timeout,
             "capture": plan.capture,
@@ -329,9 +326,7 @@ def _gateway_login(socks: str | None, http: str | None, path: Path | None) -> Lo
     if path is not None:
         if socks is None and http is None:
             raise ConfigError("--socks-auth without --socks or --http", instead="add --socks [ADDR:]PORT")
-        login = _read_login(path)
-        assert login is not None
-        return Login(*login)
+        return Login(*_read_login(path))
     for name, where in (("SOCKS", socks), ("an HTTP proxy", http)):
         if where is not None and not Address.parse(where).is_private:
             raise ConfigError(
@@ -341,9 +336,16 @@ def _gateway_login(socks: str | None, http: str | None, path: Path | None) -> Lo
     return None
 
 
-def _read_login(path: Path | None) -> tuple[str, str] | None:
-    if path is None:
-        return None
+def _with_login(config: ClientConfig, path: Path | None) -> ClientConfig:
+    """The command line's login counts more than the file's, and the file's more than the environment's."""
+    if path is not None:
+        return replace(config, auth_user_pass=AuthUserPass(*_read_login(path), str(path)))
+    if config.auth_user_pass is not None:
+        return replace(config, auth_user_pass=completed(config.auth_user_pass))
+    return config
+
+
+def _read_login(path: Path) -> tuple[str, str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

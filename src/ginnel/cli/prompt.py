@@ -12,24 +12,31 @@ import os
 import sys
 import termios
 from collections.abc import Iterator
+from dataclasses import replace
 
+from ginnel.openvpn.config import AuthUserPass
 from ginnel.openvpn.events import Prompt
+
+
+def completed(login: AuthUserPass) -> AuthUserPass:
+    """With what ``GINNEL_USERNAME`` and ``GINNEL_PASSWORD`` have, where the file leaves it out."""
+    username, password = (os.environ.pop(name, "") or None for name in LOGIN)
+    return replace(login, username=login.username or username, password=login.password or password)
 
 
 class Asker:
     """Called with a question, it gives the answer, or None when there is nobody to ask.
 
-    ``GINNEL_USERNAME`` and ``GINNEL_PASSWORD`` are asked first, each once: what the server refused
-    would be refused again.
+    ``GINNEL_KEY_PASSWORD`` is asked first, once: what was wrong would be wrong again.
     """
 
     def __init__(self) -> None:
-        self._known = {kind: os.environ.pop(name) for kind, name in ENVIRONMENT.items() if os.environ.get(name)}
+        self._key_password = os.environ.pop(KEY_PASSWORD, "")
         self._turn = asyncio.Lock()
 
     async def __call__(self, prompt: Prompt) -> str | None:
-        known = self._known.pop(prompt.kind, None)
-        if known is not None:
+        if prompt.kind == "key-password" and self._key_password:
+            known, self._key_password = self._key_password, ""
             return known
         if not prompt.needs_answer:
             print(prompt.text, file=sys.stderr, flush=True)
@@ -74,5 +81,6 @@ def _hidden(terminal: int, echo: bool) -> Iterator[None]:
         termios.tcsetattr(terminal, termios.TCSAFLUSH, before)
 
 
-ENVIRONMENT = {"username": "GINNEL_USERNAME", "password": "GINNEL_PASSWORD", "key-password": "GINNEL_KEY_PASSWORD"}
+LOGIN = ("GINNEL_USERNAME", "GINNEL_PASSWORD")
+KEY_PASSWORD = "GINNEL_KEY_PASSWORD"
 MAX_ANSWER = 4096

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import os
 import random
@@ -25,7 +26,7 @@ from ginnel.openvpn import events, settings
 from ginnel.openvpn.client import ClientPolicy
 from ginnel.openvpn.commands import REPORTS, carry_out
 from ginnel.openvpn.config import ClientConfig, HttpProxy, Remote
-from ginnel.openvpn.ovpn_file import read_revocation_lists
+from ginnel.openvpn.ovpn_file import read_login, read_revocation_lists
 from ginnel.openvpn.session import Session
 from ginnel.openvpn.tls import KeyPasswordError, TlsContext
 from ginnel.transports import watch
@@ -92,7 +93,7 @@ class Client:
         self._nudge = asyncio.Event()
         self._questions: set[asyncio.Task[None]] = set()
         self._users_time = 0.0
-        self._began = time.monotonic()
+        self._unresolved_since: float | None = None
         self._asked_at: float | None = None
         self.keyed_at = time.monotonic()
         """When the keys in use were agreed on, on `time.monotonic`."""
@@ -147,7 +148,7 @@ class Client:
         return self._attempt.session.statistics() if self._attempt else {}
 
     async def _keep_connected(self) -> None:
-        failures = 0
+        failures = tries = 0
         was_up = False
         most = self._config.connect_retry_max
         ways = Ways(self._config.remotes, shuffled=self._config.remote_random)
@@ -161,29 +162,40 @@ class Client:
                 return
             was_up = was_up or rose
             failures = 0 if rose else failures + 1
-            if not closed.retry or (not was_up and not _worth_another(closed.error, failures)):
+            advance = closed.advance
+            # A remote was tried when each of its addresses was.
+            tries = 0 if rose else tries + (advance != "address" or ways.at_last_address)
+            if not closed.retry or (not was_up and not self._worth_another(closed.error, failures)):
                 raise closed.error
-            if most is not None and failures >= most * len(self._config.remotes):
+            if most is not None and tries >= most * len(self._config.remotes):
                 raise closed.error
             self._failure = closed.error
-            advance = closed.advance
+            self._renew_login()
             if self._login.prompt is None:
                 delay = max(closed.delay, self._back_off(failures))
                 self._on_change(Lost(closed.error, delay))
                 await pause(delay, self._nudge)
+            elif rose:
+                # It is down while the user is asked.
+                self._on_change(Lost(closed.error, closed.delay))
+                await pause(closed.delay, self._nudge)
 
     async def _try(self, way: Way | Unresolved) -> tuple[events.Closed, bool]:
         if isinstance(way, Unresolved):
             return self._unresolved(way), False
+        self._unresolved_since = None
         config = self._config.for_remote(way.remote)
-        quick = min(config.connect_timeout, _PATIENCE if way.remote.tcp or not way.first else _FIRST_PATIENCE)
-        patience = float(config.connect_timeout if way.alone else quick)
+        longest = config.connect_timeout or config.hand_window
+        quick = min(longest, _PATIENCE if way.remote.tcp or not way.first else _FIRST_PATIENCE)
+        patience = float(longest if way.alone else quick)
         try:
-            async with asyncio.timeout(patience):
-                opened = await open_way(way, self._proxy_login, floats=config.floats)
+            async with asyncio.timeout(patience) as limit:
+                login = functools.partial(self._proxy_login, limit)
+                opened = await open_way(way, login, floats=config.floats)
             number = self._give_away(opened, way.remote.tcp)
         except GinnelError as error:
-            return events.Closed(error, retry=isinstance(error, UnreachableError)), False
+            # A login that a proxy refuses stays refused; whatever else it says may be of this moment or this server.
+            return events.Closed(error, retry=not isinstance(error, AuthError)), False
         except OSError as error:
             reason = error.strerror or str(error) or "no answer in time"
             return events.Closed(UnreachableError(f"cannot reach {describe(way.remote)}: {reason}"), retry=True), False
@@ -218,14 +230,26 @@ class Client:
         finally:
             self._attempt = None
             self._leaves_from = self._source()
+            for question in self._questions:
+                # Nobody waits for its answer any more.
+                question.cancel()
             self._user_is_done()
             self._plane.remove_socket(number)
 
     def _unresolved(self, way: Unresolved) -> events.Closed:
+        """``resolv-retry`` counts from the first failure in a row on."""
+        now = time.monotonic()
+        self._unresolved_since = self._unresolved_since or now
         reason = way.error.strerror or str(way.error)
         patient = self._config.resolv_retry is None or len(self._config.remotes) > 1
-        retry = patient or time.monotonic() - self._began < (self._config.resolv_retry or 0)
+        retry = patient or now - self._unresolved_since < (self._config.resolv_retry or 0)
         return events.Closed(UnreachableError(f"cannot resolve {way.host}: {reason}"), retry=retry)
+
+    def _worth_another(self, error: GinnelError, failures: int) -> bool:
+        """Each remote gets its chance."""
+        if isinstance(error, RemoteProtocolError):
+            return failures <= max(_PROTOCOL_FAILURES, len(self._config.remotes) - 1)
+        return True
 
     def _back_off(self, failures: int) -> float:
         lowest, highest = self._config.connect_retry
@@ -247,6 +271,9 @@ class Client:
             case events.OpenUrl():
                 self._asked_at = self._asked_at or time.monotonic()
                 self._on_change(news)
+            case events.AuthPending(seconds):
+                self._asked_at = self._asked_at or time.monotonic()
+                log.warning("the login waits for approval, for up to %g s", seconds)
             case events.Prompt():
                 task = asyncio.create_task(self._answer(news, attempt))
                 self._questions.add(task)
@@ -269,6 +296,16 @@ class Client:
                 if password is None:
                     raise
 
+    def _renew_login(self) -> None:
+        """A file that has the login is read anew for each connection: what stands in it may be good once."""
+        source = self._config.auth_user_pass
+        if source is None or source.file is None:
+            return
+        try:
+            self._login.renew(*read_login(source.file))
+        except ConfigError as error:
+            log.warning("auth-user-pass: %s; what was read before counts", error)
+
     async def _complete_login(self) -> None:
         """Asks for what is missing. Raises what the last attempt failed with if nobody answers."""
         while (prompt := self._login.prompt) is not None:
@@ -284,7 +321,7 @@ class Client:
         if answer is None:
             log.warning("the server asks %r, and there is nobody to answer", prompt.text)
         else:
-            attempt.respond(answer)
+            attempt.respond(prompt, answer)
 
     async def _ask(self, prompt: events.Prompt) -> str | None:
         if self._ask_user is None:
@@ -300,13 +337,17 @@ class Client:
             self._users_time += time.monotonic() - self._asked_at
             self._asked_at = None
 
-    async def _proxy_login(self, proxy: HttpProxy) -> tuple[str, str] | None:
+    async def _proxy_login(self, limit: asyncio.Timeout, proxy: HttpProxy) -> tuple[str, str] | None:
+        """``limit`` is the proxy's time, which the user's is no part of."""
         if proxy.username is not None and proxy.password is not None:
             return proxy.username, proxy.password
         if proxy not in self._proxy_logins and proxy.ask:
-            where = f"the proxy {proxy.host}"
+            where, began, until = f"the proxy {proxy.host}", time.monotonic(), limit.when()
+            limit.reschedule(None)
             username = proxy.username or await self._ask(events.Prompt("proxy-username", f"User for {where}", True))
             password = await self._ask(events.Prompt("proxy-password", f"Password for {where}", False))
+            if until is not None:
+                limit.reschedule(until + time.monotonic() - began)
             if username is None or password is None:
                 return None
             self._proxy_logins[proxy] = username, password
@@ -421,10 +462,10 @@ class _Attempt:
         assert self.remote.proxy is not None
         self.lose(UnreachableError(f"the proxy {self.remote.proxy.host}:{self.remote.proxy.port} ended the relay"))
 
-    def respond(self, text: str) -> None:
-        """Answers a question that the server asked in the course of the session."""
+    def respond(self, prompt: events.Prompt, text: str) -> None:
+        """Answers a question that came in the course of the session."""
         if not self._closed.done():
-            self.policy.respond(text)
+            self.policy.respond(prompt, text, self._loop.time())
             self._advance()
 
     @property
@@ -472,7 +513,9 @@ class _Attempt:
                 case events.Closed():
                     if not self._closed.done():
                         self._closed.set_result(event)
-                case events.Rekeyed() | events.Reconfigured() | events.Notice() | events.Prompt() | events.OpenUrl():
+                case events.Rekeyed() | events.Reconfigured() | events.Notice():
+                    self._on_news(event, self)
+                case events.Prompt() | events.OpenUrl() | events.AuthPending():
                     self._on_news(event, self)
                 case _:
                     self._command(event)
@@ -523,12 +566,6 @@ def _unanswered(prompt: events.Prompt) -> ConfigError:
             instead="give --auth-user-pass FILE, or set GINNEL_USERNAME and GINNEL_PASSWORD",
         )
     return ConfigError(f"the server asks {prompt.text!r}, and there is nobody to answer")
-
-
-def _worth_another(error: GinnelError, failures: int) -> bool:
-    if isinstance(error, RemoteProtocolError):
-        return failures <= _PROTOCOL_FAILURES
-    return True
 
 
 # Seconds that a silent server may take while there are others to try: less the first time, when one of a

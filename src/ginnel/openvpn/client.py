@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from ginnel.errors import AuthError, RemoteProtocolError, UnreachableError
 from ginnel.openvpn import events, keys
 from ginnel.openvpn.data_format import AEAD_CIPHERS, FRAMINGS, TCP_IP, DataFormat, MssFix, normal_cipher
-from ginnel.openvpn.events import Framing
+from ginnel.openvpn.events import Framing, Prompt
 from ginnel.openvpn.keys import KeyMessage, Proto
 from ginnel.openvpn.login import Login
 from ginnel.openvpn.push import PullFilter, PushCollector, PushReply
@@ -72,6 +72,8 @@ class ClientPolicy:
         self.peer = peer
         self._pushes = PushCollector(settings.pull_filters, topology=settings.topology, tap=settings.tap)
         self._server_options = ""
+        self._asked: Prompt | None = None
+        self._pending = 0.0
 
     def attach(self, session: Session, random: Callable[[int], bytes]) -> None:
         self._session = session
@@ -82,7 +84,12 @@ class ClientPolicy:
 
     # Exchange.
 
-    def key_message(self) -> KeyMessage:
+    def key_message(self) -> KeyMessage | None:
+        if self._session.tunnel is not None and self._login.forgetful and not self._remember():
+            return None
+        who = self._credentials
+        if self._login.forgetful:
+            self._credentials = None
         settings = self.settings
         direction = settings.wrap.direction if isinstance(settings.wrap, TlsAuth) else None
         options = keys.options_string(
@@ -103,7 +110,6 @@ class ClientPolicy:
             extra=settings.extra_peer_info,
         )
         message = replace(KeyMessage.make(self._random, server=False, options=options), peer_info=info)
-        who = self._credentials
         return message if who is None else replace(message, username=who.username, password=who.password)
 
     def check_key_message(self, message: KeyMessage, tls: TlsConnection) -> None:
@@ -116,12 +122,16 @@ class ClientPolicy:
         self._request_push(now)
 
     def handle_timer(self, timer: Timer, now: float) -> None:
-        silent = now - self._session.last_heard >= self.settings.hand_window
-        if timer is Timer.PUSH_REQUEST and not silent:
+        window = self.settings.hand_window
+        if timer is Timer.PUSH_REQUEST and now - self._session.last_heard < window:
             self._request_push(now)
-        else:
-            text = f"the server sent no push reply within {self.settings.hand_window:g} s"
-            self._session.finish(UnreachableError(text), retry=True)
+            return
+        text = f"the server sent no push reply within {window:g} s"
+        if timer is Timer.PUSH_REQUEST:
+            text = f"nothing heard from the server for {window:g} s, before it sent a push reply"
+        elif self._pending:
+            text = f"nobody approved the login within {self._pending:g} s"
+        self._session.finish(UnreachableError(text), retry=True)
 
     def handle_message(self, text: str, now: float) -> None:
         command, _, rest = text.partition(",")
@@ -143,9 +153,27 @@ class ClientPolicy:
 
     # Will of the user.
 
-    def respond(self, text: str) -> None:
+    def respond(self, prompt: Prompt, text: str, now: float) -> None:
         """Answers a `Prompt` that came in the course of the session."""
-        self._session.send_message("CR_RESPONSE," + base64.b64encode(text.encode()).decode())
+        if prompt != self._asked:
+            self._session.send_message("CR_RESPONSE," + base64.b64encode(text.encode()).decode())
+            return
+        self._asked = None
+        self._login.answer(prompt, text)
+        self._session.go_on(now)
+
+    def _remember(self) -> bool:
+        """Takes for a renegotiation what was forgotten when the tunnel was up (``auth-nocache``), as far as it
+        need not be asked for."""
+        prompt = self._login.prompt
+        if prompt is not None:
+            if prompt != self._asked:
+                self._asked = prompt
+                self._session.tell(prompt)
+            return False
+        self._credentials = self._login.credentials
+        self._login.accepted()
+        return True
 
     def _request_push(self, now: float) -> None:
         self._session.send_message("PUSH_REQUEST")
@@ -287,7 +315,8 @@ class ClientPolicy:
         timeout = min(wanted, max(self.settings.reneg_sec / 2, self.settings.hand_window))
         if self._session.tunnel is None:
             self._session.set_timer(Timer.PUSH_WINDOW, now + timeout)
-            self._session.notice(f"the login waits for approval, for up to {timeout:g} s")
+            self._pending = timeout
+            self._session.tell(events.AuthPending(timeout))
 
     def _take_info(self, text: str) -> None:
         """``INFO``: words for the user, or what a login still needs (``doc/management-notes.txt``)."""

@@ -72,10 +72,14 @@ class Remote:
 
 @dataclass(frozen=True)
 class AuthUserPass:
-    """``auth-user-pass``: the login as far as the file has it. What is None is to be asked for."""
+    """``auth-user-pass``: the login as far as the file has it. What is None is to be asked for.
+
+    ``file`` is where it was read from, and is read anew for each connection; None where there is no such file.
+    """
 
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    file: str | None = field(default=None, compare=False)
 
     @property
     def incomplete(self) -> bool:
@@ -106,7 +110,7 @@ class ClientConfig:
     - ``cipher``: ``data-ciphers-fallback``, for a server that negotiates none.
     - ``ping``, ``ping_restart``, ``ping_exit``: 0 is off; ``keepalive`` comes to the first two.
     - ``connect_retry``: the shortest and the longest wait between two attempts.
-    - ``connect_retry_max``, ``resolv_retry``: None for no limit.
+    - ``connect_retry_max``, ``resolv_retry``: None for no limit. ``connect_timeout``: 0 for none but ``hand_window``.
     - ``compression``: the framing that the file asks for; nothing is ever sent compressed.
     - ``export_keys``: offer the server to take data keys from TLS's exporter. No option of a file; without
       it they come from the older PRF, as with a server that knows no other way.

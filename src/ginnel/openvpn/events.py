@@ -228,6 +228,13 @@ class OpenUrl:
 
 
 @dataclass(frozen=True, slots=True)
+class AuthPending:
+    """The login waits for somebody's approval, for up to so many seconds. The session waits."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Rekeyed:
     """A renegotiation ended; data goes out with a key of this key id."""
 
@@ -258,5 +265,5 @@ class Closed:
 
 Command = NewPeer | SetPeer | DelPeer | NewKey | DelKey | Swap | SendDataMessage | CountBytes
 Report = DataMessage | PeerExpired | PeerFloat | KeyLimit | BytesCounted | PathClosed
-News = Established | Reconfigured | Rekeyed | Notice | Prompt | OpenUrl | Closed
+News = Established | Reconfigured | Rekeyed | Notice | Prompt | OpenUrl | AuthPending | Closed
 Event = Command | News

@@ -21,6 +21,7 @@ Roles differ in who sends its key message first and nothing else; what stands in
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from typing import Protocol
 
@@ -42,8 +43,9 @@ class State(Enum):
 class Exchange(Protocol):
     """A role's part in a negotiation."""
 
-    def key_message(self) -> KeyMessage:
-        """Ours: a client's at the start, a server's after `check_key_message`."""
+    def key_message(self) -> KeyMessage | None:
+        """Ours: a client's at the start, a server's after `check_key_message`. A client that has to ask its user
+        first says None, and calls `Session.go_on` when it knows."""
 
     def check_key_message(self, message: KeyMessage, tls: TlsConnection) -> None:
         """Takes the peer's. Raises RemoteProtocolError to end the session."""
@@ -105,6 +107,10 @@ class Handshake:
                 self._acks.add(packet.packet_id)
         self._advance()
         return fits
+
+    def go_on(self) -> None:
+        """The key message is known by now."""
+        self._advance()
 
     def peer_is_done(self) -> None:
         """The peer began the next negotiation, so it has all of ours, even if its last ACKs got lost."""
@@ -177,8 +183,8 @@ class Handshake:
             if not self._send.empty:
                 return
             self.state = State.EXCHANGE
-            if not self._server:
-                self._write_key_message()
+        if self.state is State.EXCHANGE and not self._server and self._ours is None:
+            self._write_key_message()
         self.tls.step()
         if self.state is State.EXCHANGE and (record := self.tls.read()) is not None:
             self._theirs = KeyMessage.parse(record, from_server=not self._server)
@@ -203,8 +209,11 @@ class Handshake:
         return self._resend_wrapped_key and self._send.next_id == 1
 
     def _write_key_message(self) -> None:
-        self._ours = self._exchange.key_message()
-        self.tls.write(self._ours.emit())
+        message = self._exchange.key_message()
+        if message is not None:
+            self.tls.write(message.emit())
+            # What a login takes is nobody's any more.
+            self._ours = replace(message, username="", password="")
 
 
 PIGGYBACKED_ACKS = 4

@@ -70,9 +70,11 @@ class Login:
         nocache: bool = False,
     ) -> None:
         """``wanted``: the server asks for a user and a password; the file says so by ``auth-user-pass``.
-        ``retry`` and ``nocache`` are ``auth-retry`` and ``auth-nocache``."""
+        ``retry`` and ``nocache`` are ``auth-retry`` and ``auth-nocache``: what was typed is forgotten when the
+        tunnel is up, what a file or a program gave has its place there anyway."""
         self._username = username
         self._password = password
+        self._given = (username, password)
         self._wanted = wanted
         self._static = static_challenge
         self._retry = retry
@@ -106,6 +108,19 @@ class Login:
                 self._password = text
             case _:
                 self._response = text
+
+    def renew(self, username: str, password: str | None) -> None:
+        """What gave user and password was read anew. What the server refused (``auth-retry interact``) was given up."""
+        if self._given == NOTHING:
+            return
+        self._given = (username, self._given[1] if password is None else password)
+        self._username = username
+        self._password = self._password if password is None else password
+
+    @property
+    def forgetful(self) -> bool:
+        """Nobody may keep `credentials` longer than they are needed."""
+        return self._nocache
 
     @property
     def credentials(self) -> Credentials | None:
@@ -142,7 +157,7 @@ class Login:
         """The tunnel is up: what was good for one login is used up."""
         self._response = self._challenge = None
         if self._nocache:
-            self._password = None
+            self._password = self._given[1]
 
     def refused(self, reason: str) -> bool:
         """The server said AUTH_FAILED: whether another attempt makes sense, when `prompt` is answered."""
@@ -157,7 +172,7 @@ class Login:
                 return False
             return True
         if self._wanted and self._retry == "interact":
-            self._username = self._password = None
+            self._username, self._password = self._given = NOTHING
             return True
         return self._retry != "none"
 
@@ -168,3 +183,6 @@ class Login:
 
 def _base64(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
+
+
+NOTHING: tuple[str | None, str | None] = (None, None)

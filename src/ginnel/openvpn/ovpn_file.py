@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ginnel.errors import ConfigError
-from ginnel.openvpn import ovpn_pem
+from ginnel.openvpn import ovpn_login, ovpn_pem
 from ginnel.openvpn.config import ClientConfig, Remote, Warning
 from ginnel.openvpn.directives import BLOCKS, DIRECTIVES, IN_CONNECTION, Directive, Verdict, names, suggest
 from ginnel.openvpn.meanings import meaning
@@ -55,6 +55,12 @@ def read_revocation_lists(path: str) -> str:
     """What ``crl-verify`` takes from a file: PEM. Raises ConfigError."""
     where = Path(path)
     return ovpn_pem.revocation_lists(Source(decode(_read(where)), f"the file {escape(path)}", path, 1))
+
+
+def read_login(path: str) -> tuple[str, str | None]:
+    """User and password, as ``auth-user-pass`` takes them from a file. Raises ConfigError."""
+    where = Path(path)
+    return ovpn_login.read_login(Source(decode(_read(where)), f"the file {escape(path)}", path, 1))
 
 
 @dataclass(frozen=True)

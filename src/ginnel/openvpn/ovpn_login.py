@@ -26,7 +26,8 @@ def _auth_user_pass(draft: Draft, statement: Statement) -> None:
     elif statement.words == ("username-only",):
         draft.values["auth_user_pass"] = AuthUserPass(None, NO_PASSWORD)
     else:
-        draft.values["auth_user_pass"] = AuthUserPass(*read_login(draft.source(statement)))
+        source = draft.source(statement)
+        draft.values["auth_user_pass"] = AuthUserPass(*read_login(source), source.file)
 
 
 def _auth_retry(draft: Draft, statement: Statement) -> None:

@@ -315,6 +315,10 @@ class Session:
         """Sends a control message. Raises RemoteProtocolError if TLS failed."""
         self._current.write_message(text.encode())
 
+    def go_on(self, now: float) -> None:
+        """What a key message waited for is known."""
+        self._guard(self._proceed, now)
+
     def set_timer(self, timer: Timer, at: float | None) -> None:
         if at is None:
             self._timers.pop(timer, None)
@@ -360,7 +364,7 @@ class Session:
         error = UnreachableError(f"{who} at {_show(self._path)} ended the session")
         self.finish(error, retry=not self._policy.server)
 
-    def tell(self, news: events.Prompt | events.OpenUrl | events.Reconfigured) -> None:
+    def tell(self, news: events.Prompt | events.OpenUrl | events.AuthPending | events.Reconfigured) -> None:
         """News for the session's user."""
         self._emit(news)
 
@@ -476,6 +480,10 @@ class Session:
         if self._previous is not None and key_id == self._previous.key_id:
             return self._previous
         return None
+
+    def _proceed(self, now: float) -> None:
+        self._current.go_on()
+        self._follow(self._current, now)
 
     def _follow(self, handshake: Handshake, now: float) -> None:
         """Does what a negotiation's progress asks for."""

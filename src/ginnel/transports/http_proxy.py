@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import h11
 
-from ginnel.errors import AuthError, RemoteProtocolError
+from ginnel.errors import AuthError, RemoteProtocolError, UnreachableError
 from ginnel.openvpn.config import HttpProxy
 from ginnel.openvpn.words import escape
 from ginnel.transports import http_auth
@@ -22,7 +22,8 @@ async def connect(dial: Dial, proxy: HttpProxy, host: str, port: int, credential
     """A connection to host and port through the proxy that ``dial`` connects to.
 
     The proxy gets ``credentials`` only when it asks, and the password itself only where it takes nothing
-    better. Raises OSError, AuthError when the proxy refuses the login, RemoteProtocolError for other refusals.
+    better. Raises OSError, AuthError when the proxy refuses the login, UnreachableError for other refusals,
+    RemoteProtocolError for what is no HTTP.
     """
     authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     authorization: str | None = None
@@ -38,7 +39,7 @@ async def connect(dial: Dial, proxy: HttpProxy, host: str, port: int, credential
                 return connected
             if response.status_code != 407:
                 reason = escape(bytes(response.reason).decode("latin-1"))
-                raise RemoteProtocolError(f"{where} refuses to connect to {authority}: {response.status_code} {reason}")
+                raise UnreachableError(f"{where} refuses to connect to {authority}: {response.status_code} {reason}")
             if authorization is not None and not _is_stale(response):
                 raise AuthError(f"{where} refuses the login")
             authorization = await _authorization(proxy, response, authority, credentials, where)
@@ -68,12 +69,14 @@ async def _ask(sock: socket.socket, request: h11.Request, where: str) -> tuple[h
     await loop.sock_sendall(sock, (connection.send(request) or b"") + (connection.send(h11.EndOfMessage()) or b""))
     response: h11.Response | None = None
     size = 0
+    ended = False
     try:
         while True:
             event = connection.next_event()
             if event is h11.NEED_DATA:
                 data = await loop.sock_recv(sock, 4096)
                 size += len(data)
+                ended = not data
                 if size > MAX_ANSWER:
                     raise RemoteProtocolError(f"{where} answers with more than {MAX_ANSWER} bytes")
                 connection.receive_data(data)
@@ -87,8 +90,10 @@ async def _ask(sock: socket.socket, request: h11.Request, where: str) -> tuple[h
                 assert response is not None
                 return response, connection.their_state is h11.DONE
             elif isinstance(event, h11.ConnectionClosed | type(h11.PAUSED)):
-                raise RemoteProtocolError(f"{where} closed the connection without an answer")
+                raise UnreachableError(f"{where} closed the connection without an answer")
     except h11.RemoteProtocolError as error:
+        if ended:
+            raise UnreachableError(f"{where} closed the connection in the midst of its answer") from None
         raise RemoteProtocolError(f"{where} does not speak HTTP: {escape(str(error))}") from None
 
 

@@ -17,7 +17,7 @@ async def connect(sock: socket.socket, proxy: SocksProxy, host: str, port: int) 
     """Leads a connection to the proxy on to host and port; a name is resolved there.
 
     Raises OSError, AuthError when the proxy refuses the login, UnreachableError when it can't reach the
-    server, RemoteProtocolError for what is no SOCKS5.
+    server or ends, RemoteProtocolError for what is no SOCKS5.
     """
     channel = _Channel(sock, f"the proxy {proxy.host}:{proxy.port}")
     await _log_in(channel, proxy)
@@ -84,7 +84,7 @@ class _Channel:
         while len(data) < size:
             piece = await self._loop.sock_recv(self._sock, size - len(data))
             if not piece:
-                raise RemoteProtocolError(f"{self.where} closed the connection in the midst of its answer")
+                raise UnreachableError(f"{self.where} closed the connection in the midst of its answer")
             data += piece
         return data
 

@@ -71,6 +71,11 @@ class Ways:
         self._current = self._left.pop(0)
         return self._current
 
+    @property
+    def at_last_address(self) -> bool:
+        """No other address of the current remote is left."""
+        return not self._left
+
     async def _resolve(self, remote: Remote) -> list[Way] | Unresolved:
         host, port = (remote.proxy.host, remote.proxy.port) if remote.proxy else (remote.host, remote.port)
         family = socket.AF_UNSPEC if remote.proxy else _FAMILIES[remote.proto[3:]]

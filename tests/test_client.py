@@ -1,0 +1,335 @@
+"""The client over several attempts, with servers and proxies of ours on loopback: whom it tries next, whom it asks,
+and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+import ginnel
+from ginnel.errors import AuthError, UnreachableError
+from ginnel.openvpn.config import ClientConfig
+from ginnel.openvpn.events import Prompt
+from ginnel.openvpn.ovpn_file import parse_ovpn
+from ginnel.openvpn.server import ClientLogin
+from ginnel.server import Listen, Server
+from ginnel.vpn import Change, Down, Reconnecting, State, Up, Vpn
+from tests.harness import proxy
+from tests.harness.people import People
+from tests.test_server_service import serving
+
+T = TypeVar("T", bound=Change)
+QUICK = ("connect-retry 0 1", "server-poll-timeout 1")
+NO_TOKEN: dict[str, Any] = {"token_lifetime": None}
+# Nothing listens here.
+NOBODY = "127.0.0.9"
+
+
+@pytest.fixture
+def people() -> People:
+    people = People()
+    people.add("alice", "secret")
+    people.add("bob")
+    return people
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """What the machine's resolver knows, beside addresses."""
+    known: dict[str, list[str]] = {}
+    real = socket.getaddrinfo
+
+    def look_up(host: Any, *arguments: Any, **options: Any) -> Any:
+        if not str(host).endswith(".example"):
+            return real(host, *arguments, **options)
+        if not known.get(host):
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [entry for address in known[host] for entry in real(address, *arguments, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    return known
+
+
+def port(server: Server, proto: str = "udp") -> int:
+    return next(place.port for place in server.places if place.proto == proto)
+
+
+def config(people: People, name: str, *lines: str) -> ClientConfig:
+    return parse_ovpn(people.client_file(name, *lines))
+
+
+def connecting(people: People, name: str, *lines: str, **options: Any) -> Vpn:
+    return ginnel.connect(config(people, name, *lines), **{"timeout": 20, **options})
+
+
+class Events:
+    """What a connection tells, from its start on."""
+
+    def __init__(self, vpn: Vpn) -> None:
+        self._changes = vpn.changes()
+
+    async def next(self, kind: type[T]) -> T:
+        async with asyncio.timeout(20):
+            while not isinstance(change := await anext(self._changes), kind):
+                assert not isinstance(change, Down), change
+        return change
+
+    async def rest(self) -> list[Change]:
+        """To the end of the connection."""
+        return [change async for change in self._changes]
+
+
+class User:
+    """Answers from a list; where it is empty, waits for somebody who never comes."""
+
+    def __init__(self, *answers: str) -> None:
+        self.answers = list(answers)
+        self.asked: list[str] = []
+        self.waits = asyncio.Event()
+        self.left = asyncio.Event()
+
+    async def __call__(self, prompt: Prompt) -> str | None:
+        self.asked.append(prompt.kind)
+        if self.answers:
+            return self.answers.pop(0)
+        self.waits.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.left.set()
+        return None
+
+
+# Logins.
+
+
+async def test_what_a_program_gave_outlives_auth_nocache(people: People) -> None:
+    lines = ("auth-user-pass", "auth-nocache")
+    async with serving(people, **NO_TOKEN) as server:
+        vpn = connecting(
+            people, "alice", f"remote 127.0.0.1 {port(server)}", *lines, auth_user_pass=("alice", "secret")
+        )
+        events = Events(vpn)
+        async with vpn:
+            await events.next(Up)
+            vpn.reconnect()
+            await events.next(Up)
+
+
+async def test_what_was_typed_is_asked_for_again_and_the_state_says_that_it_is_down(people: People) -> None:
+    user = User("alice", "secret")
+    async with serving(people, **NO_TOKEN) as server:
+        lines = (f"remote 127.0.0.1 {port(server)}", "auth-user-pass", "auth-nocache")
+        vpn = connecting(people, "alice", *lines, ask=user)
+        events = Events(vpn)
+        async with vpn:
+            await events.next(Up)
+            vpn.reconnect()
+            await asyncio.wait_for(user.waits.wait(), 20)
+            assert user.asked == ["username", "password", "password"]
+            assert vpn.state is State.RECONNECTING
+            assert (await events.next(Reconnecting)).delay == 0
+
+
+@pytest.mark.parametrize("nocache", [True, False])
+async def test_a_file_with_the_login_is_read_for_each_connection(people: People, tmp_path: Path, nocache: bool) -> None:
+    login = tmp_path / "login"
+    login.write_text("alice\nsecret\n")
+    async with serving(people, **NO_TOKEN) as server:
+        lines = (f"remote 127.0.0.1 {port(server)}", f"auth-user-pass {login}", *["auth-nocache"] * nocache)
+        vpn = connecting(people, "alice", *lines)
+        events = Events(vpn)
+        async with vpn:
+            await events.next(Up)
+            people.users["alice"].password = "other"
+            login.write_text("alice\nother\n")
+            vpn.reconnect()
+            await events.next(Up)
+            # One that is gone changes nothing.
+            login.unlink()
+            vpn.reconnect()
+            await events.next(Up)
+
+
+async def test_a_renegotiation_asks_for_what_was_forgotten(people: People) -> None:
+    user = User("alice", "secret", "secret", "wrong")
+    config = {**NO_TOKEN, "reneg_sec": 1.0}
+    async with serving(people, **config) as server:
+        lines = (f"remote 127.0.0.1 {port(server)}", "auth-user-pass", "auth-nocache")
+        vpn = connecting(people, "alice", *lines, ask=user)
+        async with vpn:
+            with pytest.raises(AuthError):
+                await asyncio.wait_for(vpn.wait_closed(), 20)
+    assert user.asked == ["username", "password", "password", "password"]
+
+
+async def test_time_in_which_a_login_waits_for_approval_is_not_the_servers(people: People) -> None:
+    approved = asyncio.Event()
+
+    async def decide(login: ClientLogin) -> None:
+        await approved.wait()
+
+    async with serving(people, authenticate=decide) as server:
+        vpn = connecting(people, "bob", f"remote 127.0.0.1 {port(server)}", timeout=3)
+        asyncio.get_running_loop().call_later(4, approved.set)
+        async with vpn:
+            assert vpn.state is State.UP
+
+
+async def test_a_question_of_a_session_that_has_ended_is_withdrawn(people: People, tmp_path: Path) -> None:
+    script = tmp_path / "ask"
+    script.write_text(
+        f'#!/bin/sh\nprintf "60\\ncrtext\\nCR_TEXT:R,E:Code\\n" > "$auth_pending_file"\n'
+        f'( while [ ! -e {tmp_path}/over ]; do sleep 0.05; done; echo 0 > "$auth_control_file" ) >/dev/null 2>&1 &\n'
+        "exit 2\n"
+    )
+    script.chmod(0o755)
+    user = User()
+    async with serving(people, auth_program=(str(script),)) as server:
+        vpn = connecting(
+            people,
+            "alice",
+            f"remote 127.0.0.1 {port(server)}",
+            "auth-user-pass",
+            auth_user_pass=("alice", "secret"),
+            ask=user,
+        )
+        entering = asyncio.create_task(vpn.__aenter__())
+        await asyncio.wait_for(user.waits.wait(), 20)
+        (tmp_path / "over").touch()
+        with pytest.raises(AuthError):
+            await asyncio.wait_for(entering, 20)
+        await asyncio.wait_for(user.left.wait(), 20)
+    assert user.asked == ["challenge"]
+
+
+# Where to connect.
+
+
+@contextlib.asynccontextmanager
+async def listening(answer: bytes) -> AsyncIterator[int]:
+    """A proxy that says this to whoever says something, and ends."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            await reader.read(1000)
+            writer.write(answer)
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+def connection(*lines: str) -> str:
+    return "\n".join(["<connection>", *lines, "</connection>"])
+
+
+@pytest.mark.parametrize(
+    ("option", "answer"),
+    [
+        ("http-proxy", b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"),
+        ("http-proxy", b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n"),
+        ("http-proxy", b"HTTP/1.1 50"),
+        ("http-proxy", b""),
+        ("http-proxy", b"SSH-2.0-x\r\n\r\n"),
+        ("socks-proxy", b"\5"),
+        ("socks-proxy", b""),
+        ("socks-proxy", b"HTTP/1.1 400 Bad\r\n"),
+    ],
+)
+async def test_a_proxy_that_leads_nowhere_makes_way_for_the_next_remote(
+    people: People, option: str, answer: bytes
+) -> None:
+    async with serving(people) as server, listening(answer) as number:
+        through = connection(f"remote 127.0.0.1 {port(server)} tcp", f"{option} 127.0.0.1 {number}")
+        direct = connection(f"remote 127.0.0.1 {port(server)}")
+        vpn = connecting(people, "bob", *[through] * 4, direct, "connect-retry 0 1")
+        events = Events(vpn)
+        async with vpn:
+            assert vpn.info.transport == "udp"
+            assert f"127.0.0.1:{number}" in str((await events.next(Reconnecting)).error)
+
+
+async def test_only_a_login_that_the_proxy_refuses_is_final(people: People) -> None:
+    answer = b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=x\r\nContent-Length: 0\r\n\r\n"
+    async with serving(people) as server, listening(answer) as number:
+        through = connection(f"remote 127.0.0.1 {port(server)} tcp", f"http-proxy 127.0.0.1 {number}")
+        with pytest.raises(AuthError, match="asks for a login, and there is none"):
+            async with connecting(people, "bob", through, connection(f"remote 127.0.0.1 {port(server)}")):
+                pass
+
+
+async def test_the_proxys_time_is_not_the_users(people: People) -> None:
+    async def ask(prompt: Prompt) -> str:
+        # Slower than the server may be.
+        await asyncio.sleep(0.7)
+        return dict(zip(("proxy-username", "proxy-password"), proxy.LOGIN, strict=True))[prompt.kind]
+
+    async def lead(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            await proxy.serve_http(reader, writer, "basic")
+
+    listener = await asyncio.start_server(lead, "127.0.0.1", 0)
+    number = listener.sockets[0].getsockname()[1]
+    async with serving(people) as server, listener:
+        lines = (f"remote 127.0.0.1 {port(server, 'tcp')} tcp", f"http-proxy 127.0.0.1 {number} auto")
+        async with connecting(people, "bob", *lines, "server-poll-timeout 1", ask=ask) as vpn:
+            assert vpn.info.transport == "tcp"
+
+
+@pytest.mark.parametrize("proto", ["udp", "tcp"])
+async def test_without_a_server_poll_timeout_the_server_has_its_time(people: People, proto: str) -> None:
+    async with serving(people) as server:
+        remote = f"remote 127.0.0.1 {port(server, proto)} {proto}"
+        async with connecting(people, "bob", remote, "server-poll-timeout 0") as vpn:
+            assert vpn.state is State.UP
+
+
+async def test_each_address_of_a_name_is_tried_before_its_remote_counts_as_tried(
+    people: People, names: dict[str, list[str]]
+) -> None:
+    names["vpn.example"] = [NOBODY, "127.0.0.1"]
+    async with serving(people) as server:
+        lines = (f"remote vpn.example {port(server)}", "connect-retry-max 1", *QUICK)
+        async with connecting(people, "bob", *lines) as vpn:
+            assert vpn.info.server == f"127.0.0.1:{port(server)}"
+    vpn = connecting(people, "bob", "remote vpn.example 9", "connect-retry-max 2", *QUICK)
+    events = Events(vpn)
+    with pytest.raises(UnreachableError):
+        await vpn.__aenter__()
+    failures = [change for change in await events.rest() if isinstance(change, Reconnecting)]
+    assert [NOBODY in str(failure.error) for failure in failures] == [True, False, True]
+
+
+async def test_resolv_retry_counts_from_the_first_failure_on(people: People, names: dict[str, list[str]]) -> None:
+    names["vpn.example"] = ["127.0.0.1"]
+    async with contextlib.AsyncExitStack() as stack:
+        async with serving(people) as server:
+            number = port(server)
+            lines = (f"remote vpn.example {number}", "resolv-retry 1", "connect-retry 0 1", "server-poll-timeout 1")
+            vpn = connecting(people, "bob", *lines)
+            events = Events(vpn)
+            await stack.enter_async_context(vpn)
+            await events.next(Up)
+            # The connection is up for longer than a name may take.
+            await asyncio.sleep(1.1)
+            names.clear()
+        while "resolve" not in str((await events.next(Reconnecting)).error):
+            pass
+        names["vpn.example"] = ["127.0.0.1"]
+        await stack.enter_async_context(serving(people, listen=Listen.parse(f"127.0.0.1:{number}")))
+        await events.next(Up)
+
+
+async def test_a_name_that_stays_unknown_ends_it(people: People, names: dict[str, list[str]]) -> None:
+    lines = ("remote vpn.example 9", "resolv-retry 0")
+    with pytest.raises(UnreachableError, match=r"cannot resolve vpn\.example"):
+        await connecting(people, "bob", *lines).__aenter__()
