@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from ginnel.openvpn import events, settings
+from ginnel.openvpn.client import ClientPolicy
+from ginnel.openvpn.ovpn_file import parse_ovpn
+from ginnel.openvpn.session import Session
 from ginnel.openvpn.wrap import StaticKey, TlsAuth, TlsCrypt, Wrap
 from ginnel.server import Server
 from tests.harness.people import People
@@ -76,3 +81,99 @@ async def test_noise_from_everywhere_keeps_no_new_client_out(name: str) -> None:
         assert counted["endpoint"]["received"] < 100
         assert counted["plane"]["strangers_unauthenticated"] > 1000
         assert counted["plane"]["strangers_dropped"] == 0
+
+
+# TCP.
+
+
+class Connection:
+    """A TCP connection to a server, on which sessions are held without a client around them."""
+
+    def __init__(self, server: Server, people: People, source: str = "127.0.0.1") -> None:
+        place = next(place for place in server.places if place.proto == "tcp")
+        self._text = people.client_file("alice", f"remote {place.address} {place.port} tcp")
+        self._path = (0, place.address, place.port)
+        self.sock = socket.create_connection((place.address, place.port), timeout=20, source_address=(source, 0))
+        self._sock_file = self.sock.makefile("rb")
+
+    def session(self) -> Session:
+        config = parse_ovpn(self._text)
+        tls = settings.tls_context(config)
+        policy = ClientPolicy(settings.client_settings(config, config.remotes[0], tls), None, unix_time=time.time())
+        return Session(policy, path=self._path, random=os.urandom, now=time.monotonic())
+
+    def say(self, session: Session) -> None:
+        for datagram, _ in session.datagrams_to_send(time.monotonic()):
+            self.sock.sendall(len(datagram).to_bytes(2, "big") + datagram)
+
+    def run(self, session: Session, done: Callable[[events.Event], bool]) -> None:
+        """Lets the session speak until it has such an event. EOFError when the server ends the connection."""
+        while True:
+            while (event := session.next_event()) is not None:
+                if done(event):
+                    self.say(session)
+                    return
+            self.say(session)
+            size = int.from_bytes(self._read(2), "big")
+            session.receive_datagram(self._read(size), self._path, time.monotonic())
+
+    def wait_closed(self) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            while self._read(1):
+                pass
+
+    def close(self) -> None:
+        self._sock_file.close()
+        self.sock.close()
+
+    def _read(self, size: int) -> bytes:
+        data = self._sock_file.read(size)
+        if len(data) < size:
+            raise EOFError
+        return data
+
+
+async def test_a_connection_whose_session_leads_nowhere_is_closed() -> None:
+    people = People()
+    people.add("alice")
+    async with serving(people, hand_window=1.0) as server:
+        with contextlib.closing(await asyncio.to_thread(Connection, server, people)) as connection:
+            connection.say(connection.session())
+            await until(lambda: server.statistics()["endpoint"]["created"] == 1)
+            await asyncio.wait_for(asyncio.to_thread(connection.wait_closed), 20)
+
+
+async def test_a_client_that_begins_anew_on_its_connection_keeps_it() -> None:
+    people = People()
+    people.add("alice")
+
+    async with serving(people) as server:
+        with contextlib.closing(await asyncio.to_thread(Connection, server, people)) as connection:
+            sessions = [connection.session(), connection.session()]
+            for session in sessions:
+                up = asyncio.to_thread(connection.run, session, lambda event: isinstance(event, events.Established))
+                await asyncio.wait_for(up, 20)
+            await until(lambda: len(people.sessions) == 2 and people.sessions[0][4] is not None)
+            sessions[1].renegotiate(time.monotonic())
+            again = asyncio.to_thread(connection.run, sessions[1], lambda event: isinstance(event, events.NewKey))
+            await asyncio.wait_for(again, 20)
+            assert len(server.clients) == 1
+
+
+@pytest.mark.parametrize("sources", [1, 150])
+async def test_connections_that_say_nothing_keep_nobody_else_out(
+    caplog: pytest.LogCaptureFixture, sources: int
+) -> None:
+    people = People()
+    people.add("alice")
+    async with serving(people, max_clients=5) as server:
+        with contextlib.ExitStack() as stack:
+            for number in range(300):
+                source = f"127.1.0.{number % sources + 1}" if sources > 1 else "127.0.0.1"
+                connection = await asyncio.to_thread(Connection, server, people, source)
+                stack.callback(connection.close)
+            async with connecting(server, people, "alice", proto="tcp") as alice:
+                await reaches(alice, server)
+    told = [record for record in caplog.records if getattr(record, "event", None) == "tcp_crowded"]
+    assert len(told) == 1
+    assert ("127.0.0.1" in told[0].getMessage()) == (sources == 1)

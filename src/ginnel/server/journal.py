@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 from ginnel.openvpn.words import escape
@@ -17,7 +18,28 @@ def tell(event: str, *, level: int = logging.INFO, **fields: Any) -> None:
     log.log(level, "%s", text, extra={"event": event, "fields": shown})
 
 
+class Rarely:
+    """An event that others can cause as often as they like: told once, and then at most once in `PERIOD` seconds,
+    with ``times`` it has happened since."""
+
+    def __init__(self, event: str, *, level: int = logging.WARNING) -> None:
+        self._event = event
+        self._level = level
+        self._times = 0
+        self._next = float("-inf")
+
+    def tell(self, **fields: Any) -> None:
+        self._times += 1
+        now = time.monotonic()
+        if now >= self._next:
+            tell(self._event, level=self._level, times=self._times if self._times > 1 else None, **fields)
+            self._times, self._next = 0, now + PERIOD
+
+
 def _word(value: Any) -> str:
     text = escape(str(value))
     quoted = text.replace('"', '\\"')
     return f'"{quoted}"' if " " in text or '"' in text or not text else text
+
+
+PERIOD = 60.0

@@ -1,7 +1,8 @@
 """The sockets on which clients come: UDP ones for the data plane, and TCP connections that it is given.
 
 A TCP connection that leads to no session within the time for a handshake is closed, and so is one whose
-session has ended. Where descriptors run out, accepting pauses; who is connected stays so.
+session has ended. Those that wait for a session are bounded, of all and of each address, and the oldest makes way.
+Where descriptors run out, accepting pauses; who is connected stays so.
 """
 
 from __future__ import annotations
@@ -9,36 +10,36 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ginnel._core import DataPlane
 from ginnel.errors import DeviceError
 from ginnel.server.config import DEFAULT_PORT, Listen
-from ginnel.server.journal import tell
+from ginnel.server.journal import Rarely, tell
 
 log = logging.getLogger(__name__)
 
 
 class Listeners:
-    """``used`` says whether a TCP connection has a session, by its socket number."""
+    """Numbers are those of the data plane's sockets."""
 
-    def __init__(
-        self, plane: DataPlane, wanted: Sequence[Listen], *, patience: float, most: int, used: Callable[[int], bool]
-    ) -> None:
-        """``patience``: seconds that a TCP connection has for its handshake; ``most``: connections at a time.
+    def __init__(self, plane: DataPlane, wanted: Sequence[Listen], *, patience: float) -> None:
+        """``patience``: seconds that a TCP connection has to lead to a session.
 
         Raises DeviceError where an address can't be listened on.
         """
         self._loop = asyncio.get_running_loop()
         self._plane = plane
         self._patience = patience
-        self._most = most
-        self._used = used
         self._accepting: list[socket.socket] = []
-        self._connections: dict[int, asyncio.TimerHandle] = {}
+        self._connections: set[int] = set()
+        # Of those without a session: where from, and until when they may wait. The oldest is the first.
+        self._waiting: dict[int, tuple[str, asyncio.TimerHandle]] = {}
+        self._crowded = Rarely("tcp_crowded")
         self._pauses: list[asyncio.TimerHandle] = []
         self.places: list[Listen] = []
         try:
@@ -51,10 +52,16 @@ class Listeners:
     def is_tcp(self, number: int) -> bool:
         return number in self._connections
 
+    def settle(self, number: int) -> None:
+        """A TCP connection has a session, which says from now on how long it stays. Harmless for any other number."""
+        if (waiting := self._waiting.pop(number, None)) is not None:
+            waiting[1].cancel()
+
     def forget(self, number: int) -> None:
         """A TCP connection is over. Harmless for any other number."""
-        if (timer := self._connections.pop(number, None)) is not None:
-            timer.cancel()
+        self.settle(number)
+        if number in self._connections:
+            self._connections.remove(number)
             self._plane.remove_socket(number)
 
     def close(self) -> None:
@@ -62,7 +69,7 @@ class Listeners:
         for sock in self._accepting:
             self._loop.remove_reader(sock)
             sock.close()
-        for timer in (*self._pauses, *self._connections.values()):
+        for timer in (*self._pauses, *(timer for _, timer in self._waiting.values())):
             timer.cancel()
         self._accepting.clear()
 
@@ -85,15 +92,12 @@ class Listeners:
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(MAX_ACCEPTS):
             try:
-                sock, _ = listening.accept()
+                sock, (address, *_) = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
                 self._pause(listening, error)
                 return
-            if len(self._connections) >= self._most:
-                sock.close()
-                continue
             sock.setblocking(False)
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -102,7 +106,19 @@ class Listeners:
             except OSError as error:
                 log.info("a TCP connection ended at once: %s", error)
                 continue
-            self._connections[number] = self._loop.call_later(self._patience, self._lose_patience, number)
+            self._connections.add(number)
+            self._make_room(origin := _origin(address))
+            self._waiting[number] = origin, self._loop.call_later(self._patience, self.forget, number)
+
+    def _make_room(self, origin: str) -> None:
+        """Who opens connections and says nothing keeps nobody else out."""
+        own = [number for number, (other, _) in self._waiting.items() if other == origin]
+        if len(own) >= HALF_OPEN_EACH:
+            self._crowded.tell(remote=origin, reason=f"{len(own)} connections from there wait; the oldest is closed")
+            self.forget(own[0])
+        elif len(self._waiting) >= HALF_OPEN:
+            self._crowded.tell(reason=f"{len(self._waiting)} connections wait for a session; the oldest is closed")
+            self.forget(next(iter(self._waiting)))
 
     def _pause(self, listening: socket.socket, error: OSError) -> None:
         """Accepting fails, for want of descriptors mostly: the connection waits, and would wake us at once."""
@@ -117,9 +133,11 @@ class Listeners:
         timer = self._loop.call_later(PAUSE, resume)
         self._pauses.append(timer)
 
-    def _lose_patience(self, number: int) -> None:
-        if not self._used(number):
-            self.forget(number)
+
+def _origin(address: str) -> str:
+    """What one subscriber has: an IPv4 address, or a network of 64 bits."""
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    return address if parsed.version == 4 else str(ipaddress.ip_network((int(parsed), 64), strict=False))
 
 
 def _shared(listen: Listen, count: int) -> list[socket.socket]:
@@ -167,4 +185,7 @@ DEFAULT = [
 ]
 BACKLOG = 128
 MAX_ACCEPTS = 32
+# TCP connections that wait for a session, of all and from one place.
+HALF_OPEN = 256
+HALF_OPEN_EACH = 32
 PAUSE = 1.0

@@ -150,13 +150,7 @@ class Server:
         self._plane.limit_strangers(STRANGERS * most, period)
         self._settings = _settings(config, self.store)
         self._plane.guard_strangers(locks(self._settings.wrap))
-        self._listeners = Listeners(
-            self._plane,
-            config.listen,
-            patience=config.hand_window,
-            most=config.max_clients + HALF_OPEN,
-            used=self._uses,
-        )
+        self._listeners = Listeners(self._plane, config.listen, patience=config.hand_window)
         self._exit.callback(self._listeners.close)
         self._admission = Admission(
             config,
@@ -246,9 +240,11 @@ class Server:
             self._follow(*entry)
         for datagram, path in self._endpoint.datagrams_to_send(self._loop.time()):
             self._plane.send_control(datagram, path)
-        for number in self._left:
-            self._listeners.forget(number)
-        self._left.clear()
+        if self._left:
+            # A client may have begun anew on the connection of the session that ended.
+            for number in self._left - {session.path[0] for session in self._endpoint.sessions.values()}:
+                self._listeners.forget(number)
+            self._left.clear()
         if self._timer is not None:
             self._timer.cancel()
         at = self._endpoint.get_timer()
@@ -284,6 +280,7 @@ class Server:
         settings = replace(self._settings, tcp=True) if self._listeners.is_tcp(path[0]) else self._settings
         policy = ServerPolicy(settings, self._admission.gate, unix_time=unix_time, peer=peer, peer_id=peer)
         self._policies[peer] = policy
+        self._listeners.settle(path[0])
         return policy
 
     def _decide(self, peer: int, verdict: Verdict) -> None:
@@ -333,7 +330,6 @@ class Server:
         reason = "the server ended the session" if error is None else str(error)
         policy = self._policies.pop(peer)
         client = self._admission.forget(peer)
-        path = client.path if client is not None else None
         if client is not None:
             self._inside.forget(client)
         if client is None or client.session is None:
@@ -349,8 +345,7 @@ class Server:
             self._stored(None, self.store.end_session, session, reason)
             if self.config.disconnected is not None:
                 self._spawn(self._run_disconnected(client, reason))
-        if path is not None:
-            self._left.add(path[0])
+        self._left.add(policy.path[0])
 
     async def _run_disconnected(self, client: Client, reason: str) -> None:
         assert self.config.disconnected is not None
@@ -364,9 +359,6 @@ class Server:
         if client is not None:
             with contextlib.suppress(ValueError):
                 client.count(self._plane.peer_statistics(peer), time.monotonic())
-
-    def _uses(self, number: int) -> bool:
-        return any(session.path[0] == number for session in self._endpoint.sessions.values())
 
     def _who(self, peer: int) -> dict[str, Any]:
         client, session = self._clients.get(peer), self._endpoint.session(peer)
@@ -472,5 +464,3 @@ POLL = 0.5
 ACCOUNTING = 5.0
 # Seconds in which clients are told that the server ends.
 FAREWELL = 1.5
-# TCP connections beside those of the clients, on their way to be one.
-HALF_OPEN = 256
