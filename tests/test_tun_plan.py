@@ -21,7 +21,7 @@ from ginnel.gateways.access import CLOSED
 from ginnel.network.journal import Journal, recover
 from ginnel.network.kill_switch import ANY_PORT, rules
 from ginnel.network.leaks import leaks, unmade
-from ginnel.network.masquerade import Forward, Gate
+from ginnel.network.masquerade import Forward, Gate, free_ports
 from ginnel.network.masquerade import rules as masquerade_rules
 from ginnel.network.plan import AddressChange, RouteChange, Settings, plan, settings
 from ginnel.openvpn.push import PushReply
@@ -301,7 +301,9 @@ def test_a_gate_closes_what_user_space_closes() -> None:
     assert "dnat" not in text
     forwards = (Forward(8080, IPv4Address("10.8.0.2"), 80),)
     assert "tcp dport 8080 dnat ip to 10.8.0.2:80" in masquerade_rules("tun0", replace(gate, forwards=forwards))
-    nothing: dict[str, Any] = {"inside": [], "allow": [], "relaying": False, "forwards": []}
+    assert "masquerade to :40001-60999 fully-random" in masquerade_rules("tun0", replace(gate, listening=(1194, 40000)))
+    assert free_ports((33000, 51820, 60000)) == (33001, 51819)
+    nothing: dict[str, Any] = {"inside": [], "allow": [], "relaying": False, "forwards": [], "listening": []}
     with pytest.raises(ValueError, match="network"):
         Gate.parse({**nothing, "inside": ["10.8.0.0/24 } accept"]})
     for forward in (

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from ginnel.network.masquerade import PORTS
 from tests.harness.client import wait_until
 from tests.harness.network import SERVER, Namespace, Network
 from tests.harness.process import Process, parse_event
@@ -187,6 +188,36 @@ def test_a_published_port_leads_to_a_client_while_it_is_there(
                 wait_until(lambda: status(outside) == REFUSED, 10, lambda: status(outside))
         assert server.process.stop(signal.SIGTERM, 15) == 0, str(server.process)
     assert state(network.server) == before
+
+
+def test_no_flow_of_a_clients_has_a_port_of_the_machines_services(
+    network: Network, internet: Process, tmp_path: Path
+) -> None:
+    """From the listener's own port, say: what others send there would go to the client (port shadow)."""
+    hear = f"""
+import socket
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.bind(("{INTERNET}", 9999))
+    print("ready", flush=True)
+    for _ in range(5):
+        print("from", *sock.recvfrom(100)[1], flush=True)
+    print("heard", flush=True)
+"""
+    say = f"""
+import socket
+for port in (1194, 53, 22, 32767, 61000):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("", port))
+        sock.sendto(b"x", ("{INTERNET}", 9999))
+"""
+    inside = ["nsenter", f"--net=/proc/{internet.pid}/ns/net", sys.executable, "-c", hear]
+    with TunServer(network, tmp_path), connected(network, tmp_path) as client, Process(inside) as listener:
+        listener.wait_line("ready", 20)
+        client.run([sys.executable, "-c", say])
+        listener.wait_line("heard", 20)
+        heard = [line.split() for line in listener.out.all() if line.startswith("from")]
+        assert {host for _, host, _ in heard} == {OUTSIDE}
+        assert all(int(port) in PORTS for _, _, port in heard), heard
 
 
 def test_nobody_outside_opens_a_connection_to_a_client(network: Network, internet: Process, tmp_path: Path) -> None:

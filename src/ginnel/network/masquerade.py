@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,12 +35,14 @@ class Forward:
 @dataclass(frozen=True, slots=True)
 class Gate:
     """``inside``: the networks of the clients; ``allow``: what is open beside public addresses; ``relaying``: clients
-    reach each other; ``forwards``: what is published of clients that are there."""
+    reach each other; ``forwards``: what is published of clients that are there; ``listening``: the ports of this
+    machine at which the server awaits clients."""
 
     inside: tuple[IpNetwork, ...]
     allow: tuple[IpNetwork, ...] = ()
     relaying: bool = False
     forwards: tuple[Forward, ...] = ()
+    listening: tuple[int, ...] = ()
 
     def emit(self) -> dict[str, Any]:
         return {
@@ -47,6 +50,7 @@ class Gate:
             "allow": [str(network) for network in self.allow],
             "relaying": self.relaying,
             "forwards": [[each.port, str(each.address), each.target] for each in self.forwards],
+            "listening": list(self.listening),
         }
 
     @classmethod
@@ -54,9 +58,10 @@ class Gate:
         """The reverse. Raises ValueError, TypeError or KeyError."""
         inside, allow = (tuple(map(ipaddress.ip_network, fields[name])) for name in ("inside", "allow"))
         forwards = tuple(_forward(*each) for each in fields["forwards"])
-        if len(inside) + len(allow) + len(forwards) > MAX_NETWORKS:
+        listening = tuple(map(int, fields["listening"]))
+        if len(inside) + len(allow) + len(forwards) + len(listening) > MAX_NETWORKS:
             raise ValueError("too many networks")
-        return cls(inside, allow, bool(fields["relaying"]), forwards)
+        return cls(inside, allow, bool(fields["relaying"]), forwards, listening)
 
 
 def table(device: str) -> str:
@@ -73,7 +78,12 @@ def rules(device: str, gate: Gate) -> str:
         f"{_matches('daddr', [network])} reject with icmpx admin-prohibited" for network in (*CLOSED, *translated)
     ]
     own = [f"{_matches('daddr', [network])} meta l4proto {{ icmp, ipv6-icmp }} accept" for network in gate.inside]
-    hidden = [f'{_matches("saddr", [network])} oifname != "{device}" masquerade' for network in gate.inside]
+    # Never the client's own source port: a flow of its with that of a listener would take what is sent to that from
+    # there (port shadow).
+    first, last = free_ports(gate.listening)
+    ported = f"meta l4proto {{ tcp, udp }} masquerade to :{first}-{last} fully-random"
+    leaving = [f'{_matches("saddr", [network])} oifname != "{device}"' for network in gate.inside]
+    hidden = [f"{each} {action}" for each in leaving for action in (ported, "masquerade")]
     local = "meta nfproto ipv4 fib daddr type local"
     led = [f"{local} tcp dport {each.port} dnat ip to {each.address}:{each.target}" for each in gate.forwards]
     # Of what other tables lead to a client nothing is let in here.
@@ -123,6 +133,13 @@ table inet {name} {{
     }}
 }}
 """
+
+
+def free_ports(taken: Sequence[int]) -> tuple[int, int]:
+    """The longest run of `PORTS` without any of these, from its first to its last."""
+    edges = [PORTS.start - 1, *sorted({port for port in taken if port in PORTS}), PORTS.stop]
+    before, after = max(itertools.pairwise(edges), key=lambda run: run[1] - run[0])
+    return before + 1, after - 1
 
 
 def begin(device: str, gate: Gate) -> list[Entry]:
@@ -204,6 +221,8 @@ def _lines(lines: Sequence[str]) -> str:
 
 
 SYSCTL = Path("/proc/sys")
+# Those that Linux gives to who asks for none (net.ipv4.ip_local_port_range): no service has a fixed one there.
+PORTS = range(32768, 61000)
 MAX_NETWORKS = 1024
 # 6to4 (RFC 3056): whoever routes it leads to the IPv4 address within.
 TUNNELLED = ipaddress.IPv6Network("2002::/16")

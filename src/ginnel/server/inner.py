@@ -8,7 +8,7 @@ import errno
 import logging
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -38,8 +38,9 @@ class Inner(Protocol):
     def stack(self) -> Stack:
         """At the server's inner address. LocalProtocolError where the kernel has that."""
 
-    async def open(self, pool: Pool, address_of: Callable[[str], str | None]) -> None:
-        """Takes its addresses, and opens the way out. ``address_of`` a user: the inner one, None while away."""
+    async def open(self, pool: Pool, address_of: Callable[[str], str | None], listening: Sequence[int]) -> None:
+        """Takes its addresses, and opens the way out. ``address_of`` a user: the inner one, None while away;
+        ``listening``: the ports where clients are awaited."""
 
     def lead_to(self, client: Client) -> None:
         """Networks behind a client are reached through it from now on."""
@@ -71,7 +72,7 @@ class UserSpace:
             raise LocalProtocolError("the server was not started; enter it with 'async with' first")
         return self._stack
 
-    async def open(self, pool: Pool, address_of: Callable[[str], str | None]) -> None:
+    async def open(self, pool: Pool, address_of: Callable[[str], str | None], listening: Sequence[int]) -> None:
         self._stack = await self._exit.enter_async_context(Stack(self._device.interface))
         self._stack.set_addresses([str(address) for address in _addresses(pool) if address is not None])
         allow = [str(network) for network in self._config.allow]
@@ -127,14 +128,16 @@ class Routed:
     def stack(self) -> Stack:
         raise LocalProtocolError(f"the server's inner address is the kernel's, on {self.device}; use ordinary sockets")
 
-    async def open(self, pool: Pool, address_of: Callable[[str], str | None]) -> None:
+    async def open(self, pool: Pool, address_of: Callable[[str], str | None], listening: Sequence[int]) -> None:
         """Raises DeviceError."""
         address, address6 = _addresses(pool)
         self._settings = Settings(address=address, address6=address6, mtu=self._config.tun_mtu)
         inside: tuple[IPv4Network | IPv6Network, ...] = (pool.network,)
         if pool.network6 is not None:
             inside += (pool.network6,)
-        self._gate = Gate(inside, self._config.allow, self._config.client_to_client)
+        self._gate = Gate(
+            inside, self._config.allow, self._config.client_to_client, listening=tuple(dict.fromkeys(listening))
+        )
         for published in self._config.publish:
             self._held.append(_hold(published.port))
         loop = asyncio.get_running_loop()

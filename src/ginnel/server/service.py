@@ -162,7 +162,7 @@ class Server:
             decide=self._decide,
             inform=lambda peer, text: self._policies[peer].tell(text),
         )
-        await self._inside.open(self._admission.pool, self._address_of)
+        await self._inside.open(self._admission.pool, self._address_of, [place.port for place in self.places])
         self._endpoint = Endpoint(
             self._settings,
             self._make_policy,
