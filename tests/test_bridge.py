@@ -7,10 +7,12 @@ import random
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
 
 import pytest
 
 from ginnel._core import DescriptorEnd
+from ginnel.device import create, named
 from ginnel.device.bridge import Bridge
 from ginnel.device.memory import MemoryDevice
 from ginnel.errors import DeviceError
@@ -43,6 +45,21 @@ async def office() -> AsyncIterator[tuple[Bridge, list[Stack], list[int]]]:
         ports = [port for _, port in joined]
         assert ports == [1, 2, 3, 4]
         yield bridge, stacks, ports
+
+
+async def test_devices_with_a_name_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with Bridge() as bridge:
+        async with (
+            create("tap0", kind="tap", addresses=["10.8.0.1/24"]),
+            create("tap1", kind="tap", addresses=["10.8.0.2/24"]) as other,
+            create("tun0"),
+        ):
+            for name in ("tap0", "tap1"):
+                bridge.add(await asyncio.to_thread(named.open, name))
+            with pytest.raises(DeviceError, match="tun0 is a TUN device"):
+                bridge.add(await asyncio.to_thread(named.open, "tun0"))
+            assert await other.stack.ping("10.8.0.1", timeout=20) > 0
 
 
 async def test_hosts_on_a_bridge_speak_with_each_other(office: tuple[Bridge, list[Stack], list[int]]) -> None:

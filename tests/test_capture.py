@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import random
+import socket
 import stat
 import struct
 import subprocess
@@ -15,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from ginnel.device import Capture, MemoryDevice
-from ginnel.errors import ConfigError
+from ginnel.device import Capture, MemoryDevice, NamedEnd
+from ginnel.errors import ConfigError, DeviceError
 from tests.harness.pcapng import CaptureFile
 from tests.harness.process import run
 
@@ -65,7 +66,8 @@ def test_what_the_device_drops_is_noted_where_it_happened(path: Path) -> None:
     assert found.link_type == 1
     assert [packet.data for packet in found.packets] == [*frames[:3], frames[0]]
     assert [packet.dropped for packet in found.packets] == [0, 0, 0, 2]
-    assert found.statistics == {"received": 8, "dropped": 4, "lost": 0, "delivered": 4}
+    # Seven were written: three were never taken, one was, and then nobody read it.
+    assert found.statistics == {"received": 7, "dropped": 4, "lost": 0, "delivered": 4}
 
 
 def test_wiresharks_tools_open_it(path: Path) -> None:
@@ -82,6 +84,49 @@ def test_wiresharks_tools_open_it(path: Path) -> None:
     assert [line.split("\t")[1:] for line in lines] == [["10.0.0.1", "7", "tun0"]] * 2
     assert [int(line.split("\t")[0], 0) for line in lines] == [1, 2]
     assert run(["capinfos", "-T", "-r", "-c", path]).split()[-1] == "2"
+
+
+def test_devices_of_several_names_are_several_interfaces_and_the_same_name_is_the_same(path: Path) -> None:
+    with Capture(path, "tun", "tun0") as capture:
+        for turn, (kind, name) in enumerate([("tun", "tun0"), ("tap", "tap0"), ("tun", "tun0"), ("tun", "tun1")]):
+            with MemoryDevice(kind) as device:  # type: ignore[arg-type]
+                capture.observe(device, name)
+                device.set_up(True)
+                device.application.write(b"\x45" + bytes([turn]) * 19)
+                device.interface.read(10)
+                if turn == 3:
+                    device.interface.write(b"\x45" + bytes(19))
+                    device.application.close()
+    found = CaptureFile(path)
+    assert [(each.link_type, each.name) for each in found.interfaces] == [(101, "tun0"), (1, "tap0"), (101, "tun1")]
+    assert [(packet.interface, packet.data[1]) for packet in found.packets[:4]] == [(0, 0), (1, 1), (0, 2), (2, 3)]
+    assert [each.statistics["received"] for each in found.interfaces] == [2, 1, 2]
+    assert [each.statistics["dropped"] for each in found.interfaces] == [0, 0, 1]
+    assert run(["capinfos", "-T", "-r", "-c", path]).split()[-1] == "5"
+
+
+def test_a_device_that_is_gone_is_not_kept_by_its_capture(path: Path) -> None:
+    with Capture(path, "tun", "tun0") as capture:
+        before = resident()
+        for _ in range(3000):
+            with MemoryDevice(queue=1000) as device:
+                capture.observe(device, "tun0")
+        assert resident() < before + (16 << 20)
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_device_elsewhere_is_refused_in_one_line(path: Path) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with (
+        Capture(path, "tun", "tun0") as capture,
+        theirs,
+        NamedEnd("tun0", "tun", 1500, ours.detach()) as end,
+        pytest.raises(DeviceError, match=r"^[^\n]*--capture[^\n]*$"),
+    ):
+        capture.observe(end)  # type: ignore[arg-type]
 
 
 def test_it_is_there_while_the_capture_runs(path: Path) -> None:

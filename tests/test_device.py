@@ -194,10 +194,10 @@ def test_signals_that_raise_nothing_do_not_end_a_read(device: MemoryDevice) -> N
 def test_a_kind_queue_or_timeout_that_makes_no_sense_is_refused(device: MemoryDevice) -> None:
     with pytest.raises(ValueError, match="tun"):
         MemoryDevice("tin")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="queue"):
-        MemoryDevice("tun", queue=0)
-    with pytest.raises(ValueError, match="queue"):
-        device.set_queue_length(0)
+    for length in (-1, 524_289, 1 << 70):
+        refuses(errno.ERANGE, lambda length=length: MemoryDevice("tun", queue=length))
+        refuses(errno.ERANGE, device.set_queue_length, length)
+    refuses(errno.EINVAL, device.set_mtu, 1 << 70)
     with pytest.raises(ValueError, match="timeout"):
         device.application.read(float("nan"))
     refuses(errno.EINVAL, MemoryDevice, "tap", 65_522)

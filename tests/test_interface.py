@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import select
@@ -12,7 +13,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from ginnel._core import Link
+from ginnel._core import DescriptorEnd, Link
 from ginnel.device.interface import Address, Interface, Interfaces, Route, parse_address
 from ginnel.device.memory import MemoryDevice
 from ginnel.errors import DeviceError
@@ -104,6 +105,71 @@ def test_empty_messages_are_not_taken_for_the_end() -> None:
         assert readable(link.fileno())
         assert link.events() == [("gone", number)]
         assert device.statistics()["rx_packets"] == 1
+
+
+def test_a_packet_for_which_the_system_has_no_buffer_is_dropped_and_the_next_one_passes() -> None:
+    """As with a small net.core.wmem_max."""
+    with Joined() as joined:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, ours.dup() as same:
+            joined.link.remove(joined.number)
+            joined.link.add(ours.detach(), False)
+            same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)
+            theirs.settimeout(10)
+            for _ in range(5):
+                joined.device.interface.write(b"\x45" + bytes(9000))
+                joined.device.interface.write(PACKET)
+                assert theirs.recv(10_000) == PACKET
+            assert joined.device.statistics()["tx_dropped"] == 5
+
+
+def test_what_a_packet_costs_that_is_longer_than_a_programs_buffer() -> None:
+    with Joined() as joined, DescriptorEnd(joined.program.detach()) as end:
+        with socket.socket(fileno=os.dup(end.fileno())) as same:
+            same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)
+        with pytest.raises(DeviceError, match=r"wmem_max\): Message too long$"):
+            end.write(b"\x45" + bytes(9000))
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_what_finds_no_room_in_a_descriptor_is_dropped_and_counted_there(batch: bool) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sent = [b"\x45" + struct.pack("!I", number) + bytes(1000) for number in range(2000)]
+    with DescriptorEnd(ours.detach()) as end, theirs:
+        if batch:
+            taken = end.write_batch(iter(sent))
+            assert 0 < taken < len(sent)
+        else:
+            assert {end.write(packet) for packet in sent} == {1005}
+            taken = len(sent) - end.dropped
+        theirs.setblocking(False)
+        received = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                received.append(theirs.recv(2000))
+        assert received == sent[:taken]
+        assert end.dropped == len(sent) - taken
+        assert end.write_batch([PACKET] * 3) == 3
+
+
+def test_a_program_whose_device_dies_with_packets_unread_sees_the_end_and_no_error() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with DescriptorEnd(theirs.detach()) as end:
+        ours.send(PACKET)
+        end.write_batch([PACKET] * 10)
+        ours.close()
+        assert [end.read(10), end.read(10)] == [PACKET, b""]
+        with pytest.raises(DeviceError, match="^the device has ended: Broken pipe$") as caught:
+            end.write(PACKET)
+        assert caught.value.errno == errno.EPIPE
+
+
+def test_a_batch_for_an_interface_that_is_down_is_counted_whole() -> None:
+    with Joined() as joined, DescriptorEnd(joined.program.detach()) as end:
+        joined.device.set_up(False)
+        assert end.write_batch([PACKET] * 5) == 5
+        while joined.device.statistics()["rx_errors"] < 5:
+            os.sched_yield()
 
 
 def test_a_program_that_does_not_read_costs_the_newest_packets_and_they_are_counted() -> None:
@@ -209,6 +275,17 @@ def test_configuration_is_refused_as_the_kernel_would() -> None:
             with pytest.raises(DeviceError) as error:
                 refused()
             assert error.value.errno == number
+
+        def refuse(interface: Interface) -> None:
+            raise ValueError
+
+        interfaces.on_create.append(refuse)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="^$"):
+                interfaces.create("tun4", index=9)
+        assert [own.name for own in interfaces] == ["tun3"]
+        interfaces.on_create.remove(refuse)
+        assert interfaces.create("tun4", index=9).index == 9
         interface.add_address(Address(ip_interface("10.0.0.1/24"), ip_address("10.0.0.2")))
         interface.add_route(Route(ip_network("10.9.0.0/16"), ip_address("10.0.0.2")))
         await interfaces.aclose()

@@ -12,8 +12,11 @@ import random
 import socket
 import stat
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from ipaddress import ip_address, ip_interface, ip_network
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,9 +25,10 @@ import pytest
 
 import ginnel.device
 from ginnel.device import Service, create
-from ginnel.device.directory import Directory, claim_name
+from ginnel.device.directory import Claim, Directory, claim_name
 from ginnel.device.forge import Datagram, Echo
-from ginnel.device.service import MAX_CLIENTS, MAX_REQUEST
+from ginnel.device.interface import MAX_ADDRESSES, Address, Route
+from ginnel.device.service import MAX_CLIENTS, MAX_REQUEST, Holder
 from ginnel.errors import ConfigError, DeviceError
 from tests.harness.pcapng import CaptureFile
 
@@ -120,7 +124,8 @@ async def test_what_is_set_elsewhere_is_set(device: Service) -> None:
     await other(ginnel.device.add_address, "tun0", "10.1.0.1/16")
     assert (device.interface.mtu, device.interface.up) == (1400, False)
     assert (await other(ginnel.device.show, "tun0"))["addresses"][-1] == "10.1.0.1/16"
-    await refused(errno.EINVAL, "MTU 67", ginnel.device.set_mtu, "tun0", 67)
+    for mtu in (67, 1 << 70, -1):
+        await refused(errno.EINVAL, f"MTU {mtu} is outside", ginnel.device.set_mtu, "tun0", mtu)
     await refused(errno.EEXIST, "10.1.0.1/16", ginnel.device.add_address, "tun0", "10.1.0.1/16")
     await refused(errno.EINVAL, "write one as", ginnel.device.add_address, "tun0", "10.1.0.400")
 
@@ -208,12 +213,81 @@ def test_a_link_in_place_of_the_folder_is_not_followed(tmp_path: Path, runtime: 
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+def test_a_place_that_is_no_use_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/proc")
+    for use in (lambda: claim_name("tun0"), ginnel.device.list_devices):
+        with pytest.raises(DeviceError, match=r"^devices cannot be kept in /proc/ginnel; set XDG_RUNTIME_DIR to .*$"):
+            use()
+    # One that is there and takes no files: /proc/self/fd is our own, and private.
+    (tmp_path / "ginnel").mkdir(0o700)
+    script = f"""
+import os, resource
+os.environ["XDG_RUNTIME_DIR"] = {str(tmp_path)!r}
+from ginnel.device.directory import Directory
+with Directory() as directory:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+    for use in (lambda: directory.claim("tun0"), directory.names):
+        try:
+            use()
+        except OSError as error:
+            print(type(error).__name__, error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.count("DeviceError devices cannot be kept in") == 2, done.stdout
+
+
 async def test_a_long_runtime_directory_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = tmp_path / ("long" * 30) / ("deep" * 30)
     deep.mkdir(parents=True)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
     async with create("tun0"):
         (await other(ginnel.device.open, "tun0")).close()
+
+
+async def test_a_device_with_very_much_to_show_is_shown(device: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ginnel.device.interface.MAX_ROUTES", 600)
+    interface = device.interface
+    far, gateway = "2001:db8:1234:5678:9abc:def0:1234", ip_address("2001:db8:1234:5678:9abc:def0:1234:ffff")
+    # Two it has already.
+    for number in range(1, MAX_ADDRESSES - 1):
+        interface.add_address(Address(ip_interface(f"{far}:{number:x}/128")))
+    for number in range(600):
+        interface.add_route(Route(ip_network(f"{far}:{number:x}/128"), gateway, 1 << 31, 77))
+    programs = [interface.attach() for _ in range(256)]
+    for _, number in programs:
+        device.holders[number] = Holder(number, "長" * 40)
+    for add in (
+        lambda: interface.add_address(Address(ip_interface("fd00::9/128"))),
+        lambda: interface.add_route(Route(ip_network("fd09::/16"))),
+    ):
+        with pytest.raises(DeviceError) as caught:
+            add()
+        assert caught.value.errno == errno.ENOBUFS
+    shown = await other(ginnel.device.show, "tun0")
+    assert (shown["address_count"], shown["route_count"]) == (1024, 600)
+    assert len(shown["application"]) == 256
+    assert shown["routes"][0].endswith("metric 2147483648 table 77")
+    for sock, _ in programs:
+        sock.close()
+
+
+# One after the other, with ten seconds for each, it would be two minutes.
+@pytest.mark.timeout(60)
+async def test_owners_that_do_not_answer_are_listed_as_such_and_hold_nobody_up(device: Service) -> None:
+    def silent(name: str) -> tuple[Claim, socket.socket]:
+        claim = claim_name(name)
+        return claim, claim.listen()
+
+    stopped = [silent(f"stuck{number}") for number in range(12)]
+    try:
+        found = await other(ginnel.device.list_devices)
+    finally:
+        for claim, listener in stopped:
+            listener.close()
+            claim.release()
+    silent_ones = [shown["name"] for shown in found if shown["state"] == "not answering"]
+    assert silent_ones == sorted(f"stuck{number}" for number in range(12))
+    assert [shown["name"] for shown in found if shown["state"] == "up"] == ["tun0"]
 
 
 async def test_requests_of_any_content_do_no_harm(device: Service) -> None:
@@ -269,7 +343,8 @@ async def test_clients_that_hang_on_are_bounded(device: Service) -> None:
             return [directory.connect("tun0") for _ in range(MAX_CLIENTS)]
 
     held = await other(hang_on)
-    await refused(errno.ENODEV, "tun0", ginnel.device.show, "tun0")
+    for _ in range(20):
+        await refused(errno.EBUSY, "try again in a moment", ginnel.device.show, "tun0")
     for sock in held:
         sock.close()
     deadline = time.monotonic() + 20

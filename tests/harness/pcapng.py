@@ -21,6 +21,14 @@ class CapturedPacket:
     direction: str
     dropped: int
     """Packets between the one before and this one that are not in the file."""
+    interface: int
+
+
+@dataclass
+class CapturedInterface:
+    link_type: int
+    name: str
+    statistics: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -28,36 +36,49 @@ class CaptureFile:
     """What a file holds. AssertionError where it is not sound."""
 
     path: Path
-    link_type: int = -1
-    name: str = ""
     packets: list[CapturedPacket] = field(default_factory=list)
-    statistics: dict[str, int] = field(default_factory=dict)
+    interfaces: list[CapturedInterface] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        section, interface, *rest = _blocks(self.path.read_bytes())
+        section, *rest = _blocks(self.path.read_bytes())
         assert section.kind == 0x0A0D0D0A
-        assert interface.kind == 1
-        (self.link_type,) = struct.unpack_from("=H", interface.body)
-        self.name = interface.options[2].decode()
-        assert interface.options[9] == b"\x09"
         for block in rest:
-            if block.kind == 6:
+            if block.kind == 1:
+                assert block.options[9] == b"\x09"
+                (link_type,) = struct.unpack_from("=H", block.body)
+                self.interfaces.append(CapturedInterface(link_type, block.options[2].decode()))
+            elif block.kind == 6:
                 self.packets.append(_packet(block))
+                assert self.packets[-1].interface < len(self.interfaces)
             else:
                 assert block.kind == 5
                 numbers = {code: int.from_bytes(value, "little") for code, value in block.options.items()}
                 names = {4: "received", 5: "dropped", 7: "lost", 8: "delivered"}
-                self.statistics = {name: numbers[code] for code, name in names.items()}
+                (number,) = struct.unpack_from("=I", block.body)
+                self.interfaces[number].statistics = {name: numbers[code] for code, name in names.items()}
+        assert self.interfaces
+
+    @property
+    def link_type(self) -> int:
+        return self.interfaces[0].link_type
+
+    @property
+    def name(self) -> str:
+        return self.interfaces[0].name
+
+    @property
+    def statistics(self) -> dict[str, int]:
+        return self.interfaces[0].statistics
 
 
 def _packet(block: Block) -> CapturedPacket:
-    _, high, low, captured, length = struct.unpack_from("=5I", block.body)
+    interface, high, low, captured, length = struct.unpack_from("=5I", block.body)
     assert captured == length
     (flags,) = struct.unpack("=I", block.options[2])
     dropped = int.from_bytes(block.options.get(4, b""), "little")
     data = block.body[20 : 20 + captured]
     assert len(data) == captured
-    return CapturedPacket(data, high << 32 | low, {1: "in", 2: "out"}[flags & 3], dropped)
+    return CapturedPacket(data, high << 32 | low, {1: "in", 2: "out"}[flags & 3], dropped, interface)
 
 
 def _blocks(data: bytes) -> list[Block]:

@@ -31,6 +31,8 @@ pub trait Readiness: Send + Sync {
 pub trait Observer: Send + Sync {
     /// These were taken in, and as many as `dropped` were not.
     fn pushed(&self, packets: &[Packet], dropped: u64);
+    /// As many as `count` were taken in before, and dropped before anybody read them.
+    fn lost(&self, count: u64);
 }
 
 /// What has gone through a queue since it was made. Whatever was written is in one of `packets`,
@@ -126,7 +128,8 @@ impl Queue {
         });
     }
 
-    /// How many packets may wait. Of those that wait already none is lost.
+    /// How many packets may wait, at most [`MAX_CAPACITY`]; of a queue of no length all are dropped. Of those that
+    /// wait already none is lost.
     pub fn set_capacity(&self, capacity: usize) {
         self.change(|inner| inner.capacity = capacity);
     }
@@ -187,9 +190,13 @@ impl Queue {
         lock(&self.inner).observer = observer;
     }
 
-    /// How many packets the queue would take now. On 0 the writer is woken when there is room again.
+    /// How many packets the queue would take now. On 0 the writer is woken when there is room again. A queue of no
+    /// length keeps nobody waiting: it takes them to drop them.
     pub fn room(&self) -> usize {
         let mut inner = lock(&self.inner);
+        if inner.capacity == 0 {
+            return MAX_CAPACITY;
+        }
         let room = inner.capacity.saturating_sub(inner.packets.len());
         inner.writer_waits = room == 0;
         room
@@ -257,7 +264,7 @@ impl Queue {
         let mut inner = lock(&self.inner);
         inner.counters.packets -= packets;
         inner.counters.bytes -= bytes;
-        inner.count_dropped(packets);
+        inner.count_lost(packets);
     }
 
     /// Changes the queue, and tells each side what that means for it.
@@ -310,17 +317,20 @@ impl Inner {
     }
 
     fn drop_all(&mut self) {
-        self.count_dropped(self.packets.len() as u64);
+        self.count_lost(self.packets.len() as u64);
         self.packets.clear();
     }
 
-    fn count_dropped(&mut self, count: u64) {
+    fn count_lost(&mut self, count: u64) {
         self.counters.dropped += count;
         if let (Some(observer), 1..) = (&self.observer, count) {
-            observer.pushed(&[], count);
+            observer.lost(count);
         }
     }
 }
+
+/// As many as the kernel's device takes (a ring of pointers in 4 MiB).
+pub const MAX_CAPACITY: usize = 524_288;
 
 #[cfg(test)]
 mod tests {
@@ -387,13 +397,17 @@ mod tests {
     }
 
     #[derive(Default)]
-    struct Seen(Mutex<(Vec<u8>, u64)>);
+    struct Seen(Mutex<(Vec<u8>, u64, u64)>);
 
     impl Observer for Seen {
         fn pushed(&self, packets: &[Packet], dropped: u64) {
             let mut seen = lock(&self.0);
             seen.0.extend(packets.iter().map(|packet| packet[0]));
             seen.1 += dropped;
+        }
+
+        fn lost(&self, count: u64) {
+            lock(&self.0).2 += count;
         }
     }
 
@@ -403,12 +417,22 @@ mod tests {
         let seen = Arc::new(Seen::default());
         queue.set_observer(Some(seen.clone()));
         queue.push(&mut packets(5)).unwrap();
-        assert_eq!(*lock(&seen.0), (vec![0, 1, 2], 2));
+        assert_eq!(*lock(&seen.0), (vec![0, 1, 2], 2, 0));
         queue.pop(&mut Vec::new(), 1);
         queue.count_lost(1, 1);
         queue.delete();
-        assert_eq!(lock(&seen.0).1, 5);
+        assert_eq!(*lock(&seen.0), (vec![0, 1, 2], 2, 3));
         assert_eq!(queue.counters().dropped, 5);
+    }
+
+    #[test]
+    fn a_queue_of_no_length_drops_everything_and_keeps_nobody_waiting() {
+        let queue = open(0);
+        assert!(queue.room() > 0);
+        assert_eq!(queue.push(&mut packets(3)), Ok(0));
+        assert_eq!(queue.counters().dropped, 3);
+        queue.set_capacity(1);
+        assert_eq!(queue.push(&mut packets(3)), Ok(1));
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -26,10 +26,19 @@ pub struct Capture {
     watched: Mutex<Vec<Watched>>,
 }
 
-/// What a capture sees, until it is closed.
+/// What a capture sees, until it is closed. What is gone before needs no end.
 enum Watched {
-    Memory(Arc<Device>),
-    Kernel(Arc<Observers>),
+    Memory(Weak<Device>),
+    Kernel(Weak<Observers>),
+}
+
+impl Watched {
+    fn is_there(&self) -> bool {
+        match self {
+            Watched::Memory(device) => device.strong_count() > 0,
+            Watched::Kernel(observers) => observers.strong_count() > 0,
+        }
+    }
 }
 
 /// Where a packet goes, as its interface sees it.
@@ -46,43 +55,56 @@ pub struct Statistics {
     pub packets: u64,
     /// Packets that the device dropped.
     pub dropped: u64,
+    /// Those among them that it had taken before: they are among `packets`, too.
+    dropped_later: u64,
     /// Packets that passed and are not in the file.
     pub lost: u64,
 }
 
 impl Capture {
-    /// Begins a capture in an empty file. `name` is the interface's.
+    /// Begins a capture in an empty file. `name` is that of the first interface, whose number is 0.
     pub fn start(mut file: File, kind: Kind, name: &str) -> io::Result<Capture> {
-        file.write_all(&header(kind, name))?;
+        let first = Interface::new(kind, name);
+        file.write_all(&[section_header(), first.description()].concat())?;
+        let interfaces = vec![first];
         let shared = Arc::new(Shared {
-            state: Mutex::new(State { running: true, ..State::default() }),
+            state: Mutex::new(State { running: true, interfaces, ..State::default() }),
             wake: Condvar::new(),
             failed: Waker::new()?,
         });
-        let writer = Writer { file, shared: shared.clone() };
+        let writer = Writer { file, shared: shared.clone(), described: 1 };
         let thread = thread::Builder::new().name("ginnel-capture".into()).spawn(move || writer.run())?;
         Ok(Capture { shared, thread: Mutex::new(Some(thread)), watched: Mutex::default() })
     }
 
-    /// Notes every packet of a device from now on, until the capture is closed.
-    pub fn observe(&self, device: &Arc<Device>) {
-        device.set_observers(self.tap(Direction::Outbound), self.tap(Direction::Inbound));
-        lock(&self.watched).push(Watched::Memory(device.clone()));
+    /// Notes every packet of a device from now on, until the capture is closed. With a `name` as an interface of
+    /// this name: one that is described already, or another one.
+    pub fn observe(&self, device: &Arc<Device>, name: Option<&str>) {
+        let interface = name.map_or(0, |name| self.shared.lock().interface(device.kind(), name));
+        device
+            .set_observers(self.tap(interface, Direction::Outbound), self.tap(interface, Direction::Inbound));
+        self.watch(Watched::Memory(Arc::downgrade(device)));
     }
 
-    /// The same for a device of the kernel's.
+    /// The same for a device of the kernel's, as the first interface.
     pub fn observe_kernel(&self, observers: &Arc<Observers>) {
-        observers.set(self.tap(Direction::Outbound), self.tap(Direction::Inbound));
-        lock(&self.watched).push(Watched::Kernel(observers.clone()));
+        observers.set(self.tap(0, Direction::Outbound), self.tap(0, Direction::Inbound));
+        self.watch(Watched::Kernel(Arc::downgrade(observers)));
     }
 
-    /// Notes one packet.
+    /// Notes one packet of the first interface.
     pub fn note(&self, packet: &[u8], direction: Direction) {
-        self.shared.note(&[packet], 0, direction);
+        self.shared.note(0, &[packet], 0, direction);
     }
 
+    /// Of all interfaces together.
     pub fn statistics(&self) -> Statistics {
-        self.shared.lock().statistics
+        self.shared.lock().interfaces.iter().fold(Statistics::default(), |sum, interface| Statistics {
+            packets: sum.packets + interface.statistics.packets,
+            dropped: sum.dropped + interface.statistics.dropped,
+            dropped_later: sum.dropped_later + interface.statistics.dropped_later,
+            lost: sum.lost + interface.statistics.lost,
+        })
     }
 
     /// The errno of the first write that failed. The capture goes on when writing succeeds again.
@@ -100,8 +122,12 @@ impl Capture {
     pub fn close(&self) {
         for watched in lock(&self.watched).drain(..) {
             match watched {
-                Watched::Memory(device) => device.set_observers(None, None),
-                Watched::Kernel(observers) => observers.set(None, None),
+                Watched::Memory(device) => {
+                    device.upgrade().inspect(|device| device.set_observers(None, None));
+                }
+                Watched::Kernel(observers) => {
+                    observers.upgrade().inspect(|observers| observers.set(None, None));
+                }
             }
         }
         let Some(thread) = lock(&self.thread).take() else { return };
@@ -110,8 +136,14 @@ impl Capture {
         let _ = thread.join();
     }
 
-    fn tap(&self, direction: Direction) -> Option<Arc<dyn Observer>> {
-        Some(Arc::new(Tap { shared: self.shared.clone(), direction }))
+    fn watch(&self, what: Watched) {
+        let mut watched = lock(&self.watched);
+        watched.retain(Watched::is_there);
+        watched.push(what);
+    }
+
+    fn tap(&self, interface: usize, direction: Direction) -> Option<Arc<dyn Observer>> {
+        Some(Arc::new(Tap { shared: self.shared.clone(), interface, direction }))
     }
 }
 
@@ -124,12 +156,19 @@ impl Drop for Capture {
 /// One direction of a device.
 struct Tap {
     shared: Arc<Shared>,
+    interface: usize,
     direction: Direction,
 }
 
 impl Observer for Tap {
     fn pushed(&self, packets: &[Packet], dropped: u64) {
-        self.shared.note(packets, dropped, self.direction);
+        self.shared.note(self.interface, packets, dropped, self.direction);
+    }
+
+    fn lost(&self, count: u64) {
+        let statistics = &mut self.shared.lock().interfaces[self.interface].statistics;
+        statistics.dropped += count;
+        statistics.dropped_later += count;
     }
 }
 
@@ -141,33 +180,58 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
+    interfaces: Vec<Interface>,
     /// Blocks that wait to be written.
     blocks: Vec<u8>,
-    /// Packets that the device dropped, or that found no room here, since the last block.
-    missing: u64,
-    statistics: Statistics,
     failure: Option<i32>,
     running: bool,
     asleep: bool,
 }
 
+/// What the file says of an interface.
+struct Interface {
+    kind: Kind,
+    name: String,
+    /// Packets that the device dropped, or that found no room here, since its last block.
+    missing: u64,
+    statistics: Statistics,
+}
+
+impl State {
+    /// The number of the interface of this kind and name, which is new or known. Past very many names the last.
+    fn interface(&mut self, kind: Kind, name: &str) -> usize {
+        let of_kind = |interface: &Interface| interface.kind == kind;
+        if let Some(known) = self.interfaces.iter().position(|each| of_kind(each) && each.name == name) {
+            return known;
+        }
+        match self.interfaces.iter().rposition(of_kind) {
+            Some(last) if self.interfaces.len() >= MAX_INTERFACES => last,
+            _ => {
+                self.interfaces.push(Interface::new(kind, name));
+                self.interfaces.len() - 1
+            }
+        }
+    }
+}
+
 impl Shared {
-    fn note<P: AsRef<[u8]>>(&self, packets: &[P], dropped: u64, direction: Direction) {
+    fn note<P: AsRef<[u8]>>(&self, interface: usize, packets: &[P], dropped: u64, direction: Direction) {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
         let mut state = self.lock();
-        state.statistics.packets += packets.len() as u64;
+        let State { interfaces, blocks, .. } = &mut *state;
+        let Interface { missing, statistics, .. } = &mut interfaces[interface];
+        statistics.packets += packets.len() as u64;
         for packet in packets {
             let packet = packet.as_ref();
-            if state.blocks.len() + packet.len() + PACKET_OVERHEAD > MAX_WAITING {
-                state.statistics.lost += 1;
-                state.missing += 1;
+            if blocks.len() + packet.len() + PACKET_OVERHEAD > MAX_WAITING {
+                statistics.lost += 1;
+                *missing += 1;
                 continue;
             }
-            let missing = std::mem::take(&mut state.missing);
-            packet_block(&mut state.blocks, packet, time, direction, missing);
+            packet_block(blocks, interface, packet, time, direction, std::mem::take(missing));
         }
-        state.statistics.dropped += dropped;
-        state.missing += dropped;
+        statistics.dropped += dropped;
+        *missing += dropped;
         if state.asleep && !state.blocks.is_empty() {
             state.asleep = false;
             self.wake.notify_one();
@@ -182,6 +246,8 @@ impl Shared {
 struct Writer {
     file: File,
     shared: Arc<Shared>,
+    /// As many interfaces the file knows.
+    described: usize,
 }
 
 impl Writer {
@@ -194,35 +260,41 @@ impl Writer {
                 state = self.shared.wake.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
             }
             state.asleep = false;
+            let descriptions: Vec<Vec<u8>> =
+                state.interfaces[self.described..].iter().map(Interface::description).collect();
             if state.blocks.is_empty() {
-                let statistics = state.statistics;
+                let statistics: Vec<Vec<u8>> =
+                    state.interfaces.iter().enumerate().map(|(number, each)| each.summary(number)).collect();
                 drop(state);
-                let _ = self.append(&statistics_block(statistics));
+                if self.describe(descriptions).is_ok() {
+                    let _ = self.append(&statistics.concat());
+                }
                 return;
             }
             std::mem::swap(&mut blocks, &mut state.blocks);
             drop(state);
-            if let Err((error, lost)) = self.append(&blocks) {
+            let described = self.describe(descriptions).map_err(|error| (error, &blocks[..]));
+            if let Err((error, lost)) = described.and_then(|()| self.append(&blocks)) {
                 self.note_failure(&error, lost);
             }
             blocks.clear();
         }
     }
 
-    /// Whole blocks only: half of one would spoil the file. On an error, how many are not there.
-    fn append(&mut self, blocks: &[u8]) -> Result<(), (io::Error, u64)> {
+    /// Whole blocks only: half of one would spoil the file. On an error, those that are not there.
+    fn append<'a>(&mut self, blocks: &'a [u8]) -> Result<(), (io::Error, &'a [u8])> {
         let start = self.file.stream_position();
         let mut written = 0;
         while written < blocks.len() {
             match self.write(&blocks[written..]) {
                 Ok(count) => written += count,
                 Err(error) => {
-                    let (whole, lost) = split(blocks, written);
+                    let whole = whole_blocks(blocks, written);
                     if let Ok(start) = start {
                         let _ = self.file.set_len(start + whole as u64);
                         let _ = self.file.seek(SeekFrom::Start(start + whole as u64));
                     }
-                    return Err((error, lost));
+                    return Err((error, &blocks[whole..]));
                 }
             }
         }
@@ -243,10 +315,22 @@ impl Writer {
         }
     }
 
-    fn note_failure(&self, error: &io::Error, count: u64) {
+    /// What an interface is comes before its packets.
+    fn describe(&mut self, descriptions: Vec<Vec<u8>>) -> io::Result<()> {
+        for description in descriptions {
+            self.append(&description).map_err(|(error, _)| error)?;
+            self.described += 1;
+        }
+        Ok(())
+    }
+
+    fn note_failure(&self, error: &io::Error, lost: &[u8]) {
         let mut state = self.shared.lock();
-        state.statistics.lost += count;
-        state.missing += count;
+        for block in each_block(lost) {
+            let interface = &mut state.interfaces[interface_of(block)];
+            interface.statistics.lost += 1;
+            interface.missing += 1;
+        }
         if state.failure.is_none() {
             state.failure = Some(error.raw_os_error().unwrap_or(libc::EIO));
             self.shared.failed.wake();
@@ -254,18 +338,34 @@ impl Writer {
     }
 }
 
-/// Where the last block ends that lies within the first `written` bytes, and how many follow it.
-fn split(blocks: &[u8], written: usize) -> (usize, u64) {
-    let (mut start, mut whole, mut lost) = (0, 0, 0);
-    while let Some(len) = blocks.get(start + 4..start + 8) {
-        start += u32::from_ne_bytes(len.try_into().expect("4 bytes")) as usize;
-        if start <= written { whole = start } else { lost += 1 }
-    }
-    (whole, lost)
+/// How many bytes the blocks have that lie within the first `written` bytes.
+fn whole_blocks(blocks: &[u8], written: usize) -> usize {
+    let ends = each_block(blocks).scan(0, |end, block| {
+        *end += block.len();
+        Some(*end)
+    });
+    ends.take_while(|&end| end <= written).last().unwrap_or(0)
 }
 
-/// Section header and interface description.
-fn header(kind: Kind, name: &str) -> Vec<u8> {
+fn each_block(mut blocks: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (block, rest) = blocks.split_at_checked(number_at(blocks, 4)?)?;
+        blocks = rest;
+        Some(block)
+    })
+}
+
+/// The interface of a packet's block.
+fn interface_of(block: &[u8]) -> usize {
+    number_at(block, 8).unwrap_or(0)
+}
+
+fn number_at(blocks: &[u8], place: usize) -> Option<usize> {
+    let bytes = blocks.get(place..place + 4)?;
+    Some(u32::from_ne_bytes(bytes.try_into().expect("4 bytes")) as usize)
+}
+
+fn section_header() -> Vec<u8> {
     let mut blocks = Vec::new();
     block(&mut blocks, SECTION_HEADER, |body| {
         body.extend(BYTE_ORDER.to_ne_bytes());
@@ -275,25 +375,65 @@ fn header(kind: Kind, name: &str) -> Vec<u8> {
         option(body, SECTION_APPLICATION, b"ginnel");
         option(body, END, b"");
     });
-    let link_type: u16 = match kind {
-        Kind::Tun => LINKTYPE_RAW,
-        Kind::Tap => LINKTYPE_ETHERNET,
-    };
-    block(&mut blocks, INTERFACE_DESCRIPTION, |body| {
-        body.extend(link_type.to_ne_bytes());
-        body.extend(0u16.to_ne_bytes());
-        body.extend(0u32.to_ne_bytes());
-        option(body, INTERFACE_NAME, name.as_bytes());
-        option(body, INTERFACE_TIME_RESOLUTION, &[9]);
-        option(body, END, b"");
-    });
     blocks
 }
 
-/// Enhanced packet. `missing`: packets between the block before and this one that are not in the file.
-fn packet_block(blocks: &mut Vec<u8>, packet: &[u8], time: u64, direction: Direction, missing: u64) {
+impl Interface {
+    fn new(kind: Kind, name: &str) -> Interface {
+        Interface { kind, name: name.to_owned(), missing: 0, statistics: Statistics::default() }
+    }
+
+    /// Interface description.
+    fn description(&self) -> Vec<u8> {
+        let mut blocks = Vec::new();
+        let link_type: u16 = match self.kind {
+            Kind::Tun => LINKTYPE_RAW,
+            Kind::Tap => LINKTYPE_ETHERNET,
+        };
+        block(&mut blocks, INTERFACE_DESCRIPTION, |body| {
+            body.extend(link_type.to_ne_bytes());
+            body.extend(0u16.to_ne_bytes());
+            body.extend(0u32.to_ne_bytes());
+            option(body, INTERFACE_NAME, self.name.as_bytes());
+            option(body, INTERFACE_TIME_RESOLUTION, &[9]);
+            option(body, END, b"");
+        });
+        blocks
+    }
+
+    /// Interface statistics. Received is whatever was written to the device.
+    fn summary(&self, number: usize) -> Vec<u8> {
+        let mut blocks = Vec::new();
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
+        let Statistics { packets, dropped, dropped_later, lost } = self.statistics;
+        block(&mut blocks, INTERFACE_STATISTICS, |body| {
+            body.extend((number as u32).to_ne_bytes());
+            timestamp(body, time);
+            for (code, count) in [
+                (STATISTICS_RECEIVED, packets + dropped - dropped_later),
+                (STATISTICS_DROPPED, dropped),
+                (STATISTICS_LOST, lost),
+                (STATISTICS_DELIVERED, packets - lost),
+            ] {
+                option(body, code, &count.to_ne_bytes());
+            }
+            option(body, END, b"");
+        });
+        blocks
+    }
+}
+
+/// Enhanced packet. `missing`: packets between the interface's block before and this one that are not in the file.
+fn packet_block(
+    blocks: &mut Vec<u8>,
+    interface: usize,
+    packet: &[u8],
+    time: u64,
+    direction: Direction,
+    missing: u64,
+) {
     block(blocks, ENHANCED_PACKET, |body| {
-        body.extend(0u32.to_ne_bytes());
+        body.extend((interface as u32).to_ne_bytes());
         timestamp(body, time);
         body.extend((packet.len() as u32).to_ne_bytes());
         body.extend((packet.len() as u32).to_ne_bytes());
@@ -305,25 +445,6 @@ fn packet_block(blocks: &mut Vec<u8>, packet: &[u8], time: u64, direction: Direc
         }
         option(body, END, b"");
     });
-}
-
-fn statistics_block(statistics: Statistics) -> Vec<u8> {
-    let mut blocks = Vec::new();
-    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
-    block(&mut blocks, INTERFACE_STATISTICS, |body| {
-        body.extend(0u32.to_ne_bytes());
-        timestamp(body, time);
-        for (code, count) in [
-            (STATISTICS_RECEIVED, statistics.packets + statistics.dropped),
-            (STATISTICS_DROPPED, statistics.dropped),
-            (STATISTICS_LOST, statistics.lost),
-            (STATISTICS_DELIVERED, statistics.packets - statistics.lost),
-        ] {
-            option(body, code, &count.to_ne_bytes());
-        }
-        option(body, END, b"");
-    });
-    blocks
 }
 
 fn block(blocks: &mut Vec<u8>, kind: u32, body: impl FnOnce(&mut Vec<u8>)) {
@@ -362,6 +483,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 const MAX_WAITING: usize = 16 << 20;
 /// How long a pipe that is full goes unwatched by one who may close the capture.
 const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+/// Interfaces that a file describes.
+const MAX_INTERFACES: usize = 1024;
 /// A packet's block without the packet.
 const PACKET_OVERHEAD: usize = 64;
 

@@ -429,19 +429,27 @@ impl Loop {
     fn flush(&mut self, number: u64) {
         let Some(member) = self.members.get_mut(&number) else { return };
         let mut blocked = false;
+        let mut lost = Vec::new();
         while !member.backlog.is_empty() && !blocked {
             let packets = member.backlog.make_contiguous();
             let count = packets.len().min(MESSAGES);
-            // An error shows when the socket is read, and is dealt with there.
-            let sent = member.socket.send(packets).unwrap_or(0);
-            blocked = sent < count;
-            self.pool.recycle_all(member.backlog.drain(..sent));
+            match member.socket.send(packets) {
+                Ok(sent) => {
+                    blocked = sent < count;
+                    self.pool.recycle_all(member.backlog.drain(..sent));
+                }
+                // Longer than this system lets a buffer be (net.core.wmem_max): there will never be room.
+                Err(Errno::MSGSIZE) => lost.extend(member.backlog.pop_front()),
+                // Another shows when the socket is read, and is dealt with there.
+                Err(_) => blocked = true,
+            }
         }
         if blocked != member.blocked {
             member.blocked = blocked;
             let flags = if blocked { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
             let _ = epoll::modify(&self.epoll, &member.socket, EventData::new_u64(number), flags);
         }
+        self.count_lost(lost);
     }
 }
 

@@ -35,8 +35,8 @@ impl PacketFile {
         self.descriptor.as_raw_fd()
     }
 
-    /// The next packet, none when none waits; empty at the end of a socket. Longer than the buffer,
-    /// it is cut.
+    /// The next packet, none when none waits; empty at the end of a socket, whether or not its other
+    /// side has read all that was written. Longer than the buffer, it is cut.
     pub fn read<'a>(&self, buffer: &'a mut [MaybeUninit<u8>]) -> Result<Option<&'a [u8]>, Errno> {
         match retry(|| rustix::io::read(&self.descriptor, &mut *buffer).map(|(packet, _)| packet.len())) {
             // SAFETY: the kernel has written this much of the buffer, which stays borrowed.
@@ -74,7 +74,9 @@ impl AsFd for PacketFile {
 fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     loop {
         match call() {
-            Err(Errno::INTR) => {}
+            // Reset: a socket's other side has closed with packets unread, which is said once, and before those
+            // that wait here.
+            Err(Errno::INTR | Errno::CONNRESET) => {}
             done => return done,
         }
     }

@@ -60,9 +60,9 @@ impl Observers {
     }
 }
 
-fn tell(observer: &Mutex<Option<Arc<dyn Observer>>>, packets: &[Packet], dropped: u64) {
+fn tell(observer: &Mutex<Option<Arc<dyn Observer>>>, what: impl FnOnce(&dyn Observer)) {
     if let Some(observer) = &*observer.lock().unwrap_or_else(PoisonError::into_inner) {
-        observer.pushed(packets, dropped);
+        what(&**observer);
     }
 }
 
@@ -186,7 +186,7 @@ impl TunReader {
                 self.counters.read_malformed += 1;
             }
             self.counters.read_packets += (packets.len() - before) as u64;
-            tell(&self.observers.read, &packets[before..], 0);
+            tell(&self.observers.read, |observer| observer.pushed(&packets[before..], 0));
         }
         Ok(true)
     }
@@ -200,7 +200,7 @@ impl TunWriter {
     /// Writes all of `packets`; what the kernel refuses is counted.
     pub fn send(&mut self, packets: &mut [Packet]) {
         // Before the first of a group is changed to stand for all.
-        tell(&self.observers.written, packets, 0);
+        tell(&self.observers.written, |observer| observer.pushed(packets, 0));
         let before = self.counters.write_errors;
         match self.vnet {
             true => self.send_groups(packets),
@@ -208,7 +208,7 @@ impl TunWriter {
         }
         let refused = self.counters.write_errors - before;
         if refused > 0 {
-            tell(&self.observers.written, &[], refused);
+            tell(&self.observers.written, |observer| observer.lost(refused));
         }
     }
 

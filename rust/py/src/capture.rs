@@ -26,8 +26,9 @@ impl Capture {
         Ok(Capture { inner: py.detach(|| capture::Capture::start(file, kind, name))? })
     }
 
-    fn observe(&self, device: &Device) {
-        self.inner.observe(device.inner());
+    #[pyo3(signature = (device, name=None))]
+    fn observe(&self, device: &Device, name: Option<&str>) {
+        self.inner.observe(device.inner(), name);
     }
 
     fn observe_plane(&self, plane: &DataPlane) -> PyResult<()> {

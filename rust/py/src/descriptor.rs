@@ -3,26 +3,28 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ginnel_io::packet_file::{BUFFER, PacketFile};
-use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 use rustix::io::Errno;
 
-use crate::device::{Patience, closed, copy_out, device_error, system_error, writable_buffer};
+use crate::device::{Patience, Source, closed, copy_out, device_error, system_error, writable_buffer};
 
 #[pyclass(module = "ginnel._core", frozen)]
 pub struct DescriptorEnd {
     held: Mutex<Option<Arc<PacketFile>>>,
+    dropped: AtomicU64,
 }
 
 #[pymethods]
 impl DescriptorEnd {
     #[new]
     fn new(fd: RawFd) -> PyResult<DescriptorEnd> {
-        Ok(DescriptorEnd { held: Mutex::new(Some(Arc::new(PacketFile::adopt(fd).map_err(system_error)?))) })
+        let file = Arc::new(PacketFile::adopt(fd).map_err(system_error)?);
+        Ok(DescriptorEnd { held: Mutex::new(Some(file)), dropped: AtomicU64::new(0) })
     }
 
     #[pyo3(signature = (timeout=None))]
@@ -41,7 +43,7 @@ impl DescriptorEnd {
 
     fn write(&self, py: Python<'_>, packet: &Bound<'_, PyAny>) -> PyResult<usize> {
         let file = self.file()?;
-        with_bytes(py, packet, |bytes| file.write(bytes))?.map_err(refused)
+        Source::of(packet)?.with(py, |bytes| self.send(&file, bytes).map(|_| bytes.len()))?.map_err(refused)
     }
 
     fn read_batch<'py>(&self, py: Python<'py>, limit: usize) -> PyResult<Vec<Bound<'py, PyBytes>>> {
@@ -61,16 +63,22 @@ impl DescriptorEnd {
 
     fn write_batch(&self, py: Python<'_>, packets: &Bound<'_, PyAny>) -> PyResult<usize> {
         let file = self.file()?;
-        let mut written = 0;
+        let (mut written, mut down) = (0, false);
         for packet in packets.try_iter()? {
-            match with_bytes(py, &packet?, |bytes| file.write(bytes))? {
-                Ok(_) => written += 1,
+            match Source::of(&packet?)?.with(py, |bytes| self.send(&file, bytes))? {
+                Ok(taken) => written += usize::from(taken),
                 Err(Errno::INVAL) => {}
-                Err(Errno::AGAIN) if written > 0 => break,
+                // The others are written all the same: the device counts them.
+                Err(Errno::IO) => down = true,
                 Err(errno) => return Err(refused(errno)),
             }
         }
-        Ok(written)
+        if down && written == 0 { Err(refused(Errno::IO)) } else { Ok(written) }
+    }
+
+    #[getter]
+    fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
     }
 
     fn fileno(&self) -> PyResult<RawFd> {
@@ -106,6 +114,17 @@ impl DescriptorEnd {
         Ok(file)
     }
 
+    /// Whether there was room for a packet: the newest is dropped.
+    fn send(&self, file: &PacketFile, packet: &[u8]) -> Result<bool, Errno> {
+        match file.write(packet) {
+            Err(Errno::AGAIN | Errno::NOBUFS) => {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+                Ok(false)
+            }
+            written => written.map(|_| true),
+        }
+    }
+
     fn wait_for<R>(&self, py: Python<'_>, timeout: Option<f64>, take: impl Fn(&[u8]) -> R) -> PyResult<R> {
         let file = self.file()?;
         let mut buffer = [MaybeUninit::uninit(); BUFFER];
@@ -137,21 +156,15 @@ impl DescriptorEnd {
     }
 }
 
-/// Gives `work` the bytes of an object, wherever they lie.
-fn with_bytes<R>(py: Python<'_>, object: &Bound<'_, PyAny>, work: impl FnOnce(&[u8]) -> R) -> PyResult<R> {
-    match object.cast::<PyBytes>() {
-        Ok(bytes) => Ok(work(bytes.as_bytes())),
-        Err(_) => Ok(work(&PyBuffer::<u8>::get(object)?.to_vec(py)?)),
-    }
-}
-
 fn refused(errno: Errno) -> PyErr {
     let text = match errno {
-        Errno::IO => "the interface is down".to_owned(),
-        Errno::INVAL => "not a packet of this kind of device".to_owned(),
-        Errno::BADFD => "the device was deleted".to_owned(),
-        Errno::AGAIN => "the other side does not keep up".to_owned(),
-        other => io::Error::from(other).to_string(),
+        Errno::IO => "the interface is down",
+        Errno::INVAL => "not a packet of this kind of device",
+        Errno::BADFD => "the device was deleted",
+        Errno::PIPE => "the device has ended",
+        Errno::NOTCONN => "the descriptor is attached to no interface",
+        Errno::MSGSIZE => "the packet is longer than the system lets one be (net.core.wmem_max)",
+        _ => "the system refuses the packet",
     };
-    device_error(errno.raw_os_error(), &text)
+    device_error(errno.raw_os_error(), text)
 }

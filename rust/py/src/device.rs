@@ -1,5 +1,6 @@
 //! `Device` and `End`: the memory device.
 
+use std::fmt::Display;
 use std::io;
 use std::os::fd::{IntoRawFd, RawFd};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ginnel_core::device::{self, Kind, MAX_MTU, MIN_MTU, Refused, Side};
 use ginnel_core::packet::{LocalPool, MAX_LEN, Packet, Pool};
-use ginnel_core::queue::Wake;
+use ginnel_core::queue::{MAX_CAPACITY, Wake};
 use ginnel_io::link;
 use ginnel_io::pollable::Pollable;
 use ginnel_io::wake::Gate;
@@ -15,7 +16,7 @@ use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyTimeoutError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyDict, PyMemoryView, PySlice, PyTuple, PyType};
+use pyo3::types::{PyBytes, PyDict, PyInt, PyMemoryView, PySlice, PyTuple, PyType};
 
 use crate::link::not_joined;
 
@@ -30,10 +31,9 @@ pub struct Device {
 #[pymethods]
 impl Device {
     #[new]
-    fn new(kind: &str, mtu: i64, capacity: usize) -> PyResult<Device> {
+    fn new(kind: &str, mtu: &Bound<'_, PyInt>, capacity: &Bound<'_, PyInt>) -> PyResult<Device> {
         let kind = parse_kind(kind)?;
-        check_queue_length(capacity)?;
-        let device = device::Device::new(kind, MIN_MTU, capacity);
+        let device = device::Device::new(kind, MIN_MTU, parse_queue_length(capacity)?);
         let device = Device { device };
         device.set_mtu(mtu)?;
         Ok(device)
@@ -52,8 +52,8 @@ impl Device {
         self.device.mtu()
     }
 
-    fn set_mtu(&self, mtu: i64) -> PyResult<()> {
-        match u32::try_from(mtu) {
+    fn set_mtu(&self, mtu: &Bound<'_, PyInt>) -> PyResult<()> {
+        match mtu.extract() {
             Ok(valid) if self.device.set_mtu(valid) => Ok(()),
             _ => Err(mtu_error(mtu)),
         }
@@ -64,9 +64,8 @@ impl Device {
         self.device.capacity()
     }
 
-    fn set_queue_length(&self, packets: usize) -> PyResult<()> {
-        check_queue_length(packets)?;
-        self.device.set_capacity(packets);
+    fn set_queue_length(&self, packets: &Bound<'_, PyInt>) -> PyResult<()> {
+        self.device.set_capacity(parse_queue_length(packets)?);
         Ok(())
     }
 
@@ -145,9 +144,7 @@ struct Held {
 impl End {
     #[pyo3(signature = (timeout=None))]
     fn read<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<Bound<'py, PyBytes>> {
-        self.wait_for(py, timeout, || {
-            self.take_packet(|packet| Ok(PyBytes::new(py, packet.map_or(&[], |packet| &packet[..]))))
-        })
+        self.wait_for(py, timeout, |packet| Ok(PyBytes::new(py, packet)))
     }
 
     #[pyo3(signature = (buffer, timeout=None))]
@@ -156,14 +153,13 @@ impl End {
         if len == 0 {
             return self.with(|held| held.refused_if_gone().map(|()| 0));
         }
-        self.wait_for(py, timeout, || {
-            self.take_packet(|packet| copy_out(py, packet.map_or(&[], |packet| &packet[..]), &buffer, len))
-        })
+        self.wait_for(py, timeout, |packet| copy_out(py, packet, &buffer, len))
     }
 
     fn write(&self, py: Python<'_>, packet: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let bytes = Source::of(packet)?;
         self.with(|held| {
-            let packet = copy_in(py, packet, &mut held.pool)?;
+            let packet = bytes.copy(py, &mut held.pool)?;
             let Some(packet) = packet.filter(|packet| held.end.check(packet).is_ok()) else {
                 held.end.count_errors(1);
                 held.refused_if_gone()?;
@@ -176,19 +172,21 @@ impl End {
     }
 
     fn read_batch<'py>(&self, py: Python<'py>, limit: usize) -> PyResult<Vec<Bound<'py, PyBytes>>> {
-        self.with(|held| {
+        let packets = self.with(|held| {
             held.end.receive(&mut held.packets, limit).map_err(refused)?;
-            let batch = held.packets.iter().map(|packet| PyBytes::new(py, packet)).collect();
-            held.pool.recycle_all(held.packets.drain(..));
-            Ok(batch)
-        })
+            Ok(std::mem::take(&mut held.packets))
+        })?;
+        let batch = packets.iter().map(|packet| PyBytes::new(py, packet)).collect();
+        self.give_back(packets);
+        Ok(batch)
     }
 
     fn write_batch(&self, py: Python<'_>, packets: &Bound<'_, PyAny>) -> PyResult<usize> {
         let packets: Vec<Bound<'_, PyAny>> = packets.try_iter()?.collect::<PyResult<_>>()?;
+        let sources: Vec<Source<'_>> = packets.iter().map(Source::of).collect::<PyResult<_>>()?;
         self.with(|held| {
-            let copied = packets.iter().try_for_each(|packet| {
-                match copy_in(py, packet, &mut held.pool)? {
+            let copied = sources.iter().try_for_each(|source| {
+                match source.copy(py, &mut held.pool)? {
                     Some(copy) => held.packets.push(copy),
                     None => held.end.count_errors(1),
                 }
@@ -259,16 +257,25 @@ impl End {
         Some(end)
     }
 
-    /// What `take` finds, now or when something has changed.
+    /// Gives `use_packet` the next packet, now or when there is one; an empty one at the end of all.
     fn wait_for<R>(
         &self,
         py: Python<'_>,
         timeout: Option<f64>,
-        take: impl Fn() -> PyResult<Option<R>>,
+        use_packet: impl FnOnce(&[u8]) -> PyResult<R>,
     ) -> PyResult<R> {
+        let Some(packet) = self.next_packet(py, timeout)? else { return use_packet(&[]) };
+        // With nothing locked: what makes Python objects may run any code.
+        let result = use_packet(&packet);
+        self.give_back(vec![packet]);
+        result
+    }
+
+    /// None at the end of all.
+    fn next_packet(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Packet>> {
         let mut seen = self.gate.changes();
-        if let Some(result) = take()? {
-            return Ok(result);
+        if let Some(packet) = self.take_packet()? {
+            return Ok(packet);
         }
         let mut patience = Patience::new(timeout)?;
         loop {
@@ -279,22 +286,25 @@ impl End {
                 Err(error) => return Err(system_error(error)),
             }
             seen = self.gate.changes();
-            if let Some(result) = take()? {
-                return Ok(result);
+            if let Some(packet) = self.take_packet()? {
+                return Ok(packet);
             }
         }
     }
 
-    /// Gives `use_packet` the next packet, or none at the end of all; not called while there may be more.
-    fn take_packet<R>(&self, use_packet: impl FnOnce(Option<&Packet>) -> PyResult<R>) -> PyResult<Option<R>> {
-        self.with(|held| {
-            if held.end.receive(&mut held.packets, 1).map_err(refused)? == 0 {
-                return held.end.incoming().is_ended().then(|| use_packet(None)).transpose();
-            }
-            let result = use_packet(held.packets.last());
-            held.pool.recycle_all(held.packets.drain(..));
-            result.map(Some)
+    /// The next packet, or the end of all; None while there may be more.
+    fn take_packet(&self) -> PyResult<Option<Option<Packet>>> {
+        self.with(|held| match held.end.receive(&mut held.packets, 1).map_err(refused)? {
+            0 => Ok(held.end.incoming().is_ended().then_some(None)),
+            _ => Ok(Some(held.packets.pop())),
         })
+    }
+
+    /// Takes the buffers of packets back that were used.
+    fn give_back(&self, packets: Vec<Packet>) {
+        if let Some(held) = self.lock().as_mut() {
+            held.pool.recycle_all(packets);
+        }
     }
 
     fn with<R>(&self, work: impl FnOnce(&mut Held) -> PyResult<R>) -> PyResult<R> {
@@ -356,19 +366,40 @@ pub fn system_error(error: io::Error) -> PyErr {
     device_error(error.raw_os_error().unwrap_or(libc::EIO), "the system refuses a descriptor")
 }
 
-/// A copy of a packet given by Python; `None` if it is longer than any packet is.
-pub fn copy_in(py: Python<'_>, bytes: &Bound<'_, PyAny>, pool: &mut LocalPool) -> PyResult<Option<Packet>> {
-    if let Ok(bytes) = bytes.cast::<PyBytes>() {
-        let bytes = bytes.as_bytes();
-        return Ok((bytes.len() <= MAX_LEN).then(|| pool.packet_from(bytes)));
+/// Bytes that Python gives: looked for before anything is locked, since that may run any code.
+pub enum Source<'a> {
+    Bytes(&'a [u8]),
+    Buffer(PyBuffer<u8>),
+}
+
+impl<'a> Source<'a> {
+    pub fn of(object: &'a Bound<'_, PyAny>) -> PyResult<Source<'a>> {
+        match object.cast::<PyBytes>() {
+            Ok(bytes) => Ok(Source::Bytes(bytes.as_bytes())),
+            Err(_) => Ok(Source::Buffer(PyBuffer::get(object)?)),
+        }
     }
-    let buffer = PyBuffer::<u8>::get(bytes)?;
-    if buffer.len_bytes() > MAX_LEN {
-        return Ok(None);
+
+    /// A packet of them; `None` if they are more than any packet has.
+    fn copy(&self, py: Python<'_>, pool: &mut LocalPool) -> PyResult<Option<Packet>> {
+        match self {
+            Source::Bytes(bytes) => Ok((bytes.len() <= MAX_LEN).then(|| pool.packet_from(bytes))),
+            Source::Buffer(buffer) if buffer.len_bytes() > MAX_LEN => Ok(None),
+            Source::Buffer(buffer) => {
+                let mut packet = pool.packet(buffer.len_bytes());
+                buffer.copy_to_slice(py, &mut packet)?;
+                Ok(Some(packet))
+            }
+        }
     }
-    let mut packet = pool.packet(buffer.len_bytes());
-    buffer.copy_to_slice(py, &mut packet)?;
-    Ok(Some(packet))
+
+    /// Gives them to `work`, wherever they lie.
+    pub fn with<R>(&self, py: Python<'_>, work: impl FnOnce(&[u8]) -> R) -> PyResult<R> {
+        match self {
+            Source::Bytes(bytes) => Ok(work(bytes)),
+            Source::Buffer(buffer) => Ok(work(&buffer.to_vec(py)?)),
+        }
+    }
 }
 
 /// A view of a buffer that can be written, and its length in bytes.
@@ -422,10 +453,13 @@ impl Patience {
     }
 }
 
-fn check_queue_length(packets: usize) -> PyResult<()> {
-    match packets {
-        0 => Err(PyValueError::new_err("a device's queue holds at least one packet")),
-        _ => Ok(()),
+fn parse_queue_length(packets: &Bound<'_, PyInt>) -> PyResult<usize> {
+    match packets.extract() {
+        Ok(length @ 0..=MAX_CAPACITY) => Ok(length),
+        _ => {
+            let message = format!("a queue of {packets} packets; write 0 to {MAX_CAPACITY}");
+            Err(device_error(libc::ERANGE, &message))
+        }
     }
 }
 
@@ -442,6 +476,6 @@ pub fn closed() -> PyErr {
 }
 
 /// What is said of an MTU that no device has.
-pub fn mtu_error(mtu: i64) -> PyErr {
+pub fn mtu_error(mtu: impl Display) -> PyErr {
     device_error(libc::EINVAL, &format!("MTU {mtu} is outside {MIN_MTU} to {MAX_MTU} (14 less for TAP)"))
 }

@@ -14,7 +14,7 @@ use ginnel_core::netstack::{Event, Failure};
 use ginnel_io::{splice, stack};
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyInt, PyTuple};
 
 use crate::device::{End, POOL, mtu_error};
 
@@ -64,10 +64,11 @@ impl NetStack {
         py.detach(|| self.inner.set_routes(routes)).map_err(os_error)
     }
 
-    fn set_mtu(&self, py: Python<'_>, mtu: u32) -> PyResult<()> {
-        match py.detach(|| self.inner.set_mtu(mtu)).map_err(os_error)? {
+    fn set_mtu(&self, py: Python<'_>, mtu: &Bound<'_, PyInt>) -> PyResult<()> {
+        let valid: u32 = mtu.extract().map_err(|_| mtu_error(mtu))?;
+        match py.detach(|| self.inner.set_mtu(valid)).map_err(os_error)? {
             true => Ok(()),
-            false => Err(mtu_error(mtu.into())),
+            false => Err(mtu_error(mtu)),
         }
     }
 

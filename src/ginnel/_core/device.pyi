@@ -16,7 +16,9 @@ class Device:
 
     @property
     def queue_length(self) -> int: ...
-    def set_queue_length(self, packets: int) -> None: ...
+    def set_queue_length(self, packets: int) -> None:
+        """Raises DeviceError (ERANGE) above 524,288."""
+
     @property
     def up(self) -> bool: ...
     def set_up(self, up: bool) -> None: ...
@@ -64,6 +66,10 @@ class DescriptorEnd:
     def write(self, packet: bytes | bytearray | memoryview) -> int: ...
     def read_batch(self, limit: int) -> list[bytes]: ...
     def write_batch(self, packets: Iterable[bytes | bytearray | memoryview]) -> int: ...
+    @property
+    def dropped(self) -> int:
+        """Packets that were written here and for which the descriptor had no room."""
+
     def fileno(self) -> int:
         """The descriptor itself."""
 
@@ -114,8 +120,11 @@ class Capture:
     def __new__(cls, fd: int, kind: str, name: str) -> Capture:
         """Takes over an empty file's descriptor. ``kind`` and ``name`` are the interface's. Raises OSError."""
 
-    def observe(self, device: Device) -> None:
-        """Notes every packet of a device, until the capture is closed. A device has one capture at a time."""
+    def observe(self, device: Device, name: str | None = None) -> None:
+        """Notes every packet of a device, until the capture is closed. A device has one capture at a time.
+
+        ``name``: of its interface in the file, which becomes another one where it is new; None: the first one's.
+        """
 
     def observe_plane(self, plane: DataPlane) -> None:
         """The same for the device of the kernel's that a data plane is on. ValueError for one in memory."""

@@ -75,6 +75,9 @@ def list_command(as_json: bool) -> None:
             print(json.dumps(device))
         return
     for device in devices:
+        if device["state"] == named.SILENT:
+            print(f"{device['name']}  {device['state']}")
+            continue
         addresses = " ".join(device["addresses"]) or "no address"
         print(f"{device['name']}  {device['kind']}  {device['state']}  {addresses}  {_holders(device)}")
 
@@ -91,9 +94,9 @@ def show_command(name: str, as_json: bool) -> None:
     print(f"{device['name']}: {device['kind']}, {device['state']}, MTU {device['mtu']}, queue {device['queue_length']}")
     rows = [("mac", device["mac"])] if device["mac"] else []
     rows += [("address", address) for address in device["addresses"]]
+    rows += _more("address", device["address_count"] - len(device["addresses"]))
     rows += [("route", route) for route in device["routes"]]
-    if device["route_count"] > len(device["routes"]):
-        rows.append(("route", f"and {device['route_count'] - len(device['routes'])} more"))
+    rows += _more("route", device["route_count"] - len(device["routes"]))
     rows.append(("application", _holders(device)))
     rows.append(("interface", "ginnel's stack in {program} (pid {pid})".format(**device["interface"])))
     rows += [(way, _counters(device["statistics"], way)) for way in ("rx", "tx")]
@@ -155,6 +158,10 @@ def _report(service: Service, as_json: bool) -> None:
         return
     addresses = " and ".join(device["addresses"]) or "no address"
     print(f"{service.name}: {device['kind']}, {device['state']}, {addresses}", file=sys.stderr, flush=True)
+
+
+def _more(what: str, count: int) -> list[tuple[str, str]]:
+    return [(what, f"and {count} more")] if count > 0 else []
 
 
 def _holders(device: dict[str, Any]) -> str:

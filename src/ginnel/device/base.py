@@ -58,7 +58,8 @@ class DeviceEnd(Protocol):
         EIO: the interface is down. EINVAL: an empty packet, one of a TUN device whose version is
         neither 4 nor 6, a frame under 14 bytes, more than 65,535 bytes. A packet longer than the
         MTU is taken. When the queue is full or nobody is attached at the other end, the packet is
-        dropped and counted, and that is no error.
+        dropped and counted, and that is no error. An end that is a descriptor, which is full before
+        the device knows of a packet, counts that itself, as ``dropped``.
         """
 
     def read_batch(self, limit: int) -> list[bytes]:
@@ -67,7 +68,7 @@ class DeviceEnd(Protocol):
     def write_batch(self, packets: Iterable[bytes | bytearray | memoryview]) -> int:
         """Writes all of ``packets`` and returns how many the other end will read. Never waits.
 
-        The rest is counted: as dropped where there was no room, as an error where malformed.
+        The rest is counted as with `write`: as dropped where there was no room, as an error where malformed.
         EIO when the interface is down: none was taken, and all are counted as errors.
         """
 
@@ -125,7 +126,9 @@ class Device(Protocol):
         """Packets that wait for a reader, each way; `QUEUE` at first."""
 
     def set_queue_length(self, packets: int) -> None:
-        """None is lost of those that wait already."""
+        """None is lost of those that wait already. With 0 every packet is dropped and counted. Raises
+        DeviceError above 524,288.
+        """
 
     def set_mtu(self, mtu: int) -> None:
         """Sets the MTU in bytes. EINVAL below 68, above 65,535 (TAP: 65,521)."""

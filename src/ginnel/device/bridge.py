@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ginnel._core import Bridge as CoreBridge
 from ginnel._core import DescriptorEnd
 from ginnel.device.kernel import is_tun
+from ginnel.device.named import NamedEnd
 from ginnel.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -70,12 +71,15 @@ class Bridge:
         """``stations``: how many it knows at most; ``ageing``: seconds after which a silent one is forgotten."""
         self._core = CoreBridge(stations, ageing)
 
-    def add(self, end: End | DescriptorEnd) -> int:
+    def add(self, end: End | NamedEnd | DescriptorEnd) -> int:
         """Takes a device's end over and returns its port's number. At any time.
 
-        DeviceError: EINVAL for a TUN device, EBADFD for an end that is closed, ENOSPC past 1,024 ports. A named
-        device does not say what it is: what a TUN would give are no frames, and counted as ``dropped_malformed``.
+        DeviceError: EINVAL for a TUN device, EBADFD for an end that is closed, ENOSPC past 1,024 ports.
         """
+        if isinstance(end, NamedEnd):
+            if end.kind == "tun":
+                raise DeviceError(errno.EINVAL, f"{end.name} is a TUN device, and no port of the bridge")
+            return self._core.add_descriptor(end.core)
         if isinstance(end, DescriptorEnd):
             if is_tun(end.fileno()):
                 raise DeviceError(errno.EINVAL, "this end cannot be a port of the bridge")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import stat
@@ -16,7 +17,7 @@ from ginnel._core import Capture as CoreCapture
 from ginnel._core import DataPlane
 from ginnel.device.base import Kind
 from ginnel.device.memory import MemoryDevice
-from ginnel.errors import ConfigError, LocalProtocolError
+from ginnel.errors import ConfigError, DeviceError, LocalProtocolError
 
 if TYPE_CHECKING:
     from typing import Self
@@ -48,8 +49,9 @@ class Capture:
     """A pcapng file that is being written. A context manager that ends it.
 
     Each packet has its direction (as the interface sees it), its time in nanoseconds, and the number of those
-    that the device dropped before it. What the disk does not keep up with, or has no room for, is counted, noted
-    in the file, and, inside a running event loop, said once in the log; the device is never held up.
+    that the device did not take before it. What it took and dropped later is in the file, and among the dropped.
+    What the disk does not keep up with, or has no room for, is counted, noted in the file, and, inside a running
+    event loop, said once in the log; the device is never held up.
     """
 
     def __init__(self, file: str | os.PathLike[str] | File, kind: Kind, name: str) -> None:
@@ -62,9 +64,19 @@ class Capture:
             self._loop = asyncio.get_running_loop()
             self._loop.add_reader(self._core.fileno(), self._warn)
 
-    def observe(self, device: MemoryDevice) -> None:
-        """Notes every packet of a device, both ways."""
-        self._core.observe(device.core)
+    def observe(self, device: MemoryDevice, name: str | None = None) -> None:
+        """Notes every packet of a device in memory, both ways. ``name``: as another interface in the file, where
+        none is called so yet.
+
+        Raises DeviceError (EOPNOTSUPP) for a device whose packets don't pass this process.
+        """
+        if not isinstance(device, MemoryDevice):
+            raise DeviceError(
+                errno.EOPNOTSUPP,
+                "the packets of this device don't pass here; capture it where it is made (--capture), "
+                "or note() what is read and written",
+            )
+        self._core.observe(device.core, name)
 
     def observe_plane(self, plane: DataPlane) -> None:
         """The same for the device of the kernel's that a data plane is on."""

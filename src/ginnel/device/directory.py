@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 10.0
 """Seconds for an owner's answer."""
+MAX_ANSWER = 1 << 18
+"""Bytes."""
 
 
 class Directory:
@@ -37,7 +39,7 @@ class Directory:
                 self.path.mkdir(0o700)
             self._descriptor = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
-            raise DeviceError(error.errno or errno.EIO, str(self.path)) from None
+            raise self._unusable(error) from None
         found = os.fstat(self._descriptor)
         if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
             self.close()
@@ -56,8 +58,10 @@ class Directory:
 
     def names(self) -> list[str]:
         """The names that sockets were left under; whether somebody still listens is another question."""
-        with os.scandir(f"/proc/self/fd/{self._descriptor}") as entries:
-            names = [entry.name for entry in entries]
+        try:
+            names = os.listdir(f"/proc/self/fd/{self._descriptor}")
+        except OSError as error:
+            raise self._unusable(error) from None
         return sorted(name.removesuffix(SOCKET) for name in names if name.endswith(SOCKET))
 
     def connect(self, name: str, patience: float = PATIENCE) -> socket.socket:
@@ -115,17 +119,24 @@ class Directory:
             sock.listen(BACKLOG)
         except OSError as error:
             sock.close()
-            raise DeviceError(error.errno or errno.EIO, f"{self.path / name}{SOCKET}") from None
+            raise self._unusable(error) from None
         return sock
 
     def remove(self, file: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        try:
             os.unlink(file, dir_fd=self._descriptor)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self._unusable(error) from None
 
     def _try(self, name: str) -> Claim | None:
         while True:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            lock = os.open(name + LOCK, flags, 0o600, dir_fd=self._descriptor)
+            try:
+                lock = os.open(name + LOCK, flags, 0o600, dir_fd=self._descriptor)
+            except OSError as error:
+                raise self._unusable(error) from None
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self._is_in_place(name, lock):
@@ -141,6 +152,10 @@ class Directory:
             return os.path.samestat(os.stat(name + LOCK, dir_fd=self._descriptor), os.fstat(lock))
         except FileNotFoundError:
             return False
+
+    def _unusable(self, error: OSError) -> DeviceError:
+        what = f"devices cannot be kept in {self.path}; set XDG_RUNTIME_DIR to a folder of yours"
+        return DeviceError(error.errno or errno.EIO, what)
 
     def _address(self, name: str) -> str:
         # Short, whatever the directory's name is: a socket's address has 108 bytes.

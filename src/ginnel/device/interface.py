@@ -24,6 +24,7 @@ from ginnel.stack import Stack
 
 MAX_NAME = 15
 """Bytes of a name, as in the kernel (IFNAMSIZ - 1)."""
+MAIN_TABLE = 254
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ class Route:
     destination: IPv4Network | IPv6Network
     gateway: IPv4Address | IPv6Address | None = None
     metric: int = 0
+    table: int = MAIN_TABLE
+    """The routing table it is in (``rtnetlink(7)``). The stack goes by the main one."""
 
 
 class Interfaces:
@@ -63,7 +66,7 @@ class Interfaces:
         stands for the next free number. ``index``: its own, instead of the next.
 
         Needs a running event loop. Raises DeviceError: EEXIST, EINVAL for a name that cannot be, ENFILE, EBUSY for
-        an index that is taken.
+        an index that is taken. Where one of ``on_create`` raises, there is no new interface.
         """
         name = self._choose(pattern or f"{kind}%d")
         if index is not None and self.by_index(index) is not None:
@@ -77,8 +80,12 @@ class Interfaces:
             self._index += 1
         interface = Interface(name, index, kind, mtu)
         self._interfaces[name] = interface
-        for call in list(self.on_create):
-            call(interface)
+        try:
+            for call in list(self.on_create):
+                call(interface)
+        except BaseException:
+            self.discard(interface)
+            raise
         return interface
 
     def get(self, name: str) -> Interface | None:
@@ -202,7 +209,10 @@ class Interface:
         return tuple(self._addresses)
 
     def add_address(self, address: Address) -> None:
-        """EEXIST when the interface has it already; EADDRNOTAVAIL for one that no host can have."""
+        """EEXIST when the interface has it already; EADDRNOTAVAIL for one that no host can have; ENOBUFS past
+        `MAX_ADDRESSES`."""
+        if len(self._addresses) >= MAX_ADDRESSES:
+            raise DeviceError(errno.ENOBUFS, f"{self.name} has {MAX_ADDRESSES} addresses already; remove one first")
         if any(address.interface == own.interface for own in self._addresses):
             raise DeviceError(errno.EEXIST, f"{self.name} has the address {address.interface} already")
         self._addresses.append(address)
@@ -226,8 +236,11 @@ class Interface:
         return tuple(self._routes)
 
     def add_route(self, route: Route) -> None:
-        """EEXIST when there is one to this destination with this metric."""
-        if any((own.destination, own.metric) == (route.destination, route.metric) for own in self._routes):
+        """EEXIST when there is one to this destination with this metric in its table; ENOBUFS past `MAX_ROUTES`."""
+        if len(self._routes) >= MAX_ROUTES:
+            raise DeviceError(errno.ENOBUFS, f"{self.name} has {MAX_ROUTES} routes already; remove one first")
+        key = route.destination, route.metric, route.table
+        if any((own.destination, own.metric, own.table) == key for own in self._routes):
             raise DeviceError(errno.EEXIST, f"{self.name} has a route to {route.destination} already")
         self._routes.append(route)
         self._changed()
@@ -307,9 +320,8 @@ class Interface:
         self.stack.set_addresses([str(own.interface) for own in self._addresses])
         # What is sent into a TUN device goes through it, whichever routes a program wanted.
         if self.kind == "tap":
-            self.stack.set_routes(
-                [(str(own.destination), str(own.gateway) if own.gateway else None) for own in self._routes]
-            )
+            main = [own for own in self._routes if own.table == MAIN_TABLE]
+            self.stack.set_routes([(str(own.destination), str(own.gateway) if own.gateway else None) for own in main])
         for call in list(self.on_change):
             call()
 
@@ -332,6 +344,8 @@ def parse_address(text: str) -> Address:
 
 
 MAX_INTERFACES = 4096
+MAX_ADDRESSES = 1024
+MAX_ROUTES = 10_000
 SEND_BUFFER = 4 << 20
 """Bytes that a program's half of a pair asks for, so that it hardly ever waits for us."""
 _NAME = re.compile(r"[A-Za-z0-9_.\-]*(%d)?[A-Za-z0-9_.\-]*")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import socket
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from ginnel._core import DescriptorEnd
 from ginnel.device.base import Kind
-from ginnel.device.directory import PATIENCE, Directory
+from ginnel.device.directory import MAX_ANSWER, PATIENCE, Directory
 from ginnel.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -50,6 +52,16 @@ class NamedEnd:
     def fileno(self) -> int:
         return self._end.fileno()
 
+    @property
+    def dropped(self) -> int:
+        """Packets that were written here and for which the descriptor had no room: the owner never knew of them."""
+        return self._end.dropped
+
+    @property
+    def core(self) -> DescriptorEnd:
+        """The descriptor, for the parts of ginnel in Rust."""
+        return self._end
+
     def open_fd(self) -> int:
         """Closes this object and gives its descriptor, blocking, in its place. It reads as empty at the end."""
         descriptor = os.dup(self._end.fileno())
@@ -82,17 +94,23 @@ def open(name: str, *, share: bool = False) -> NamedEnd:
 
 
 def list_devices() -> list[dict[str, Any]]:
-    """What `show` says of each named device that is there."""
+    """What `show` says of each named device that is there. Of one whose owner does not answer at once, its name and
+    the state `SILENT`."""
     with Directory() as directory:
         names = directory.names()
-    found = []
-    for name in names:
-        try:
-            found.append(show(name))
-        except DeviceError as error:
-            if error.errno not in (errno.ENODEV, errno.EINVAL):
-                raise
-    return found
+    with ThreadPoolExecutor(max_workers=ASKED_AT_ONCE) as pool:
+        return [found for found in pool.map(_look, names) if found is not None]
+
+
+def _look(name: str) -> dict[str, Any] | None:
+    try:
+        return _ask(name, {"do": "show"}, patience=BRIEFLY)[0]
+    except DeviceError as error:
+        if error.errno in (errno.ENODEV, errno.EINVAL):
+            return None
+        if error.errno in (errno.ETIMEDOUT, errno.EBUSY):
+            return {"name": name, "state": SILENT}
+        raise
 
 
 def show(name: str) -> dict[str, Any]:
@@ -122,7 +140,7 @@ def delete(name: str) -> None:
 
 def ping(name: str, address: str, timeout: float) -> float | None:
     """Seconds until the reply to an echo request of the device's own network stack; None without one."""
-    answer, _ = _ask(name, {"do": "ping", "address": address, "timeout": timeout}, patience=timeout)
+    answer, _ = _ask(name, {"do": "ping", "address": address, "timeout": timeout}, patience=PATIENCE + timeout)
     seconds: float | None = answer["seconds"]
     return seconds
 
@@ -138,12 +156,17 @@ def open_datagrams(name: str, port: int = 0) -> tuple[socket.socket, int]:
 
 
 def _ask(
-    name: str, request: dict[str, Any], *, wanted: int = 0, patience: float = 0
+    name: str, request: dict[str, Any], *, wanted: int = 0, patience: float = PATIENCE
 ) -> tuple[dict[str, Any], list[int]]:
-    with Directory() as directory, directory.connect(name, PATIENCE + patience) as sock:
+    with Directory() as directory, directory.connect(name, patience) as sock:
         try:
-            sock.send(json.dumps(request).encode())
-            message, descriptors, _, _ = socket.recv_fds(sock, MAX_ANSWER, wanted)
+            # An owner that has no time for us has said so, and closed.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                sock.send(json.dumps(request).encode())
+            try:
+                message, descriptors, _, _ = socket.recv_fds(sock, MAX_ANSWER, wanted)
+            except ConnectionResetError:
+                message, descriptors, _, _ = socket.recv_fds(sock, MAX_ANSWER, wanted)
             if not message:
                 raise ConnectionResetError
             answer: dict[str, Any] = json.loads(message)
@@ -162,4 +185,6 @@ def _without_errno(line: str, number: int) -> str:
     return line.removesuffix(f": {os.strerror(number)}")
 
 
-MAX_ANSWER = 1 << 17
+SILENT = "not answering"
+BRIEFLY = 1.0
+ASKED_AT_ONCE = 32

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from ginnel.device.base import DEFAULT_MTU, Kind
 from ginnel.device.capture import Capture
-from ginnel.device.directory import Claim, claim_name
-from ginnel.device.interface import Address, Interface, parse_address
+from ginnel.device.directory import MAX_ANSWER, Claim, claim_name
+from ginnel.device.interface import MAIN_TABLE, Address, Interface, parse_address
 from ginnel.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -96,9 +96,12 @@ class Service:
             "state": "up" if interface.up else "down",
             "mtu": interface.mtu,
             "mac": interface.mac.hex(":") or None,
-            "addresses": [_words(address.interface, peer=address.peer) for address in interface.addresses],
+            "addresses": [
+                _words(address.interface, peer=address.peer) for address in interface.addresses[:MAX_ADDRESSES]
+            ],
+            "address_count": len(interface.addresses),
             "routes": [
-                _words(route.destination, gateway=route.gateway, metric=route.metric or None)
+                _words(route.destination, gateway=route.gateway, metric=route.metric or None, table=_other(route.table))
                 for route in routes[:MAX_ROUTES]
             ],
             "route_count": len(routes),
@@ -149,10 +152,17 @@ class Service:
             self._retry = self._loop.call_later(1, self._listen)
             return
         pid, user = _peer(sock)
-        if user not in (os.geteuid(), 0) or len(self._clients) >= MAX_CLIENTS:
+        if user not in (os.geteuid(), 0):
             sock.close()
             return
         sock.setblocking(False)
+        # For the longest answer.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MAX_ANSWER)
+        if len(self._clients) >= MAX_CLIENTS:
+            line = f"{MAX_CLIENTS} programs ask the owner of {self.name} already; try again in a moment"
+            with sock, contextlib.suppress(OSError):
+                sock.send(_pack({"errno": errno.EBUSY, "error": line}))
+            return
         client = self._loop.create_task(self._serve(sock, pid))
         self._clients.add(client)
         client.add_done_callback(self._clients.discard)
@@ -171,7 +181,7 @@ class Service:
                     answer = {"errno": error.errno or errno.EIO, "error": str(error)}
                 try:
                     numbers = [descriptor.fileno() for descriptor in descriptors]
-                    socket.send_fds(sock, [json.dumps(answer).encode()], numbers)
+                    socket.send_fds(sock, [_pack(answer)], numbers)
                 finally:
                     for descriptor in descriptors:
                         descriptor.close()
@@ -187,7 +197,7 @@ class Service:
             case {"do": "set", "up": bool(up)}:
                 self.interface.set_up(up)
                 return {}
-            case {"do": "set", "mtu": int(mtu)} if 0 <= mtu < 1 << 32:
+            case {"do": "set", "mtu": int(mtu)}:
                 self.interface.set_mtu(mtu)
                 return {}
             case {"do": "set", "address": str(address)}:
@@ -317,6 +327,14 @@ def _parse(message: bytes) -> dict[str, Any]:
     raise DeviceError(errno.EINVAL, "a request is no JSON object")
 
 
+def _pack(answer: dict[str, Any]) -> bytes:
+    return json.dumps(answer, ensure_ascii=False).encode()
+
+
+def _other(table: int) -> int | None:
+    return None if table == MAIN_TABLE else table
+
+
 def _refuse(constant: str) -> None:
     raise ValueError(constant)
 
@@ -327,7 +345,9 @@ def _words(subject: object, **more: object) -> str:
 
 MAX_REQUEST = 4096
 MAX_PROGRAM = 40
+# What is shown: with 256 holders it is shorter than an answer may be.
 MAX_ROUTES = 500
+MAX_ADDRESSES = 300
 MAX_CLIENTS = 64
 IDLE = 60.0
 PING_PATIENCE = 60.0

@@ -61,7 +61,7 @@ class Seen:
         if self._path is not None:
             if self._capture is None:
                 self._capture = Capture(self._path, interface.kind, interface.name)
-            self._capture.observe(interface.device)
+            self._capture.observe(interface.device, interface.name)
         if self._claim is not None:
             self._stop_serving()
             self._service = Service(
