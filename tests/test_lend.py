@@ -212,6 +212,33 @@ say(refused(socket.socket, socket.AF_NETLINK, socket.SOCK_RAW, 16))
     assert lines[1:] == ["ENOSYS", "ENOSYS", "EPROTONOSUPPORT"]
 
 
+async def test_what_it_opens_by_a_number_is_its_own(interfaces, tmp_path):
+    """Which is not what we have under that number."""
+    node, plain = tmp_path / "tun5", tmp_path / "plain"
+    node.touch()
+    plain.touch()
+    (tmp_path / "link").symlink_to("/proc/self/fd")
+    ours = os.open(node, os.O_RDONLY)
+    number = 300
+    os.dup2(ours, number)
+    os.close(ours)
+    try:
+        lines = await said(
+            interfaces,
+            f"""
+theirs = os.open({str(plain)!r}, os.O_RDONLY)
+os.dup2(theirs, {number})
+folders = ("/dev/fd", "/proc/self/fd", "/proc/thread-self/fd", "/dev/../proc/./self/fd", {str(tmp_path / "link")!r})
+say([stat.S_ISSOCK(os.fstat(os.open(f"{{folder}}/{number}", os.O_RDONLY)).st_mode) for folder in folders])
+node = os.open({str(node)!r}, os.O_PATH)
+""",
+            node=Node(node),
+        )
+    finally:
+        os.close(number)
+    assert json.loads(lines[0]) == [False] * 5
+
+
 @pytest.mark.skipif(not os.access("/dev/net/tun", os.W_OK), reason="nobody here has the real device to hand on")
 async def test_the_real_device_is_refused_also_to_who_holds_it(interfaces):
     real = os.open("/dev/net/tun", os.O_RDWR)
@@ -350,6 +377,10 @@ async def test_how_it_ends_is_how_we_end(interfaces):
     async with lent(interfaces, ["/etc/passwd"]) as running:
         with pytest.raises(PermissionError):
             await running.program.wait()
+    with pytest.raises(OSError, match="Argument list too long") as caught:
+        async with LentProgram(["true", "x" * 200_000], interfaces):
+            pass
+    assert caught.value.filename == "true"
 
 
 async def test_what_it_leaves_behind_is_ended(interfaces):
@@ -400,6 +431,40 @@ asyncio.run(main())
     # The end of the pipe: nobody has it any more.
     assert await asyncio.wait_for(process.stdout.read(), 30) == b""
     await until(lambda: not any(map(is_alive, pids)))
+
+
+async def test_a_slow_reader_is_given_the_end_of_what_it_asked_for(interfaces, monkeypatch):
+    """However much was announced to it meanwhile: without an end it would wait for ever."""
+    monkeypatch.setattr("ginnel.device.lend.netlink._MOST_WAITING", 20)
+    async with lent(
+        interfaces,
+        """
+fd = os.open("/dev/net/tun", os.O_RDWR)
+attach(fd)
+asking = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+asking.bind((0, 1))
+say("listening")
+sys.stdin.readline()
+asking.send(struct.pack("=IHHIIBxHiII", 32, 18, 0x301, 7, 0, 0, 0, 0, 0, 0))
+heard, kinds = 0, []
+while 3 not in kinds:
+    data = asking.recv(1 << 17)
+    while data:
+        length, kind, _, sequence = struct.unpack_from("=IHHI", data)
+        kinds += [kind] if sequence == 7 else []
+        heard += sequence != 7
+        data = data[length + 3 & ~3:]
+say([kinds[-1], heard])
+""",
+    ) as running:
+        assert await running.line() == "listening"
+        interface = interfaces.get("tun0")
+        for number in range(4000):
+            interface.set_mtu(1000 + number % 2)
+        running.tell()
+        end, heard = json.loads(await running.line())
+        assert end == 3
+        assert 20 <= heard < 4000
 
 
 async def test_death_at_any_call(interfaces):

@@ -71,27 +71,39 @@ def test_whom_the_gateway_is_open_to() -> None:
     [
         (["/nonexistent"], 127, "No such file"),
         (["/etc/passwd"], 126, "Permission denied"),
+        (["/etc/passwd/x"], 126, "Not a directory"),
+        (["./circle"], 126, "Too many levels of symbolic links"),
+        (["./empty"], 126, "Exec format error"),
         (["sh", "-c", "kill -KILL $$"], 137, ""),
         (["openvpn", "--daemon", "--config", "x"], 2, "leave --daemon out"),
         (["--node", "relative", "--", "true"], 2, "no absolute path"),
         (["--dns", "office", "--", "true"], 2, "write an IP address"),
         (["--address", "10.0.0.256/24", "--", "true"], 2, "write one as 10.0.0.1/24"),
         (["--address", "224.0.0.1/24", "--", "true"], 2, "no host's address"),
+        (["--address", "fd00::1/64", "--address", "fd00::1/64", "--", "true"], 2, "given twice"),
         ([], 2, "Missing argument"),
         ([*GINNEL, "--", "true"], 125, "traps this program's calls already"),
     ],
 )
-def test_how_it_ends(words: list[str], status: int, text: str) -> None:
+def test_how_it_ends(words: list[str], status: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("circle").symlink_to("circle")
+    Path("empty").touch(0o755)
     found, _, said = run(*words)
     assert found == status, said
     assert text in said
     assert "Traceback" not in said
+    assert all(line.startswith("ginnel: ") for line in said.splitlines())
 
 
-def test_what_goes_into_the_background_is_ended() -> None:
+def test_what_goes_into_the_background_is_ended(tmp_path: Path) -> None:
     status, _, said = run("--", "sh", "-c", "sleep 1000 & exit 3")
     assert status == 3
-    assert "left 1 of its processes behind" in said
+    assert "left 1 of its processes behind, which were ended too: a lent program has to stay in the foreground" in said
+    (tmp_path / "openvpn").write_text("#!/bin/sh\nsleep 1000 &\n")
+    (tmp_path / "openvpn").chmod(0o755)
+    _, _, said = run("--", str(tmp_path / "openvpn"), "--config", "office.ovpn")
+    assert "leave `daemon` out of its file" in said
 
 
 def test_no_orphan_when_the_one_dies_that_looks_after_them() -> None:

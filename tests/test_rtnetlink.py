@@ -112,6 +112,22 @@ async def test_a_link_is_configured(routes, interfaces):
     assert (interface.mtu, interface.queue_length, interface.up) == (1400, 77, False)
 
 
+async def test_a_queue_has_the_kernels_limits(routes, interfaces):
+    interface = interfaces.get("ours0")
+    for length, answer in ((0, 0), (524_288, 0), (524_289, "ERANGE"), (0xFFFFFFFF, "ERANGE")):
+        assert code(routes, link(NEWLINK, attributes=[["IFLA_TXQLEN", length]])) == answer
+    assert interface.queue_length == 524_288
+
+
+async def test_what_nobody_thought_of_is_an_errno_and_the_next_request_is_answered(routes, interfaces):
+    def stumble():
+        raise ZeroDivisionError
+
+    interfaces.get("ours0").on_change.append(stumble)
+    assert code(routes, link(NEWLINK, attributes=[["IFLA_MTU", 1400]])) == "EIO"
+    assert code(routes, link(GETLINK, 0, index=INDEX + 9)) == "ENODEV"
+
+
 async def test_up_and_down(routes, interfaces):
     interface = interfaces.get("ours0")
     for flags, change, up in ((1, 1, True), (0, 1, False), (1, 0, True), (0, 0x40, True)):
@@ -192,6 +208,55 @@ async def test_routes(routes, interfaces):
     assert not interface.routes
 
 
+async def test_a_route_keeps_its_table(routes, interfaces):
+    """One for marked packets or the like is not the way of all."""
+    interface = interfaces.get("ours0")
+    interface.add_address(parse_address("10.0.0.1/24"))
+    interface.set_up(True)
+    main = route(NEWROUTE, "0.0.0.0/0", index=INDEX)
+    other = route(NEWROUTE, "0.0.0.0/0", gateway="10.0.0.2", index=INDEX, table=100)
+    assert code(routes, other) == 0
+    assert code(routes, other) == "EEXIST"
+    assert code(routes, main) == 0
+    shown = {
+        (own.get_attr("RTA_TABLE"), own.get_attr("RTA_GATEWAY"))
+        for own in decoded(routes, request(rtmsg, GETROUTE, DUMP, family=2))
+        if own.get_attr("RTA_OIF") == INDEX and not own["dst_len"]
+    }
+    assert shown == {(100, "10.0.0.2"), (254, None)}
+    assert code(routes, route(DELROUTE, "0.0.0.0/0")) == 0
+    assert [own.table for own in interface.routes] == [100]
+    assert code(routes, route(DELROUTE, "0.0.0.0/0", table=100)) == 0
+    assert not interface.routes
+
+
+async def test_the_route_of_an_address_is_removed_and_comes_again_with_it(routes, interfaces):
+    """``ip route flush dev ours0`` takes each route away that it was shown."""
+    interface = interfaces.get("ours0")
+    interface.add_address(parse_address("10.0.0.1/24"))
+    interface.set_up(True)
+
+    def shown():
+        found = decoded(routes, request(rtmsg, GETROUTE, DUMP, family=0))
+        return [own.get_attr("RTA_DST") for own in found if own.get_attr("RTA_OIF") == INDEX]
+
+    assert shown() == ["10.0.0.0"]
+    assert code(routes, route(DELROUTE, "10.0.0.0/24", index=INDEX)) == 0
+    assert shown() == []
+    assert code(routes, route(DELROUTE, "10.0.0.0/24", index=INDEX)) == "ESRCH"
+    assert code(routes, address(DELADDR, "10.0.0.1/24")) == 0
+    assert code(routes, address(NEWADDR, "10.0.0.1/24")) == 0
+    assert shown() == ["10.0.0.0"]
+
+
+async def test_more_answers_than_are_kept_are_an_error_and_no_half_dump(routes, monkeypatch):
+    monkeypatch.setattr("ginnel.device.lend.rtnetlink._MOST_ANSWERS", 3)
+    answers = routes.answer(link(GETLINK, DUMP, index=0) * 20, PORT)
+    found = [kind for kind, *_ in messages(answers)]
+    assert 1 <= found.count(3) <= 3
+    assert found.count(2) == 20 - found.count(3)
+
+
 async def test_routes_elsewhere_are_remembered_and_not_set(routes):
     """Through the kernel's loopback, which is there whoever runs this."""
     text = "198.51.100.7/32"
@@ -245,6 +310,7 @@ async def test_several_in_a_datagram_and_zeros_behind(routes):
 def samples():
     return [
         link(NEWLINK, attributes=[["IFLA_MTU", 1400], ["IFLA_IFNAME", "ours0"], ["IFLA_ADDRESS", "02:00:00:00:00:01"]]),
+        link(NEWLINK, attributes=[["IFLA_TXQLEN", 77]]),
         link(GETLINK, 0, attributes=[["IFLA_IFNAME", "ours0"]]),
         link(GETLINK, DUMP),
         address(NEWADDR, "10.0.0.1/24", peer="10.0.0.2"),
@@ -276,7 +342,7 @@ async def test_an_attribute_that_is_cut(routes):
     assert code(routes, struct.pack("=I", 38) + whole[4:38]) == "EINVAL"
 
 
-async def test_anything_may_come(routes):
+async def test_anything_may_come(routes, caplog):
     seed = int(os.environ.get("GINNEL_SEED", random.randrange(1 << 32)))
     print(f"GINNEL_SEED={seed}")
     chance = random.Random(seed)
@@ -286,6 +352,7 @@ async def test_anything_may_come(routes):
         for _ in range(chance.randrange(1, 4)):
             data[chance.randrange(4, len(data))] = chance.choice([0, 1, 255, chance.randrange(256)])
         list(messages(routes.answer(bytes(data), PORT)))
+    assert not [record for record in caplog.records if record.exc_info], "answered, but nobody thought of it"
 
 
 def kernel_routes():

@@ -79,17 +79,21 @@ def command(
     for server in dns:
         _check_server(server)
     given = tuple(map(_parse_address, addresses))
+    twice = next((own.interface for own in given if given.count(own) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"--address {twice} is given twice", option="address")
     plan = Plan(program, Node(node), _gateway(socks), tuple(dns), given, name, capture)
     # Should the process die that looks after the program's orphans, they are ours to end.
     become_subreaper()
     try:
         return asyncio.run(_lend(plan))
-    except FileNotFoundError as error:
-        return _fail(f"{program[0]}: {error.strerror}", 127)
-    except PermissionError as error:
-        return _fail(f"{program[0]}: {error.strerror}", 126)
     except GinnelError as error:
         return _fail(str(error), 125)
+    except OSError as error:
+        # Of the program: everything else is one of ours.
+        if error.filename != program[0]:
+            raise
+        return _fail(f"{program[0]}: {error.strerror}", 127 if error.errno == errno.ENOENT else 126)
     finally:
         kill_orphans()
 
@@ -129,10 +133,9 @@ async def _lend(plan: Plan) -> int:
         _pass_signals_on(program)
         status = await program.wait()
     if program.left_behind:
-        _say(
-            f"{plan.program[0]} ended and left {program.left_behind} of its processes behind, which were ended too: "
-            "a lent program has to stay in the foreground"
-        )
+        how = _FOREGROUND.get(Path(plan.program[0]).name, "a lent program has to stay in the foreground")
+        left = f"left {program.left_behind} of its processes behind, which were ended too"
+        _say(f"{plan.program[0]} ended and {left}: {how}")
     return status
 
 
@@ -242,6 +245,8 @@ def _set_up_logging(verbose: int) -> None:
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 
+# How a program stays in the foreground.
+_FOREGROUND = {"openvpn": "leave `daemon` out of its file", "wireguard-go": "add -f"}
 # Far from the system's own, so that a number never means two interfaces.
 _FIRST_INDEX = 1 << 20
 _PASSED_ON = (

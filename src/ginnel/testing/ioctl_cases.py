@@ -267,6 +267,11 @@ def settings(system: System) -> None:
             system.about(change, ifreq(name, number(value)))
             assert about(system, get, name) == value
             refuses((errno.EINVAL, errno.ERANGE), system.about, change, ifreq(name, number(wrong)))
+        for length in (0, LONGEST_QUEUE):
+            system.about(SIOCSIFTXQLEN, ifreq(name, number(length)))
+            assert about(system, SIOCGIFTXQLEN, name) == length
+        # The kernel says EPERM, as of everything that a device of its does not agree to.
+        refuses((errno.EPERM, errno.ERANGE), system.about, SIOCSIFTXQLEN, ifreq(name, number(LONGEST_QUEUE + 1)))
         index = about(system, SIOCGIFINDEX, name)
         assert system.about(SIOCGIFNAME, ifreq("", number(index)))[:16].rstrip(b"\0") == name.encode()
 
@@ -374,4 +379,5 @@ SIOCGIFTXQLEN, SIOCSIFTXQLEN = 0x8942, 0x8943
 IFF_UP, IFF_BROADCAST, IFF_POINTOPOINT, IFF_RUNNING, IFF_NOARP, IFF_MULTICAST = 0x1, 0x2, 0x10, 0x40, 0x80, 0x1000
 IFF_KIND = IFF_BROADCAST | IFF_POINTOPOINT | IFF_NOARP | IFF_MULTICAST
 ARPHRD_ETHER, ARPHRD_NONE = 1, 0xFFFE
+LONGEST_QUEUE = 524_288
 UNKNOWN, FIONREAD = 0x400454FF, 0x541B

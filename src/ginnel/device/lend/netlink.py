@@ -13,7 +13,7 @@ import secrets
 import select
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Self
 
 from ginnel.device.lend.rtnetlink import RouteNetlink
@@ -30,7 +30,7 @@ class NetlinkSocket:
         self.kind = kind
         self.groups = 0
         self.dropped = 0
-        """Messages that the program left no room for."""
+        """Announcements that the program left no room for."""
         self._routes = routes
         self._socket = ours
         self._waiting: deque[bytes] = deque()
@@ -94,25 +94,19 @@ class NetlinkSocket:
             if self._is_hung_up():
                 self.close()
             return
-        try:
-            answers = self._routes.answer(data, self.port)
-        except Exception:
-            # The program is told by the end: it must not wait for an answer.
-            log.exception("a netlink request could not be answered")
-            self.close()
-            return
-        self._send(answers)
+        # All of them: somebody waits for the end of a dump. They are bounded, and asked for one after the other.
+        self._waiting.extend(self._routes.answer(data, self.port))
+        self._write()
 
     def _announce(self, groups: int, message: bytes) -> None:
         if self.groups & groups:
-            self._send([message])
+            self._tell(message)
 
-    def _send(self, messages: Iterable[bytes]) -> None:
-        for message in messages:
-            if len(self._waiting) < _MOST_WAITING:
-                self._waiting.append(message)
-            else:
-                self.dropped += 1
+    def _tell(self, message: bytes) -> None:
+        if len(self._waiting) < _MOST_WAITING:
+            self._waiting.append(message)
+        else:
+            self.dropped += 1
         self._write()
 
     def _write(self) -> None:
@@ -158,7 +152,7 @@ class NetlinkSocket:
 
     def _pass_on(self, kernel: socket.socket) -> None:
         try:
-            self._send([kernel.recv(_LONGEST)])
+            self._tell(kernel.recv(_LONGEST))
         except OSError as error:
             # ENOBUFS: some were lost, as they are for everyone who is slow.
             log.debug("the kernel's announcements: %s", error)

@@ -47,8 +47,7 @@ class Node:
         """Whether a path that a program opens, relative to a descriptor of its, leads here."""
         if not path.startswith(b"/"):
             path = os.path.join(caller.folder(folder), path)
-        if path.startswith(b"/proc/self/"):
-            path = b"/proc/%d/%s" % (caller.thread, path.removeprefix(b"/proc/self/"))
+        path = _as_seen_by(caller, path)
         try:
             status = os.stat(path)
         except (OSError, ValueError):
@@ -67,4 +66,31 @@ class Node:
         return (own.st_dev, own.st_ino) == (status.st_dev, status.st_ino)
 
 
+def _as_seen_by(caller: Caller, path: bytes) -> bytes:
+    """An absolute path in which nothing leads to /proc/self: that would be our own. /dev/fd, for one, does."""
+    own = {b"/proc/self": b"/proc/%d" % caller.thread, b"/proc/thread-self": b"/proc/%d" % caller.thread}
+    done, left = b"/", path.split(b"/")[::-1]
+    links = 0
+    while left:
+        part = left.pop()
+        if part in (b"", b"."):
+            continue
+        here = os.path.dirname(done) if part == b".." else os.path.join(done, part)
+        if here in own:
+            # What follows is the kernel's to follow: its links are more than they say.
+            return os.path.join(own[here], *reversed(left))
+        try:
+            target = os.readlink(here)
+        except (OSError, ValueError):
+            done = here
+            continue
+        links += 1
+        if links > MOST_LINKS or here.startswith(b"/proc/"):
+            return os.path.join(here, *reversed(left))
+        left += target.split(b"/")[::-1]
+        done = b"/" if target.startswith(b"/") else done
+    return done
+
+
+MOST_LINKS = 40
 _REAL_DEVICE = os.makedev(10, 200)

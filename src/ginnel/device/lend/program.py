@@ -62,8 +62,8 @@ class LentProgram:
         return dict(self._supervisor.counts) if self._supervisor else {}
 
     async def start(self) -> None:
-        """Raises DeviceError where the system refuses user notification, FileNotFoundError or PermissionError
-        where the program cannot be run."""
+        """Raises DeviceError where the system refuses user notification, OSError (E2BIG) for a command that is too
+        long."""
         machine = this_machine()
         if sys.byteorder != "little" or not is_available(machine):
             raise _refused(errno.ENOSYS, "this kernel has no seccomp user notification as of Linux 5.14")
@@ -96,7 +96,8 @@ class LentProgram:
     async def wait(self) -> int:
         """Its exit status; of one that a signal ended, 128 and the signal's number, as in the shell.
 
-        Raises FileNotFoundError or PermissionError (OSError) where it could not be run.
+        Raises OSError where it could not be run, with the program as its filename: FileNotFoundError,
+        PermissionError, ENOEXEC, ENOTDIR, ELOOP.
         """
         assert self._ended is not None
         return await asyncio.shield(self._ended)
@@ -130,7 +131,12 @@ class LentProgram:
         control.set_inheritable(True)
         words = [sys.executable, "-I", "-S", launch.__file__, str(control.fileno()), *self._command]
         # What else is inheritable is meant for the program.
-        self._launcher = subprocess.Popen(words, close_fds=False, **self._options)
+        try:
+            self._launcher = subprocess.Popen(words, close_fds=False, **self._options)
+        except OSError as error:
+            if error.errno != errno.E2BIG:
+                raise
+            raise OSError(errno.E2BIG, os.strerror(errno.E2BIG), self._command[0]) from None
 
     async def _receive_listener(self, control: socket.socket) -> Listener:
         loop = asyncio.get_running_loop()

@@ -37,6 +37,8 @@ class RouteNetlink:
         self._kernel = KernelRoutes()
         self._remembered: list[RouteEntry] = []
         self._hidden: list[RouteEntry] = []
+        self._bare: set[tuple[int, Address]] = set()
+        """Addresses of ours, by their interface's index, whose own route was removed."""
         interfaces.on_create.append(self._watch)
         interfaces.on_delete.append(self._deleted)
         for interface in interfaces:
@@ -57,11 +59,19 @@ class RouteNetlink:
                 if request.flags & nl.NLM_F_REQUEST and request.kind >= nl.NLMSG_MIN_TYPE:
                     found = self._handle(request)
                     if found is not None:
-                        answers += _datagrams(request, found, port)
-                        continue
+                        datagrams = list(_datagrams(request, found, port))
+                        if len(answers) + len(datagrams) <= _MOST_ANSWERS:
+                            answers += datagrams
+                            continue
+                        # Half of a dump would be waited for, for ever.
+                        code = errno.ENOBUFS
             except OSError as error:
                 code = error.errno or errno.EIO
                 log.debug("netlink request %d: %s", request.kind, error)
+            except Exception:
+                # The program must not wait for an answer, nor lose its socket.
+                log.exception("netlink request %d could not be answered", request.kind)
+                code = errno.EIO
             if code or request.flags & nl.NLM_F_ACK:
                 answers.append(nl.acknowledge(request, port, code).pack(port))
         return answers
@@ -193,14 +203,18 @@ class RouteNetlink:
     def _routes(self) -> Iterator[RouteEntry]:
         yield from self._remembered
         for interface in self._interfaces:
-            for address in interface.addresses if interface.up else ():
-                own = address.interface
-                where = own.network if address.peer is None else _around(address.peer, own.network.prefixlen)
-                if address.peer is not None or where.prefixlen < where.max_prefixlen:
-                    source = own.ip if own.version == 4 else None
-                    yield RouteEntry(where, None, interface.index, protocol=_BY_KERNEL, source=source)
-            for route in interface.routes:
-                yield RouteEntry(route.destination, route.gateway, interface.index, route.metric)
+            yield from (entry for _, entry in self._connected(interface))
+            yield from (_entry(interface, route) for route in interface.routes)
+
+    def _connected(self, interface: Interface) -> Iterator[tuple[Address, RouteEntry]]:
+        """The routes that come with an interface's addresses."""
+        for address in interface.addresses if interface.up else ():
+            own = address.interface
+            where = own.network if address.peer is None else _around(address.peer, own.network.prefixlen)
+            has_route = address.peer is not None or where.prefixlen < where.max_prefixlen
+            if has_route and (interface.index, address) not in self._bare:
+                source = own.ip if own.version == 4 else None
+                yield address, RouteEntry(where, None, interface.index, protocol=_BY_KERNEL, source=source)
 
     def _look_up(self, request: Message) -> list[Message]:
         """The route to one address: the most specific, of the kernel's and ours."""
@@ -234,10 +248,10 @@ class RouteNetlink:
         if interface is None:
             self._remember(request, entry)
             return
-        route = Route(entry.destination, entry.gateway, entry.metric)
+        route = Route(entry.destination, entry.gateway, entry.metric, entry.table)
         if request.flags & nl.NLM_F_REPLACE:
             for known in interface.routes:
-                if (known.destination, known.metric) == (route.destination, route.metric):
+                if (known.destination, known.metric, known.table) == (route.destination, route.metric, route.table):
                     interface.remove_route(known)
         interface.add_route(route)
         self._announce(_groups(entry.destination.network_address, "route"), nl.route_message(entry))
@@ -281,11 +295,16 @@ class RouteNetlink:
         entry = RouteEntry.parse(request)
         for interface in self._interfaces:
             for route in interface.routes:
-                known = RouteEntry(route.destination, route.gateway, interface.index, route.metric)
+                known = _entry(interface, route)
                 if _matches(known, entry):
                     interface.remove_route(route)
-                    group = _groups(entry.destination.network_address, "route")
-                    self._announce(group, nl.route_message(known, deleted=True))
+                    self._announce_removed(known)
+                    return
+            for address, known in self._connected(interface):
+                if _matches(known, entry):
+                    # The stack reaches its own network all the same.
+                    self._bare.add((interface.index, address))
+                    self._announce_removed(known)
                     return
         for known in self._remembered:
             if _matches(known, entry):
@@ -310,10 +329,19 @@ class RouteNetlink:
         return known is not None and any(_is_same(known, hidden) for hidden in self._hidden)
 
     def _watch(self, interface: Interface) -> None:
-        interface.on_change.append(lambda: self._announce(_GROUP_LINK, nl.link_message(interface)))
+        interface.on_change.append(lambda: self._changed(interface))
         self._announce(_GROUP_LINK, nl.link_message(interface))
 
+    def _changed(self, interface: Interface) -> None:
+        # An address that comes again has its route again.
+        self._bare -= {own for own in self._bare if own[0] == interface.index and own[1] not in interface.addresses}
+        self._announce(_GROUP_LINK, nl.link_message(interface))
+
+    def _announce_removed(self, entry: RouteEntry) -> None:
+        self._announce(_groups(entry.destination.network_address, "route"), nl.route_message(entry, deleted=True))
+
     def _deleted(self, interface: Interface) -> None:
+        self._bare -= {own for own in self._bare if own[0] == interface.index}
         self._announce(_GROUP_LINK, nl.link_message(interface, deleted=True))
 
     def _announce(self, groups: int, message: Message) -> None:
@@ -348,6 +376,10 @@ def _family(request: Message) -> int:
 
 def _family_of(address: IPAddress) -> int:
     return int(socket.AF_INET if address.version == 4 else socket.AF_INET6)
+
+
+def _entry(interface: Interface, route: Route) -> RouteEntry:
+    return RouteEntry(route.destination, route.gateway, interface.index, route.metric, route.table)
 
 
 def _around(address: IPAddress, length: int) -> nl.Network:
@@ -391,4 +423,6 @@ _IFF_UP = 1
 _GROUP_LINK = 0x1
 _GROUPS = {("address", 4): 0x10, ("route", 4): 0x40, ("address", 6): 0x100, ("route", 6): 0x400}
 _MOST_REMEMBERED = 10000
+#: Datagrams that answer one.
+_MOST_ANSWERS = 8192
 _DATAGRAM = 3584
