@@ -227,6 +227,42 @@ def test_a_request_for_an_address_that_is_lost_is_made_again(packet: bytes) -> N
         reader.join(20)
 
 
+def test_an_address_that_nobody_has_is_asked_for_three_times_and_what_waited_is_counted() -> None:
+    with MemoryDevice("tap") as device:
+        device.set_up(True)
+        end = EthernetEnd(device.application)
+        for number in range(20):
+            end.write(Echo(*V4, 1, number).emit())
+        with pytest.raises(TimeoutError):
+            end.read(2.5)
+        assert [frame[12:14] for frame in device.interface.read_batch(99)] == [b"\x08\x06"] * 3
+        assert end.dropped == 20
+        with pytest.raises(TimeoutError):
+            end.read(0.6)
+        assert device.interface.read_batch(99) == []
+
+
+def test_more_neighbours_than_are_asked_for_are_counted() -> None:
+    with MemoryDevice("tap", queue=2000) as device:
+        device.set_up(True)
+        end = EthernetEnd(device.application)
+        for number in range(1030):
+            end.write(Echo(V4[0], bytes([10, 1, number >> 8, number & 255]), 1, 1).emit())
+        assert len(device.interface.read_batch(2000)) == 1024
+        assert end.dropped == 6
+
+
+def test_who_reads_does_not_hear_that_an_answer_was_refused() -> None:
+    """The interface went down after it had asked."""
+    with MemoryDevice("tap") as device:
+        device.set_up(True)
+        end, other = EthernetEnd(device.application), EthernetEnd(device.interface)
+        other.write(Echo(*V4, 1, 1).emit())
+        device.set_up(False)
+        assert end.read(20) is None
+        assert end.dropped == 1
+
+
 def test_frames_of_any_content_do_no_harm() -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")

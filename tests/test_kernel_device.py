@@ -199,6 +199,47 @@ def test_a_refusal_says_what_and_what_to_do(name: str, number: int, text: str) -
     assert "\n" not in str(caught.value)
 
 
+def test_a_refusal_of_a_setting_says_what_and_what_to_do(device: KernelDevice) -> None:
+    for text, number, refused in (
+        ("cannot be set to mtu 10", errno.EINVAL, lambda: device.set_mtu(10)),
+        ("cannot be given the address 10.9.0.1/24", errno.EEXIST, lambda: device.add_address(OWN)),
+        (
+            r"cannot be given the route to 10.71.0.0/16; give it an address that reaches the gateway first",
+            errno.ENETUNREACH,
+            lambda: device.add_route(Route(ip_network("10.71.0.0/16"), ip_address("192.0.2.77"))),
+        ),
+        (
+            "has no such route to 10.71.0.0/16",
+            errno.ESRCH,
+            lambda: device.remove_route(Route(ip_network("10.71.0.0/16"))),
+        ),
+    ):
+        with pytest.raises(DeviceError, match=rf"^{device.name} {text}: [^\n]+$") as caught:
+            refused()
+        assert caught.value.errno == number
+
+
+def test_one_that_is_gone_is_not_made_again_by_asking_for_its_end() -> None:
+    with KernelDevice() as device:
+        device.application.close()
+        with pytest.raises(DeviceError, match=r"^tun0 went with its last descriptor; make it with persist=True"):
+            _ = device.application
+        assert "link tun0" not in network_state()
+    with KernelDevice(queues=2) as device:
+        index = device.index
+        device.application.close()
+        device.application.fileno()
+        assert socket.if_nametoindex(device.name) == index
+
+
+def test_a_batch_for_a_kernels_interface_that_is_down_is_refused_and_counted_whole() -> None:
+    with KernelDevice() as device:
+        before = device.statistics()
+        refuses(errno.EIO, device.application.write_batch, [b"\x45" + bytes(19)] * 5)
+        after = device.statistics()
+        assert sum(after[name] - before[name] for name in ("rx_dropped", "rx_errors")) == 5
+
+
 def test_without_privileges_it_says_what_else_works() -> None:
     code = "from ginnel.device import KernelDevice; KernelDevice()"
     ordinary = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-c", code]

@@ -6,10 +6,13 @@ for those it sends to.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import secrets
 import struct
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from ginnel.device.base import DeviceEnd
 from ginnel.device.forge import ICMPV6, checksum, emit_ip, parse_ip
@@ -18,14 +21,16 @@ from ginnel.device.forge import ICMPV6, checksum, emit_ip, parse_ip
 class EthernetEnd:
     """Reads and writes IP packets where a device carries frames.
 
-    It answers for every address but those in whose name it is asked.
+    It answers for every address but those in whose name it is asked. `dropped` counts packets that waited in vain
+    for a neighbour, or found no room to wait, and what the device refused of it while it was reading.
     """
 
     def __init__(self, end: DeviceEnd) -> None:
         self._end = end
         self._mac = bytes([0x02]) + secrets.token_bytes(5)
         self._neighbours: dict[bytes, bytes] = {}
-        self._waiting: dict[bytes, list[bytes]] = {}
+        self._waiting: dict[bytes, _Wanted] = {}
+        self.dropped = 0
 
     def read(self, timeout: float | None = None) -> bytes | None:
         """The IP packet of the next frame, None when it holds none for us, ``b""`` at the device's end."""
@@ -52,7 +57,8 @@ class EthernetEnd:
         return payload
 
     def write(self, packet: bytes) -> int:
-        """Sends a packet, or keeps it until its destination's address is known. The newest few are kept."""
+        """Sends a packet, or keeps it until its destination's address is known. The newest few are kept, and dropped
+        when nobody answers three times (RFC 4861, MAX_MULTICAST_SOLICIT). OSError as the device's own."""
         parsed = parse_ip(packet)
         if parsed is None:
             raise ValueError("not an IP packet")
@@ -60,11 +66,16 @@ class EthernetEnd:
         if destination in self._neighbours:
             self._end.write(self._frame(self._neighbours[destination], packet))
             return len(packet)
-        if len(self._waiting) < MAX_NEIGHBOURS:
-            waiting = self._waiting.setdefault(destination, [])
-            waiting.append(packet)
-            del waiting[:-MAX_WAITING]
-        self._ask(source, destination)
+        if destination not in self._waiting and len(self._waiting) >= MAX_NEIGHBOURS:
+            self.dropped += 1
+            return len(packet)
+        wanted = self._waiting.setdefault(destination, _Wanted(source))
+        wanted.packets.append(packet)
+        if len(wanted.packets) > MAX_WAITING:
+            del wanted.packets[0]
+            self.dropped += 1
+        if wanted.asked == 0:
+            self._ask_for(destination, wanted)
         return len(packet)
 
     def fileno(self) -> int:
@@ -72,20 +83,42 @@ class EthernetEnd:
 
     def _read_frame(self, timeout: float | None) -> bytes:
         """Asks again meanwhile for the addresses that packets wait for: the first request may have been lost."""
-        until = None if timeout is None else time.monotonic() + timeout
+        until = math.inf if timeout is None else time.monotonic() + timeout
         while True:
-            left = None if until is None else max(until - time.monotonic(), 0)
+            due = self._ask_again()
+            left = min(due, until) - time.monotonic()
             try:
-                return self._end.read(left if not self._waiting else min(ASK_AGAIN, math.inf if left is None else left))
+                return self._end.read(None if left == math.inf else max(left, 0))
             except TimeoutError:
-                for destination, (packet, *_) in self._waiting.items():
-                    parsed = parse_ip(packet)
-                    assert parsed is not None
-                    self._ask(parsed[0], destination)
-                if until is not None and time.monotonic() >= until:
+                if time.monotonic() >= until:
                     raise
 
-    def _ask(self, source: bytes, destination: bytes) -> None:
+    def _ask_again(self) -> float:
+        """When it is to be called again."""
+        now = time.monotonic()
+        for destination, wanted in list(self._waiting.items()):
+            if now < wanted.next:
+                continue
+            if wanted.asked == MOST_ASKED:
+                self.dropped += len(self._waiting.pop(destination).packets)
+                continue
+            with self._unasked():
+                self._ask_for(destination, wanted)
+        return min((wanted.next for wanted in self._waiting.values()), default=math.inf)
+
+    @contextlib.contextmanager
+    def _unasked(self) -> Iterator[None]:
+        """For what is sent while somebody reads, who is not to be told that the device is down, and sees for himself
+        that it has ended."""
+        try:
+            yield
+        except OSError:
+            self.dropped += 1
+
+    def _ask_for(self, destination: bytes, wanted: _Wanted) -> None:
+        wanted.asked += 1
+        wanted.next = time.monotonic() + ASK_AGAIN
+        source = wanted.source
         if len(destination) == 4:
             body = ARP_HEADER + b"\0\x01" + self._mac + source + bytes(6) + destination
             self._end.write(b"\xff" * 6 + self._mac + ARP + body)
@@ -104,7 +137,8 @@ class EthernetEnd:
         self._learn(sender, mac)
         if operation == b"\0\x01" and target != sender:
             answer = ARP_HEADER + b"\0\x02" + self._mac + target + mac + sender
-            self._end.write(mac + self._mac + ARP + answer)
+            with self._unasked():
+                self._end.write(mac + self._mac + ARP + answer)
 
     def _answer_discovery(self, sender: bytes, message: bytes) -> None:
         target, options = message[8:24], message[24:]
@@ -117,17 +151,31 @@ class EthernetEnd:
         elif any(sender) and target != sender:
             self._learn(sender, mac)
             answer = ADVERTISEMENT + bytes(3) + b"\x60" + bytes(3) + target + b"\x02\x01" + self._mac
-            self._end.write(mac + self._mac + IPV6 + _discovery(target, sender, answer))
+            with self._unasked():
+                self._end.write(mac + self._mac + IPV6 + _discovery(target, sender, answer))
 
     def _learn(self, address: bytes, mac: bytes) -> None:
         if address not in self._neighbours and len(self._neighbours) >= MAX_NEIGHBOURS:
             self._neighbours.pop(next(iter(self._neighbours)))
         self._neighbours[address] = mac
-        for packet in self._waiting.pop(address, []):
-            self._end.write(self._frame(mac, packet))
+        wanted = self._waiting.pop(address, None)
+        for packet in wanted.packets if wanted is not None else ():
+            with self._unasked():
+                self._end.write(self._frame(mac, packet))
 
     def _frame(self, mac: bytes, packet: bytes) -> bytes:
         return mac + self._mac + (IPV6 if packet[0] >> 4 == 6 else IPV4) + packet
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """An address that packets wait for."""
+
+    source: bytes
+    """In whose name it is asked for."""
+    packets: list[bytes] = field(default_factory=list)
+    asked: int = 0
+    next: float = 0.0
 
 
 def _discovery(source: bytes, destination: bytes, message: bytes) -> bytes:
@@ -146,5 +194,6 @@ SOLICITATION = b"\x87"
 ADVERTISEMENT = b"\x88"
 MAX_NEIGHBOURS = 1024
 MAX_WAITING = 16
+MOST_ASKED = 3
 ASK_AGAIN = 0.5
 """Seconds."""

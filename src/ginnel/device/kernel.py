@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ginnel._core import DataPlane, DescriptorEnd
 from ginnel.device.base import DEFAULT_MTU, Kind
+from ginnel.device.interface import MAIN_TABLE as MAIN_TABLE
 from ginnel.device.interface import MAX_NAME, Address, Route
 from ginnel.errors import DeviceError
 
@@ -90,10 +91,15 @@ class KernelDevice:
 
     @property
     def application(self) -> DescriptorEnd:
-        """The first queue's descriptor. A persistent device is attached to again when it was closed."""
+        """The first queue's descriptor. A device that is still there is attached to again when it was closed.
+
+        DeviceError (EBADFD) for one that went with its last descriptor: it was not persistent.
+        """
         if self.closed:
             raise DeviceError(errno.EBADFD, f"{self.name} was deleted")
         if self._queues[0].closed:
+            if (self.index, self.name) not in socket.if_nameindex():
+                raise DeviceError(errno.EBADFD, f"{self.name} went with its last descriptor; make it with persist=True")
             self._queues[0] = self._attach()
         return self._queues[0]
 
@@ -169,14 +175,15 @@ class KernelDevice:
         if self._kind == "tun" and address.interface.version == 6:
             # Nobody on such a device could have the same: it need not be asked for first.
             words["flags"] = IFA_F_NODAD
-        self._netlink(lambda ip: ip.addr("add", **words))
+        self._netlink(lambda ip: ip.addr("add", **words), f"cannot be given the address {address.interface}")
 
     def remove_address(self, interface: IPv4Interface | IPv6Interface) -> None:
         """EADDRNOTAVAIL when the device does not have it."""
         own = next((each for each in self.addresses if each.interface == interface), None)
         if own is None:
             raise DeviceError(errno.EADDRNOTAVAIL, f"{self.name} does not have the address {interface}")
-        self._netlink(lambda ip: ip.addr("del", **self._address_words(own)))
+        words = self._address_words(own)
+        self._netlink(lambda ip: ip.addr("del", **words), f"keeps the address {interface}")
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -186,11 +193,13 @@ class KernelDevice:
 
     def add_route(self, route: Route) -> None:
         """EEXIST when there is one to this destination with this metric, ENETUNREACH while it cannot be."""
-        self._netlink(lambda ip: ip.route("add", **self._route_words(route)))
+        words = self._route_words(route)
+        self._netlink(lambda ip: ip.route("add", **words), f"cannot be given the route to {route.destination}")
 
     def remove_route(self, route: Route) -> None:
         """ESRCH when there is none such."""
-        self._netlink(lambda ip: ip.route("del", **self._route_words(route)))
+        words = self._route_words(route)
+        self._netlink(lambda ip: ip.route("del", **words), f"has no such route to {route.destination}")
 
     def statistics(self) -> dict[str, int]:
         """The kernel's counters. Writes that it refused are among ``rx_dropped``."""
@@ -236,7 +245,8 @@ class KernelDevice:
             raise _explained(error, self.name) from None
 
     def _change(self, **what: Any) -> None:
-        self._netlink(lambda ip: ip.link("set", index=self.index, **what))
+        wanted = " and ".join(f"{name} {value}" for name, value in what.items())
+        self._netlink(lambda ip: ip.link("set", index=self.index, **what), f"cannot be set to {wanted}")
 
     def _link(self) -> Any:
         return self._netlink(lambda ip: ip.link("get", index=self.index))[0]
@@ -254,18 +264,23 @@ class KernelDevice:
             words["gateway"] = str(route.gateway)
         if route.metric:
             words["priority"] = route.metric
+        if route.table != MAIN_TABLE:
+            words["table"] = route.table
         return words
 
-    def _netlink(self, call: Callable[[IPRoute], T]) -> T:
-        """Asks the kernel. In a thread of its own, which is in the same namespace: pyroute2 runs an
-        event loop for each call, and the caller's thread may have one running."""
+    def _netlink(self, call: Callable[[IPRoute], T], refusal: str = "cannot be asked about") -> T:
+        """Asks the kernel; ``refusal`` says of the device what it means when that refuses. In a thread of its own,
+        which is in the same namespace: pyroute2 runs an event loop for each call, and the caller's thread may have
+        one running."""
         outcome: list[Any] = []
         thread = threading.Thread(target=_ask, args=(call, outcome))
         thread.start()
         thread.join()
         (result,) = outcome
         if isinstance(result, DeviceError):
-            raise DeviceError(result.errno or errno.EIO, self.name)
+            number = result.errno or errno.EIO
+            remedy = f"; {_REMEDIES[number]}" if number in _REMEDIES else ""
+            raise DeviceError(number, f"{self.name} {refusal}{remedy}")
         if isinstance(result, BaseException):
             raise result
         return result  # type: ignore[no-any-return]
@@ -347,6 +362,12 @@ def _explained(error: OSError, name: str) -> DeviceError:
     return DeviceError(number, what.get(same.get(number, number), name))
 
 
+_REMEDIES = {
+    errno.EPERM: "that takes CAP_NET_ADMIN",
+    errno.ENODEV: "somebody has deleted it",
+    errno.ENETDOWN: "set it up first",
+    errno.ENETUNREACH: "give it an address that reaches the gateway first",
+}
 NODE = "/dev/net/tun"
 IFF_UP = 0x1
 FLAGS: dict[Kind, int] = {"tun": 0x1, "tap": 0x2}
@@ -362,6 +383,5 @@ TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x02, 0x04, 0
 TRAIN = 62_000
 TUNSETOWNER = 0x400454CC
 TUNSETGROUP = 0x400454CE
-MAIN_TABLE = 254
 IFA_F_NODAD = 0x02
 MADE_BY_KERNEL = 2
