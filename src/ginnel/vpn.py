@@ -31,6 +31,7 @@ from ginnel.openvpn.push import PushReply
 from ginnel.stack import DatagramSocket, Server, Stack
 from ginnel.stack.sockets import ConnectedCallback
 from ginnel.threads import for_one_peer
+from ginnel.transports.ways import Outside
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +151,7 @@ class Vpn:
         self._info: Info | None = None
         self._fatal: GinnelError | None = None
         self._tun_mtu = config.tun_mtu
+        self._outside = Outside()
         self._changes: set[asyncio.Queue[Change]] = set()
         self._changed = asyncio.Event()
 
@@ -297,7 +299,12 @@ class Vpn:
         if self._runner is not None:
             raise LocalProtocolError("this connection was entered before; make a new one with connect()")
         self._client = Client(
-            self._config, self._open_device(), login=self._login, ask=self._ask, on_change=self._on_change
+            self._config,
+            self._open_device(),
+            login=self._login,
+            ask=self._ask,
+            on_change=self._on_change,
+            outside=self._outside,
         )
         self._runner = asyncio.get_running_loop().create_task(self._run(self._client))
         first = asyncio.get_running_loop().create_task(self._changed.wait())

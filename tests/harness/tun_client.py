@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -52,10 +54,19 @@ class Machine:
         state = {name: self.namespace.run(command) for name, command in commands.items()}
         return {**state, "resolv.conf": self.resolv_conf.read_text()}
 
-    def start(self, profile: Profile, *options: str, port: int = PORT, programs: Path | None = None) -> TunClient:
+    @contextlib.contextmanager
+    def asking(self, resolv_conf: str) -> Iterator[None]:
+        """It has another resolv.conf inside the block."""
+        self.resolv_conf.write_text(resolv_conf)
+        try:
+            yield
+        finally:
+            self.resolv_conf.write_text(RESOLV_CONF)
+
+    def start(self, profile: Profile | str, *options: str, port: int = PORT, programs: Path | None = None) -> TunClient:
         """``programs``: a folder of this machine's own, before all others; its ``run`` is laid over /run/systemd."""
         file = self.folder / "office.ovpn"
-        file.write_text(profile.client_file(port))
+        file.write_text(profile if isinstance(profile, str) else profile.client_file(port))
         file.chmod(0o600)
         # The folder is root's alone, as a home is: what the session loads once it is nobody, it can't.
         private = self.folder / "private"

@@ -9,7 +9,10 @@ import signal
 import socket
 import stat
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from tests.harness import network as places
 from tests.harness import office
 from tests.harness.client import curl, wait_until
 from tests.harness.environment import Environment
+from tests.harness.names import NameServer
 from tests.harness.network import ORDINARY_ID, Network
 from tests.harness.pcapng import CaptureFile
 from tests.harness.process import run
@@ -164,6 +168,21 @@ def test_the_session_has_no_rights_left(machine: Machine, server: StockServer) -
         client.stop()
 
 
+def test_a_port_of_its_own_below_1024(machine: Machine, server: StockServer) -> None:
+    """The one right that it may keep, where the file asks for it."""
+    text = server.profile.client_file().replace("nobind\n", "lport 601\n")
+    with machine.start(text) as client:
+        client.wait_next("up")
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{client.pid}/status").read_text().splitlines())
+        assert status["Uid"].split() == [str(ORDINARY_ID)] * 4
+        assert status["CapEff"] == status["CapPrm"] == f"{1 << 10:016x}"
+        server.kill()
+        server.start()
+        client.wait_next("up")
+        client.stop()
+        assert any(f"[AF_INET]{places.CLIENT}:601" in line for line in server.log)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 @pytest.mark.parametrize("stage", ["dialing", "up", "reconnecting"])
 def test_all_comes_back(machine: Machine, server: StockServer, stage: str, number: signal.Signals) -> None:
@@ -255,6 +274,59 @@ def test_a_new_address_comes_to_the_same_device(network: Network, machine: Machi
     assert machine.state() == before
 
 
+@pytest.mark.parametrize("options", [(), ("--kill-switch",)], ids=["open", "kill-switch"])
+def test_a_server_that_moves_is_found_past_the_tunnel(
+    network: Network, machine: Machine, server: StockServer, options: tuple[str, ...]
+) -> None:
+    """Its name has to be asked for while everything, the name servers too, is led into a tunnel that is down."""
+    by_name = replace(server.profile, address="vpn.example").client_file()
+    other = replace(server.profile, address="192.0.2.9")
+    with contextlib.ExitStack() as stack:
+        names = stack.enter_context(NameServer(network.server, {"vpn.example": places.SERVER}))
+        stack.enter_context(machine.asking(names.resolv_conf))
+        before = machine.state()
+        client = stack.enter_context(machine.start(by_name, *options))
+        assert client.wait_next("up")["server"] == f"{places.SERVER}:1194"
+        assert way(client, names.ADDRESS) == "tun0"
+        network.server.ip(f"address add {other.address}/24 dev eth0")
+        stack.callback(network.server.ip, f"address delete {other.address}/24 dev eth0")
+        stack.callback(server.start)
+        server.kill()
+        wire = stack.enter_context(Wire(network))
+        with StockServer(network, other):
+            names.known["vpn.example"] = other.address
+            assert client.wait_next("up")["server"] == f"{other.address}:1194"
+            assert way(client, other.address) == "eth0"
+            # It is nobody's now, and what the server pushes counts.
+            assert way(client, places.SERVER) == "tun0"
+            client.stop()
+        if options:
+            assert {kind for kind in wire.take() if kind[0] not in (places.SERVER, other.address)} == {
+                (names.ADDRESS, socket.IPPROTO_UDP)
+            }
+        assert names.askers == {places.CLIENT}
+        assert machine.state() == before
+
+
+def test_a_name_that_nobody_knows_any_more_is_where_it_was(
+    network: Network, machine: Machine, server: StockServer
+) -> None:
+    by_name = replace(server.profile, address="vpn.example").client_file()
+    with (
+        NameServer(network.server, {"vpn.example": places.SERVER}) as names,
+        machine.asking(names.resolv_conf),
+        machine.start(by_name, "--kill-switch") as client,
+    ):
+        client.wait_next("up")
+        names.known.clear()
+        names.asked.clear()
+        server.kill()
+        assert names.asked.wait(30), str(client.process)
+        server.start()
+        client.wait_next("up")
+        client.stop()
+
+
 def test_the_kill_switch_holds_while_it_reconnects(machine: Machine, server: StockServer) -> None:
     before = machine.state()
     with Wire(server.network) as wire, machine.start(server.profile, "--kill-switch") as client:
@@ -321,6 +393,32 @@ def test_what_it_says_where_it_cannot(machine: Machine, ordinary_env: Environmen
     fail(2, "--tun", "--kill-switch")
     fail(2, "leave them out", "--tun", "--socks", "1080")
     assert machine.state() == before
+    assert journals(machine) == []
+
+
+def test_a_helper_lets_through_only_the_ports_that_it_was_told_first(machine: Machine) -> None:
+    """What asks later has talked to the network, and may no longer be what it was."""
+    ours, theirs = socket.socketpair()
+    command = machine.namespace.command([sys.executable, "-m", "ginnel.network.helper"])
+    with ours, theirs, subprocess.Popen(command, stdin=theirs.fileno(), cwd=Path(__file__).parents[2]) as helper:
+        theirs.close()
+        answers = ours.makefile("rb")
+
+        def ask(**request: object) -> bool:
+            ours.sendall(json.dumps(request).encode() + b"\n")
+            return "ok" in json.loads(answers.readline())
+
+        assert ask(do="device", name="office0", kind="tun", queues=1)
+        assert not ask(do="guard", servers=[[places.SERVER, 1194, "udp"]])
+        assert ask(do="ports", ports=[[1194, "udp"], [0, "udp"]])
+        assert not ask(do="ports", ports=[[53, "udp"]])
+        assert ask(do="guard", servers=[[places.SERVER, 1194, "udp"], [places.SERVER6, 0, "udp"]])
+        for server in ([places.SERVER, 53, "udp"], [places.SERVER, 1194, "tcp"], [places.SERVER, 0, "tcp"]):
+            assert not ask(do="guard", servers=[server])
+        assert ask(do="names")
+        assert ask(do="release")
+        ours.shutdown(socket.SHUT_RDWR)
+        assert helper.wait(10) == 0
     assert journals(machine) == []
 
 

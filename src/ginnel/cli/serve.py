@@ -114,7 +114,7 @@ def _routed(config: ServerConfig, name: str | None) -> Iterator[tuple[ServerConf
                 "put_back", level=logging.WARNING, what="the network of this machine, as a killed server had changed it"
             )
         device = helper.device(name, "tun", for_many_peers(queues=True)["lanes"])
-        rights.drop(keep_user=True)
+        rights.drop(keep_user=True, low_ports=True)
         # There is nobody at the inner address who would know names.
         config = config if config.dns is not None else replace(config, dns=())
         yield config, Routed(config, helper, device)

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ginnel.errors import ConfigError, DeviceError, UnreachableError
+from ginnel.errors import ConfigError, DeviceError
 from ginnel.network import rights
-from ginnel.network.session import KernelVpn, allowed, with_addresses
+from ginnel.network.outside import ports
+from ginnel.network.session import KernelVpn
 from ginnel.openvpn.config import ClientConfig
 
 log = logging.getLogger("ginnel")
@@ -43,10 +44,13 @@ class Tunnel:
 class Machine:
     """What of this machine is changed, while the block of `held` runs."""
 
-    def __init__(self, config: ClientConfig, held: rights.Rights, device: tuple[list[int], str, bool]) -> None:
+    def __init__(
+        self, config: ClientConfig, held: rights.Rights, device: tuple[list[int], str, bool], **options: bool
+    ) -> None:
         self._config = config
         self._rights = held
         self._device = device
+        self._options = options
         self._vpn: KernelVpn | None = None
         self._ended_as_asked = False
 
@@ -55,7 +59,7 @@ class Machine:
         return self._device[1]
 
     def vpn(self, **options: Any) -> KernelVpn:
-        self._vpn = KernelVpn(self._config, self._rights, self._device, **options)
+        self._vpn = KernelVpn(self._config, self._rights, self._device, **self._options, **options)
         return self._vpn
 
     def end_as_asked(self) -> None:
@@ -72,7 +76,7 @@ class Machine:
 def held(tunnel: Tunnel, config: ClientConfig) -> Iterator[Machine]:
     """Makes the device, and gives up every right of this process; takes everything back after the block.
 
-    Raises DeviceError where the system refuses, UnreachableError when no server's name has an address.
+    Raises DeviceError where the system refuses.
     """
     rights.check()
     helper = rights.Rights()
@@ -81,21 +85,11 @@ def held(tunnel: Tunnel, config: ClientConfig) -> Iterator[Machine]:
         found, is_guarded = helper.recover(keep_guard=tunnel.kill_switch)
         if found:
             log.warning("an earlier run was killed: what it had changed of this machine's network is put back")
-        try:
-            config = with_addresses(config)
-        except UnreachableError as error:
-            if not is_guarded:
-                raise
-            raise UnreachableError(
-                f"{error}: the kill switch of an earlier run is up; name the server by its address, "
-                "or connect once without --kill-switch"
-            ) from None
+        helper.tell_ports(ports(config.remotes))
         device = helper.device(tunnel.name, config.dev_type)
-        if tunnel.kill_switch:
-            helper.guard(allowed(config))
         _import_all()
-        rights.drop()
-        machine = Machine(config, helper, device)
+        rights.drop(low_ports=any(0 < remote.local_port < FREE_PORTS for remote in config.remotes))
+        machine = Machine(config, helper, device, kill_switch=tunnel.kill_switch, guarded=is_guarded)
         yield machine
     except ModuleNotFoundError as error:
         raise DeviceError(
@@ -116,3 +110,7 @@ def _import_all() -> None:
             importlib.import_module(module.name)
     for name in ("encodings.idna", "email.parser", "concurrent.futures.thread", "getpass"):
         importlib.import_module(name)
+
+
+# From here on everybody may use them.
+FREE_PORTS = 1024

@@ -8,7 +8,7 @@ import itertools
 import os
 import socket
 from collections.abc import Callable, Iterable
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -18,7 +18,7 @@ from ginnel.errors import DeviceError
 from ginnel.network import dns, kill_switch, masquerade
 from ginnel.network.journal import Entry, Journal, recover
 from ginnel.network.leaks import leaks, unmade
-from ginnel.network.plan import AddressChange, Change, RouteChange, Settings, plan
+from ginnel.network.plan import AddressChange, Change, IpAddress, RouteChange, Settings, plan, way_to
 from ginnel.network.routes import Table
 
 
@@ -30,7 +30,10 @@ class Applied:
         self._journal = journal
         self._changes: dict[Change, None] = {}
         self._names: Entry | None = None
-        self._named: object = None
+        self._named: tuple[tuple[IpAddress, ...], tuple[str, ...]] | None = None
+        # Whom the machine asked before there were servers of the tunnel.
+        self._asked_before: list[str] = []
+        self._written: list[Entry] = []
         self._guarded = False
         self._way_out: list[Entry] = []
 
@@ -47,7 +50,7 @@ class Applied:
             kept = [entry for entry in entries if keep_guard and entry.get("undo") == "kill_switch"]
             if kept:
                 self._guarded = True
-                self._journal.write(self._entries(self._changes))
+                self._write(self._entries(self._changes))
             undo(entry for entry in entries if entry not in kept)
 
         return recover(take_back)
@@ -57,8 +60,25 @@ class Applied:
         if any(entry.get("undo") == "kill_switch" for entry in self._journal.of_others()):
             raise DeviceError(errno.EBUSY, "another ginnel has a kill switch up; end that one first")
         self._guarded = True
-        self._journal.write(self._entries(self._changes))
+        self._write(self._entries(self._changes))
         kill_switch.close(self.device, servers)
+
+    def name_servers(self) -> list[tuple[str, str]]:
+        """The machine's own name servers beside the tunnel's, each with the device that leads there past the tunnel."""
+        ours = set(self._named[0]) if self._named is not None else set()
+        now = [text for text in dns.name_servers() if _host(text) not in ours]
+        with Table() as table:
+            outside = [route for route in table.read() if route.device not in (self.device, None)]
+        found = []
+        for text in now or self._asked_before:
+            address = _host(text)
+            if address is None or address.is_loopback:
+                continue
+            scope = getattr(address, "scope_id", None)
+            way = way_to(address, outside)
+            if device := scope or (way and way.device):
+                found.append((text, device))
+        return found
 
     def configure(self, wanted: Settings) -> list[str]:
         """Makes it so: what was wanted before and is no longer goes, what is new comes. Returns sentences on what
@@ -78,14 +98,14 @@ class Applied:
                 for change in planned
                 if isinstance(change, AddressChange) or (change.destination, change.metric) not in theirs
             )
-            self._journal.write(self._entries([*self._changes, *changes]))
+            self._write(self._entries([*self._changes, *changes]))
             gone = [change for change in reversed(self._changes) if change not in changes]
             _take_back(ip, table, gone)
             for change in gone:
                 del self._changes[change]
             told += self._make(ip, table, [*changes], wanted)
         self._name(wanted)
-        self._journal.write(self._entries(self._changes))
+        self._write(self._entries(self._changes))
         return told
 
     def _make(self, ip: IPRoute, table: Table, changes: list[Change], wanted: Settings) -> list[str]:
@@ -116,7 +136,7 @@ class Applied:
         Raises DeviceError."""
         if not self._way_out:
             self._way_out = masquerade.begin(self.device, gate)
-            self._journal.write(self._entries(self._changes))
+            self._write(self._entries(self._changes))
             masquerade.make(self._way_out)
         masquerade.put_up(self.device, gate)
 
@@ -127,7 +147,7 @@ class Applied:
         undo(entry for entry in reversed(entries) if entry["undo"] != "kill_switch" or not kept)
         self._changes, self._names, self._named, self._way_out = {}, None, None, []
         if kept:
-            self._journal.write(kept)
+            self._write(kept)
         self._journal.close(keep=bool(kept))
 
     def _name(self, wanted: Settings) -> None:
@@ -138,11 +158,18 @@ class Applied:
             dns.undo(self._names)
             self._names = None
         if wanted.dns:
+            self._asked_before = dns.name_servers()
             entry = dns.begin(self.device, wanted.dns, wanted.domains)
             self._names = entry
-            self._journal.write(self._entries(self._changes))
+            self._write(self._entries(self._changes))
             dns.make(entry, self.device, wanted.dns, wanted.domains)
         self._named = named
+
+    def _write(self, entries: list[Entry]) -> None:
+        """To the journal, where it says something else."""
+        if entries != self._written:
+            self._journal.write(entries)
+            self._written = entries
 
     def _entries(self, changes: Iterable[Change]) -> list[Entry]:
         entries: list[Entry] = [{"undo": "kill_switch"}] if self._guarded else []
@@ -236,6 +263,13 @@ def _change(entry: Entry) -> Change:
         None if gateway is None else ip_interface(gateway).ip,
         entry["metric"],
     )
+
+
+def _host(text: str) -> IpAddress | None:
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
 
 
 def _ask(call: Callable[[], object]) -> None:

@@ -69,6 +69,17 @@ def undo(entry: Entry) -> None:
                 _replace(RESOLV_CONF, base64.b64decode(entry["before"]))
 
 
+def name_servers() -> list[str]:
+    """Whom this machine asks now, tunnels' servers among them; at most `MAX_SERVERS`."""
+    file = RESOLVED / "resolv.conf" if shutil.which("resolvectl") and RESOLVED.is_dir() else RESOLV_CONF
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    words = [line.split() for line in lines]
+    return [line[1] for line in words if line[:1] == ["nameserver"] and len(line) > 1][:MAX_SERVERS]
+
+
 def _text(servers: Sequence[IpAddress], domains: Sequence[str]) -> bytes:
     lines = [
         "# Written by ginnel; what was here comes back when the tunnel ends.",
@@ -116,3 +127,4 @@ def _run(command: list[str], text: bytes = b"") -> None:
 RESOLV_CONF = Path("/etc/resolv.conf")
 RESOLVED = Path("/run/systemd/resolve")
 PATIENCE = 5.0
+MAX_SERVERS = 8

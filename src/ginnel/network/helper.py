@@ -1,11 +1,13 @@
-"""The process that keeps the rights: it knows six requests, and takes everything back when its asker ends.
+"""The process that keeps the rights: it knows eight requests, and takes everything back when its asker ends.
 
 Requests and answers are objects of JSON, one a line, on a stream socket that is standard input. An answer has
-``ok``; one without has ``error`` and ``errno``. The device's descriptor comes with the answer to ``device``.
+``ok``; one without has ``error`` and ``errno``. Descriptors come with the answers to ``device`` and ``names``.
 
 - ``recover`` (``keep_guard``): undoes what dead processes left, but for their kill switch where it is to be kept.
 - ``device`` (``name`` or null, ``kind``): makes the device.
-- ``guard`` (``servers``): puts the kill switch up.
+- ``ports`` (``ports``): what any kill switch may let through, the servers' ports and protocols; told once.
+- ``guard`` (``servers``): puts the kill switch up, or another in its place.
+- ``names``: sockets that lead to this machine's own name servers, past the tunnel and the kill switch.
 - ``configure`` (``settings``): addresses, routes and name servers, as `plan.Settings` has them; ``told`` are sentences
   on what goes past the tunnel all the same.
 - ``masquerade`` (``gate``): a server's way out, as `masquerade.Gate` has it.
@@ -19,6 +21,7 @@ import errno
 import json
 import signal
 import socket
+from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any
 
@@ -27,9 +30,10 @@ from ginnel.device.kernel import KernelDevice
 from ginnel.errors import DeviceError, GinnelError
 from ginnel.network.apply import Applied
 from ginnel.network.journal import Journal
-from ginnel.network.kill_switch import ANY_PORT, Server
+from ginnel.network.kill_switch import ANY_PORT, MARK, Port, Server
 from ginnel.network.masquerade import Gate
 from ginnel.network.plan import MAX_SERVERS, Settings
+from ginnel.openvpn.push_values import PLAIN_DNS
 from ginnel.threads import MOST_LANES
 
 
@@ -39,6 +43,8 @@ class Helper:
     def __init__(self) -> None:
         self._device: KernelDevice | None = None
         self._applied = Applied(Journal())
+        self._ports: set[Port] | None = None
+        self._lent: list[socket.socket] = []
         self._was_up = False
         self._released = False
 
@@ -52,8 +58,15 @@ class Helper:
                     return {"ok": True, "found": found, "guarded": self._applied.guarded}, []
                 case "device":
                     return self._make_device(request["name"], request["kind"], int(request["queues"]))
+                case "ports":
+                    if self._ports is not None:
+                        raise ValueError("the ports are told already")
+                    self._ports = {_port(*entry) for entry in request["ports"]}
                 case "guard":
-                    self._changes().guard(_servers(request["servers"]))
+                    self._changes().guard(self._servers(request["servers"]))
+                case "names":
+                    self._lent = [*_connected(self._changes().name_servers())]
+                    return {"ok": True}, [sock.fileno() for sock in self._lent]
                 case "configure":
                     told = self._changes().configure(Settings.parse(request["settings"]))
                     self._was_up = True
@@ -69,6 +82,12 @@ class Helper:
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             return {"error": f"a request that cannot be: {error}", "errno": errno.EINVAL}, []
         return {"ok": True}, []
+
+    def take_back_lent(self) -> None:
+        """Closes what was lent, which the asker has its own descriptors of by now."""
+        for sock in self._lent:
+            sock.close()
+        self._lent = []
 
     def release(self, *, keep_guard: bool) -> None:
         """Takes everything back. The kill switch stays, where wanted, once the tunnel was up. Idempotent."""
@@ -93,6 +112,14 @@ class Helper:
         self._applied.device = device.name
         descriptors = [queue.fileno() for queue in device.queues]
         return {"ok": True, "name": device.name, "udp_offload": device.offload()}, descriptors
+
+    def _servers(self, entries: list[list[Any]]) -> list[Server]:
+        if len(entries) > MAX_SERVERS:
+            raise ValueError("too many servers")
+        found = [(str(ip_address(host)), *_port(port, protocol)) for host, port, protocol in entries]
+        if not {(port, protocol) for _, port, protocol in found} <= (self._ports or set()):
+            raise ValueError("a server with a port that was not told before")
+        return found
 
     def _changes(self) -> Applied:
         if self._device is None:
@@ -120,6 +147,7 @@ def main() -> None:
                     socket.send_fds(asker, [data], descriptors)
                 else:
                     asker.sendall(data)
+                helper.take_back_lent()
         except (OSError, ValueError):
             pass
         finally:
@@ -128,15 +156,24 @@ def main() -> None:
                 helper.release(keep_guard=True)
 
 
-def _servers(entries: list[list[Any]]) -> list[Server]:
-    if len(entries) > MAX_SERVERS:
-        raise ValueError("too many servers")
-    found = []
-    for host, port, protocol in entries:
-        if protocol not in ("udp", "tcp") or not ANY_PORT <= int(port) < 65536:
-            raise ValueError("no server")
-        found.append((str(ip_address(host)), int(port), str(protocol)))
-    return found
+def _port(port: int, protocol: str) -> Port:
+    if protocol not in ("udp", "tcp") or not ANY_PORT <= int(port) < 65536:
+        raise ValueError("no port")
+    return int(port), str(protocol)
+
+
+def _connected(servers: list[tuple[str, str]]) -> Iterator[socket.socket]:
+    """To those that can be reached: each by its device, whatever the routes say, with the kill switch's mark."""
+    for host, device in servers:
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
+            sock.connect((host, PLAIN_DNS))
+        except OSError:
+            sock.close()
+        else:
+            yield sock
 
 
 def _read_line(sock: socket.socket) -> bytes | None:

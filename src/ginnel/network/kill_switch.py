@@ -11,6 +11,8 @@ from ginnel.errors import DeviceError
 
 Server = tuple[str, int, str]
 """An address, a port or `ANY_PORT`, and ``udp`` or ``tcp``."""
+Port = tuple[int, str]
+"""The same without the address."""
 
 
 def rules(device: str, servers: Iterable[Server]) -> str:
@@ -62,9 +64,12 @@ def load(text: str, what: str) -> None:
 
 
 TABLE = "ginnel"
+# On questions for the servers' names alone, sent by sockets of the helper's: only root can set it.
+MARK = 0x67696E6E
 ANY_PORT = 0
-# What keeps the link itself alive: DHCP's leases and the neighbours' addresses.
+# Beside the servers' names: what keeps the link itself alive, DHCP's leases and the neighbours' addresses.
 HOUSEKEEPING = (
+    f"meta mark {MARK} udp dport 53 accept",
     "udp sport 68 udp dport 67 accept",
     "udp sport 546 udp dport 547 accept",
     "icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert } accept",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ginnel.errors import DeviceError
-from ginnel.network.kill_switch import Server
+from ginnel.network.kill_switch import Port, Server
 from ginnel.network.masquerade import Gate
 from ginnel.network.plan import Settings
 from ginnel.threads import MOST_LANES
@@ -58,6 +58,18 @@ class Rights:
         datagrams."""
         reply, descriptors = self._ask({"do": "device", "name": name, "kind": kind, "queues": queues})
         return descriptors, str(reply["name"]), bool(reply["udp_offload"])
+
+    def tell_ports(self, ports: Iterable[Port]) -> None:
+        """What `guard` may let through from now on; to be told while nothing of the network is trusted yet."""
+        self._ask({"do": "ports", "ports": [list(port) for port in ports]})
+
+    def name_servers(self) -> list[socket.socket]:
+        """UDP sockets to this machine's own name servers, past the tunnel and the kill switch. They don't block."""
+        _, descriptors = self._ask({"do": "names"})
+        sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+        for sock in sockets:
+            sock.setblocking(False)
+        return sockets
 
     def guard(self, servers: Iterable[Server]) -> None:
         self._ask({"do": "guard", "servers": [list(server) for server in servers]})
@@ -125,20 +137,22 @@ def check() -> None:
         )
 
 
-def drop(*, keep_user: bool = False) -> None:
+def drop(*, keep_user: bool = False, low_ports: bool = False) -> None:
     """Gives up all rights for good: root becomes the user who called sudo, else nobody; no capability stays.
 
-    With ``keep_user`` it stays who it is, and with it the owner of its files, and may use ports below 1024. To be
-    called while the process has one thread. Raises DeviceError if anything else stays.
+    With ``keep_user`` it stays who it is, and with it the owner of its files. With ``low_ports`` it may go on to use
+    ports below 1024. To be called while the process has one thread. Raises DeviceError if anything else stays.
     """
+    libc = ctypes.CDLL(None, use_errno=True)
+    # Through the change of users; what it keeps is cut down below.
+    libc.prctl(PR_SET_KEEPCAPS, int(low_ports), 0, 0, 0)
+    kept = 1 << CAP_NET_BIND_SERVICE & _capabilities() if low_ports else 0
     if os.geteuid() == 0 and not keep_user:
         user = int(os.environ.get("SUDO_UID") or NOBODY) or NOBODY
         group = int(os.environ.get("SUDO_GID") or NOBODY) or NOBODY
         os.setgroups([])
         os.setresgid(group, group, group)
         os.setresuid(user, user, user)
-    kept = 1 << CAP_NET_BIND_SERVICE & _capabilities() if keep_user else 0
-    libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     header = (ctypes.c_uint32 * 2)(LINUX_CAPABILITY_VERSION_3, 0)
@@ -157,5 +171,5 @@ ENDED = "the helper that keeps the rights over addresses and routes has ended"
 PATIENCE = 20.0
 NOBODY = 65534
 CAP_NET_BIND_SERVICE, CAP_NET_ADMIN = 10, 12
-PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
+PR_SET_KEEPCAPS, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 8, 38, 47, 4
 LINUX_CAPABILITY_VERSION_3 = 0x20080522

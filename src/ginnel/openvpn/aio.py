@@ -31,7 +31,7 @@ from ginnel.openvpn.session import Session
 from ginnel.openvpn.tls import KeyPasswordError, TlsContext
 from ginnel.transports import watch
 from ginnel.transports.dial import source_address
-from ginnel.transports.ways import Opened, Unresolved, Way, Ways, describe, open_way, pause
+from ginnel.transports.ways import Opened, Outside, Unresolved, Way, Ways, describe, open_way, pause
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Client:
 
     It takes over ``plane``. ``on_change`` is called from the event
     loop with every change, after the data plane has been told. ``login`` is a user and a password
-    that count more than the file's; what is missing is asked for by ``ask``.
+    that count more than the file's; what is missing is asked for by ``ask``. ``outside`` leads to servers.
     """
 
     def __init__(
@@ -76,8 +76,10 @@ class Client:
         login: tuple[str, str] | None,
         ask: Ask | None,
         on_change: Callable[[Change], None],
+        outside: Outside,
     ) -> None:
         self._config = config
+        self._outside = outside
         self._login = settings.login(config, login)
         self._tls: TlsContext | None = None
         self._crl_seen: tuple[int, ...] | None = ()
@@ -103,7 +105,7 @@ class Client:
 
         Before the tunnel was up once, only an unreachable server is tried again and again; what is
         wrong with TLS may have been a damaged packet once, but not for ever.
-        Raises AuthError, ConfigError, RemoteProtocolError or UnreachableError.
+        Raises AuthError, ConfigError, DeviceError, RemoteProtocolError or UnreachableError.
         """
         watchers = [asyncio.create_task(act()) for act in self._watchers()]
         try:
@@ -151,7 +153,7 @@ class Client:
         failures = tries = 0
         was_up = False
         most = self._config.connect_retry_max
-        ways = Ways(self._config.remotes, shuffled=self._config.remote_random)
+        ways = Ways(self._config.remotes, self._outside, shuffled=self._config.remote_random)
         advance: events.Advance = "address"
         self._tls = await self._open_key()
         while True:
@@ -189,10 +191,13 @@ class Client:
         quick = min(longest, _PATIENCE if way.remote.tcp or not way.first else _FIRST_PATIENCE)
         patience = float(longest if way.alone else quick)
         try:
+            await self._outside.open(way)
             async with asyncio.timeout(patience) as limit:
                 login = functools.partial(self._proxy_login, limit)
                 opened = await open_way(way, login, floats=config.floats)
             number = self._give_away(opened, way.remote.tcp)
+        except DeviceError:
+            raise
         except GinnelError as error:
             # A login that a proxy refuses stays refused; whatever else it says may be of this moment or this server.
             return events.Closed(error, retry=not isinstance(error, AuthError)), False

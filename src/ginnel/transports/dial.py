@@ -8,7 +8,7 @@ import itertools
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +26,14 @@ class Local:
 async def resolve(host: str, port: int, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[Address]:
     """The addresses of a name, IPv6 and IPv4 by turns, the system's favourite first. Raises OSError."""
     found = await _in_thread(lambda: socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM))
-    addresses = list(dict.fromkeys((str(address[0]), int(address[1])) for *_, address in found))
-    favourite = ":" in addresses[0][0]
-    first = [address for address in addresses if (":" in address[0]) == favourite]
-    second = [address for address in addresses if (":" in address[0]) != favourite]
-    turns = itertools.zip_longest(first, second)
+    return [(address, port) for address in by_turns([str(address[0]) for *_, address in found])]
+
+
+def by_turns(addresses: Sequence[str]) -> list[str]:
+    """IPv6 and IPv4 addresses by turns, the first one first; none twice."""
+    turns = itertools.zip_longest(
+        *([each for each in dict.fromkeys(addresses) if (":" in each) == six] for six in _families(addresses))
+    )
     return [address for pair in turns for address in pair if address is not None]
 
 
@@ -107,6 +110,11 @@ def _socket(
         made.close()
         raise
     return made
+
+
+def _families(addresses: Sequence[str]) -> tuple[bool, bool]:
+    six = ":" in addresses[0]
+    return six, not six
 
 
 def _close_result(task: asyncio.Task[socket.socket]) -> None:

@@ -40,12 +40,24 @@ class Unresolved:
     error: OSError
 
 
+class Outside:
+    """What is done before a server is dialed. This one is for where nothing is in the way."""
+
+    async def resolve(self, host: str, port: int, family: socket.AddressFamily) -> list[Address]:
+        """As `dial.resolve`."""
+        return await resolve(host, port, family)
+
+    async def open(self, way: Way) -> None:
+        """Raises UnreachableError where the way can't be opened now, DeviceError where none can."""
+
+
 class Ways:
     """The remotes in their order, and the addresses of each. Names are resolved anew each time round: a
     server may have moved."""
 
-    def __init__(self, remotes: tuple[Remote, ...], *, shuffled: bool) -> None:
+    def __init__(self, remotes: tuple[Remote, ...], outside: Outside, *, shuffled: bool) -> None:
         self._remotes = list(remotes)
+        self._outside = outside
         if shuffled:
             random.shuffle(self._remotes)
         self._at = -1
@@ -77,10 +89,9 @@ class Ways:
         return not self._left
 
     async def _resolve(self, remote: Remote) -> list[Way] | Unresolved:
-        host, port = (remote.proxy.host, remote.proxy.port) if remote.proxy else (remote.host, remote.port)
-        family = socket.AF_UNSPEC if remote.proxy else _FAMILIES[remote.proto[3:]]
+        host, port, family = where(remote)
         try:
-            addresses = await resolve(host, port, family)
+            addresses = await self._outside.resolve(host, port, family)
         except OSError as error:
             return Unresolved(remote, host, error)
         races = remote.tcp or remote.proxy is not None
@@ -157,6 +168,13 @@ def _connected(sock: socket.socket) -> Opened:
         sock.close()
         raise
     return Opened(sock, (host, port))
+
+
+def where(remote: Remote) -> tuple[str, int, socket.AddressFamily]:
+    """The name, the port and the family of where packets go first: the server, or the proxy before it."""
+    if remote.proxy is not None:
+        return remote.proxy.host, remote.proxy.port, socket.AF_UNSPEC
+    return remote.host, remote.port, _FAMILIES[remote.proto[3:]]
 
 
 def describe(remote: Remote) -> str:

@@ -1,0 +1,127 @@
+"""The way to a server past the tunnel: its name, a route, and a hole in the kill switch, before it is dialed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from ipaddress import ip_address
+
+from ginnel.errors import UnreachableError
+from ginnel.network.kill_switch import ANY_PORT, Port, Server
+from ginnel.network.names import ask
+from ginnel.network.rights import Rights
+from ginnel.openvpn.config import ClientConfig, Remote
+from ginnel.transports import ways
+from ginnel.transports.dial import Address, by_turns, source_address
+
+
+class Outside(ways.Outside):
+    """What `aio.Client` asks before it dials, for a tunnel on the kernel's device.
+
+    Names are looked up as every program does it, until the machine is changed. From then on its own resolver may lead
+    into the tunnel, which is down, or nowhere: so its name servers are asked past both, over sockets that the helper
+    lends; what they don't know now is what it was before. The kill switch is put up when the first server has an
+    address, and lets through the addresses that are dialed next, and no others.
+    """
+
+    def __init__(
+        self,
+        rights: Rights,
+        config: ClientConfig,
+        *,
+        kill_switch: bool,
+        guarded: bool,
+        set_up: Callable[[], Awaitable[set[str]]],
+    ) -> None:
+        """``guarded``: a kill switch is up already. ``set_up`` has the machine's routes follow `servers`, and returns
+        the tunnel's own addresses."""
+        self.servers: tuple[str, ...] = ()
+        """The addresses that packets of the tunnel go to."""
+        self.is_changed = guarded
+        """Whether names, or the way to their servers, may be the tunnel's by now."""
+        self._rights = rights
+        self._config = config
+        self._kill_switch = kill_switch
+        self._let_through: list[Server] = []
+        self._set_up = set_up
+        self._known: dict[tuple[str, int], list[str]] = {}
+
+    async def resolve(self, host: str, port: int, family: socket.AddressFamily) -> list[Address]:
+        if _is_address(host):
+            return await super().resolve(host, port, family)
+        if not self.is_changed:
+            found = await self._look_up(host, port, family)
+            if self._kill_switch:
+                await self._look_up_others()
+            return found
+        with contextlib.suppress(OSError):
+            self._known[host, family] = await self._ask(host, family)
+        if (host, family) in self._known:
+            return [(address, port) for address in self._known[host, family]]
+        return await self._look_up(host, port, family)
+
+    async def open(self, way: ways.Way) -> None:
+        """Raises DeviceError, and UnreachableError where only the tunnel itself leads there."""
+        self.servers = tuple(address for address, _ in way.addresses)
+        if self._kill_switch:
+            through = [(address, *port) for address in self.servers for port in ports([way.remote])]
+            if through != self._let_through:
+                await asyncio.to_thread(self._rights.guard, through)
+                self._let_through = through
+                self.is_changed = True
+        inside = await self._set_up()
+        if self.servers and all(source_address(server) in inside for server in self.servers):
+            raise UnreachableError(f"no way to {self.servers[0]} but through the tunnel itself")
+
+    async def _look_up(self, host: str, port: int, family: socket.AddressFamily) -> list[Address]:
+        found = await super().resolve(host, port, family)
+        self._known[host, family] = [address for address, _ in found]
+        return found
+
+    async def _look_up_others(self) -> None:
+        """While this machine's resolver can be asked still: it may know more than name servers do."""
+        others = {ways.where(remote) for remote in self._config.remotes}
+        missing = [
+            asyncio.ensure_future(self._look_up(host, port, family))
+            for host, port, family in others
+            if (host, family) not in self._known and not _is_address(host)
+        ]
+        if missing:
+            await asyncio.wait(missing, timeout=FOR_OTHERS)
+            for task in missing:
+                task.cancel()
+            await asyncio.gather(*missing, return_exceptions=True)
+
+    async def _ask(self, host: str, family: socket.AddressFamily) -> list[str]:
+        families = [socket.AF_INET, socket.AF_INET6] if family == socket.AF_UNSPEC else [family]
+        with contextlib.ExitStack() as stack:
+            servers = await asyncio.to_thread(self._rights.name_servers)
+            for server in servers:
+                stack.enter_context(server)
+            return by_turns(await ask(servers, host, families))
+
+
+def ports(remotes: Iterable[Remote]) -> Iterator[Port]:
+    """Where packets of the tunnel go first: to the servers, or to the proxies before them."""
+    for remote in remotes:
+        if remote.proxy is None:
+            yield remote.port, remote.proto[:3]
+        else:
+            yield remote.proxy.port, "tcp"
+            if not remote.tcp:
+                # Which port of its own relays datagrams, the proxy says later.
+                yield ANY_PORT, "udp"
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+# Seconds for the names of the other servers.
+FOR_OTHERS = 3.0
