@@ -181,10 +181,18 @@ async def test_a_client_sees_what_became_of_the_connection_outside(stacks: Stack
 
 PRIVATE = [str(network[min(1, network.num_addresses - 1)]) for network in CLOSED]
 DISGUISED = ["64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::1", "2002:a9fe:a9fe::", "::127.0.0.1"]
-METADATA = ["169.254.169.254", "fd00:ec2::254", "::ffff:169.254.169.254", "255.255.255.255", "0.0.0.0", "::"]
+METADATA = [
+    "169.254.169.254",
+    "168.63.129.16",
+    "fd00:ec2::254",
+    "::ffff:169.254.169.254",
+    "255.255.255.255",
+    "0.0.0.0",
+    "::",
+]
 
 
-@pytest.mark.parametrize("host", dict.fromkeys([*PRIVATE, *DISGUISED, *METADATA]))
+@pytest.mark.parametrize("host", dict.fromkeys([*PRIVATE, *DISGUISED, *METADATA, *NOBODY]))
 def test_what_is_not_public_is_closed_until_it_is_allowed(host: str) -> None:
     with contextlib.closing(AccessList()) as access:
         assert not access.is_open(host)

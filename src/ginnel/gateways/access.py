@@ -100,6 +100,8 @@ CLOSED: tuple[IpNetwork, ...] = tuple(
         "10.0.0.0/8",
         "100.64.0.0/10",
         "127.0.0.0/8",
+        # Azure's metadata, names and agents, at a public address.
+        "168.63.129.16/32",
         # Link-local, with the metadata service of nearly every cloud, 169.254.169.254.
         "169.254.0.0/16",
         "172.16.0.0/12",
