@@ -192,7 +192,7 @@ METADATA = [
 ]
 
 
-@pytest.mark.parametrize("host", dict.fromkeys([*PRIVATE, *DISGUISED, *METADATA, *NOBODY]))
+@pytest.mark.parametrize("host", dict.fromkeys([*PRIVATE, *DISGUISED, *METADATA]))
 def test_what_is_not_public_is_closed_until_it_is_allowed(host: str) -> None:
     with contextlib.closing(AccessList()) as access:
         assert not access.is_open(host)

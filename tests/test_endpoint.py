@@ -423,6 +423,26 @@ def test_only_authenticated_data_moves_a_session_to_another_path() -> None:
     assert house.count("strays") == (2,)
 
 
+def test_of_two_sessions_with_one_id_at_one_path_the_one_that_has_data_stays() -> None:
+    """Clients choose their session ids, and move: neither may end the server."""
+    house = make_house()
+    side = house.enter(HOME)
+    house.run_until(lambda: side.established, 10)
+    elsewhere: Path = (0, "203.0.113.9", 99)
+    stranger = Stranger(house, side.session._session_id)
+    cookie = stranger.reset(elsewhere)
+    assert cookie is not None
+    stranger.repeat(cookie, elsewhere)
+    assert list(house.endpoint.sessions) == [0, 1]
+    house.endpoint.data_event(events.PeerFloat(0, elsewhere), house.now)
+    house._flush(None)
+    assert list(house.endpoint.sessions) == [0]
+    house.endpoint.data_event(events.PeerFloat(0, HOME), house.now)
+    house.endpoint.data_event(events.PeerExpired(0), house.now)
+    house._flush(None)
+    assert house.endpoint.sessions == {}
+
+
 def test_reports_reach_the_session_that_they_are_about() -> None:
     house = make_house()
     sides = [house.enter() for _ in range(3)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import ginnel
-from ginnel.errors import AuthError, ConfigError, UnreachableError
+from ginnel.errors import ConfigError, UnreachableError
 from ginnel.gateways.relay import Address, Listener
 from ginnel.server import Listen
 from ginnel.server.control import NAME, Control, ask
@@ -20,6 +20,7 @@ from ginnel.server.metrics import metrics
 from ginnel.server.monitor import METRICS, STATUS, Monitor
 from ginnel.server.status import describe, status_file, table
 from ginnel.server.store import open_store
+from ginnel.vpn import Reconnecting, Up
 from tests.harness.people import People
 from tests.harness.process import Process, parse_event
 from tests.test_egress import until
@@ -43,9 +44,14 @@ async def test_status_and_kick_over_the_control_socket(tmp_path: Path) -> None:
             assert (client["name"], client["address"], client["cipher"]) == ("alice", "10.8.0.2", "AES-256-GCM")
             assert "alice" in table(described)
             assert await asyncio.to_thread(ask, tmp_path, {"command": "kick", "name": "bob"}) == {"kicked": 0}
+            changes = alice.changes()
             assert await asyncio.to_thread(ask, tmp_path, {"command": "kick", "name": "alice"}) == {"kicked": 1}
-            with pytest.raises(AuthError, match="ended by the administrator"):
-                await asyncio.wait_for(alice.wait_closed(), 20)
+            down = await asyncio.wait_for(anext(changes), 20)
+            assert isinstance(down, Reconnecting)
+            assert "ended by the administrator" in str(down)
+            assert isinstance(await asyncio.wait_for(anext(changes), 20), Up)
+            await reaches(alice, server)
+            assert [session[4] for session in people.sessions] == ["ended by the administrator", None]
         assert "error" in await asyncio.to_thread(ask, tmp_path, {"command": "format"})
         await control.aclose()
     assert left_in(tmp_path) == []

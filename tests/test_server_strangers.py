@@ -16,8 +16,10 @@ import pytest
 from ginnel.openvpn import events, settings
 from ginnel.openvpn.client import ClientPolicy
 from ginnel.openvpn.ovpn_file import parse_ovpn
+from ginnel.openvpn.packets import ControlPacket, Header, Opcode
 from ginnel.openvpn.session import Session
-from ginnel.openvpn.wrap import StaticKey, TlsAuth, TlsCrypt, Wrap
+from ginnel.openvpn.tls_crypt_v2 import TlsCryptV2
+from ginnel.openvpn.wrap import StaticKey, TlsAuth, TlsCrypt, TlsCryptWrapper, Wrap
 from ginnel.server import Server
 from tests.harness.people import People
 from tests.test_egress import until
@@ -81,6 +83,26 @@ async def test_noise_from_everywhere_keeps_no_new_client_out(name: str) -> None:
         assert counted["endpoint"]["received"] < 100
         assert counted["plane"]["strangers_unauthenticated"] > 1000
         assert counted["plane"]["strangers_dropped"] == 0
+
+
+async def test_a_client_before_2_6_is_not_answered_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    people = People()
+    people.add("alice")
+    config = parse_ovpn(people.client_file("alice", "remote 127.0.0.1 1194 udp"))
+    wrap = settings.client_settings(config, config.remotes[0], settings.tls_context(config)).wrap
+    assert isinstance(wrap, TlsCryptV2)
+    # Without the sign that it can repeat its key.
+    old = TlsCryptWrapper(wrap.key.key, server=False, unix_time=time.time(), now=0.0, wrapped_key=wrap.key.wrapped)
+    reset = ControlPacket(Header(Opcode.HARD_RESET_CLIENT_V3, 0, b"old one!"), (), None, 0, b"").emit()
+    async with serving(people) as server:
+        place = next(place for place in server.places if place.proto == "udp")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for _ in range(3):
+                sock.sendto(old.wrap(reset, 0.0), (place.address, place.port))
+            await until(lambda: server.statistics()["endpoint"]["no_early_negotiation"] == 3)
+    told = [record.getMessage() for record in caplog.records if getattr(record, "event", None) == "turned_away"]
+    assert len(told) == 1
+    assert "before OpenVPN 2.6" in told[0]
 
 
 # TCP.

@@ -42,7 +42,7 @@ def command() -> None:
 @click.option("--password", is_flag=True, help="Ask for a password, needed beside the file (or read it from stdin).")
 @click.option("--public", metavar="HOST[:PORT]", help="How the server is reached, where it has not been told.")
 def add(name: str, directory: Path | None, output: Path | None, days: int, password: bool, public: str | None) -> None:
-    """Add a user, and print the file that any OpenVPN client opens."""
+    """Add a user, and print the file that any OpenVPN client from 2.6 on opens."""
     with _Opened(directory, make=True) as store, _Delivery(store, output, public, password=password) as delivery:
         store.check_free(name)
         asked = _ask() if password else None
@@ -219,7 +219,7 @@ class _Delivery:
         if kind is None and self._warning is not None:
             print(f"warning: {self._warning}", file=sys.stderr)
         if kind is None and self._path is not None:
-            print(f"{self._path} opens in any OpenVPN client; good until {self._until}", file=sys.stderr)
+            print(f"{self._path} opens in any OpenVPN client from 2.6 on; good until {self._until}", file=sys.stderr)
 
     def take(self, issued: Issued) -> None:
         """Raises ConfigError."""

@@ -39,6 +39,9 @@ from ginnel.openvpn.session import First, Policy, Session, SessionSettings
 from ginnel.openvpn.tls_crypt_v2 import TlsCryptV2Server, negotiates_early
 from ginnel.openvpn.wrap import WITH_WRAPPED_KEY, ReplayError, UnauthenticatedError, Wrap, Wrapper
 
+TurnedAway = Callable[[str, Path], None]
+"""Somebody with a valid wrap got no session: which counter says so, and where the client is."""
+
 
 class MakePolicy(Protocol):
     def __call__(self, *, peer: int, path: Path, unix_time: float) -> Policy:
@@ -81,6 +84,7 @@ class Endpoint:
         now: float,
         limits: Limits | None = None,
         proven: Callable[[Path], bool] = lambda path: False,
+        turned_away: TurnedAway = lambda what, path: None,
     ) -> None:
         """``unix_time`` is the wall clock's time at ``now``. ``proven`` says of which paths the address needs no
         proof: TCP connections."""
@@ -90,6 +94,7 @@ class Endpoint:
         self._clock = unix_time - now
         self._limits = limits or Limits()
         self._proven = proven
+        self._turned_away = turned_away
         self._cookies = Cookies(random(32), settings.hand_window)
         self._answers_left = Limiter(*self._limits.connect_freq_initial)
         self._sessions_left = None if self._limits.connect_freq is None else Limiter(*self._limits.connect_freq)
@@ -143,7 +148,7 @@ class Endpoint:
             peers = [report.peer] if report.peer in self._entries else []
         for peer in peers:
             if isinstance(report, events.PeerFloat):
-                self._move(peer, report.path)
+                self._move(peer, report.path, now)
             self._entries[peer].session.data_event(report, now)
             self.touch(peer, now)
 
@@ -234,7 +239,7 @@ class Endpoint:
         elif isinstance(wrap, TlsCryptV2Server) and not wrap.force_cookie:
             self._create(data, first, path, now)
         else:
-            self._count("no_early_negotiation")
+            self._turn_away("no_early_negotiation", path)
 
     def _answer(self, header: Header, wrapper: Wrapper, path: Path, now: float) -> None:
         cookie = self._cookies.make(header.session_id, path, now)
@@ -260,10 +265,10 @@ class Endpoint:
     def _create(self, data: bytes, first: First, path: Path, now: float) -> bool:
         """Raises `PacketError` for whom the wrap refuses now that the address is known."""
         if len(self._entries) >= self._limits.max_clients or self._negotiating >= self._limits.max_negotiating:
-            self._count("full")
+            self._turn_away("full", path)
             return False
         if self._sessions_left is not None and not self._sessions_left.allow(now):
-            self._count("over_connect_freq")
+            self._turn_away("over_connect_freq", path)
             return False
         unix_time = self._clock + now
         if self._unverified:
@@ -317,8 +322,13 @@ class Endpoint:
         if not there:
             del self._at[entry.path]
 
-    def _move(self, peer: int, path: Path) -> None:
+    def _move(self, peer: int, path: Path, now: float) -> None:
         entry = self._entries[peer]
+        other = self._at.get(path, {}).get(entry.client_id, peer)
+        if other != peer:
+            # Clients choose their session ids; who sends authentic data there has the better claim.
+            self._entries[other].session.finish(UnreachableError("another client has this session id"), retry=False)
+            self._collect(other, self._entries[other], now)
         self._leave(entry)
         entry.path = path
         self._at.setdefault(path, {})[entry.client_id] = peer
@@ -344,6 +354,10 @@ class Endpoint:
         if len(self._timers) > 2 * len(self._entries) + 100:
             self._timers = [item for item in set(self._timers) if self._is_due(*item)]
             heapq.heapify(self._timers)
+
+    def _turn_away(self, what: str, path: Path) -> None:
+        self._count(what)
+        self._turned_away(what, path)
 
     def _count(self, what: str) -> None:
         self._statistics[what] += 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from ginnel.errors import AuthError, RemoteProtocolError
+from ginnel.errors import AuthError, GinnelError, RemoteProtocolError
 from ginnel.openvpn import keys
 from ginnel.openvpn.data_format import AEAD_CIPHERS, FRAMINGS, DataFormat, MssFix
 from ginnel.openvpn.events import Path
@@ -143,12 +143,12 @@ class ServerPolicy:
         self._session.send_message(f"INFO_PRE,{text}")
 
     def restart(self, now: float, text: str = "", *, next_server: bool = False) -> None:
-        """Asks the client to connect again, and ends the session."""
-        self._dismiss("RESTART", "[N]" * next_server + text, now)
+        """Asks the client to connect again, and ends the session; ``text`` says why."""
+        self._dismiss("RESTART", "[N]" * next_server, text, now)
 
     def halt(self, now: float, text: str = "") -> None:
         """Tells the client to stop, and ends the session."""
-        self._dismiss("HALT", text, now)
+        self._dismiss("HALT", "", text, now)
 
     def expel(self, now: float, reason: str) -> None:
         """Tells the client that its login counts no more, and ends the session. Its data stops at once."""
@@ -321,9 +321,10 @@ class ServerPolicy:
     def _proto(self) -> Proto:
         return keys.parse_proto(dict(self._first.peer_info)) if self._first is not None else Proto(0)
 
-    def _dismiss(self, command: str, text: str, now: float) -> None:
-        self._session.send_message(f"{command},{text}" if text else command)
-        self._session.finish_settled(None, retry=False, within=FAREWELL, now=now)
+    def _dismiss(self, command: str, flags: str, text: str, now: float) -> None:
+        self._session.send_message(f"{command},{flags}{text}" if flags or text else command)
+        error = GinnelError(text) if text else None
+        self._session.finish_settled(error, retry=False, within=FAREWELL, now=now)
 
 
 def _fixed(settings: ServerSettings, push: PushReply) -> Gate:

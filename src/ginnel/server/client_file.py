@@ -1,4 +1,4 @@
-"""The file that a user opens in any OpenVPN client."""
+"""The file that a user opens in any OpenVPN client from 2.6 on."""
 
 from __future__ import annotations
 

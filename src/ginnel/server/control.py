@@ -96,12 +96,9 @@ def _bound(path: Path) -> socket.socket:
     try:
         if path.is_socket():
             _remove_left_behind(path)
-        # The mode of the socket is there from its first moment on.
-        before = os.umask(0o177)
-        try:
-            _at(sock.bind, path)
-        finally:
-            os.umask(before)
+        # Between the two nobody can connect yet: it does not listen. A umask would be every thread's.
+        _at(sock.bind, path)
+        path.chmod(0o600)
         sock.listen()
     except OSError as error:
         sock.close()

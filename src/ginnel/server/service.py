@@ -24,7 +24,7 @@ from ginnel.server.admission import Admission
 from ginnel.server.clients import Client
 from ginnel.server.config import Listen, ServerConfig
 from ginnel.server.inner import Inner, UserSpace
-from ginnel.server.journal import tell
+from ginnel.server.journal import Rarely, tell
 from ginnel.server.listeners import Listeners
 from ginnel.server.pool import Pool
 from ginnel.server.records import Store
@@ -53,6 +53,7 @@ class Server:
         self._left: set[int] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._turned_away = {what: Rarely("turned_away") for what in TURNED_AWAY}
         self._empty = asyncio.Event()
         self._closing = False
 
@@ -105,12 +106,19 @@ class Server:
             self._count(client.peer)
 
     def kick(self, name: str, reason: str = "ended by the administrator") -> int:
-        """Ends a user's sessions; the number of them. Who may connect comes back."""
-        peers = [peer for peer, client in self._clients.items() if client.name == name]
-        for peer in peers:
-            self._expel(peer, reason)
+        """Ends a user's sessions, and their data at once; the number of them. Clients are asked to connect again, and
+        who may does."""
+        now = self._loop.time()
+        clients = [client for client in self._clients.values() if client.name == name]
+        for client in clients:
+            tell("kicked", name=client.name, remote=client.remote, reason=reason)
+            session = self._endpoint.session(client.peer)
+            if session is not None:
+                session.cut()
+                self._policies[client.peer].restart(now, reason)
+                self._endpoint.touch(client.peer, now)
         self._advance()
-        return len(peers)
+        return len(clients)
 
     def change(self, config: ServerConfig) -> tuple[int, int]:
         """Takes what is pushed (``routes``, ``redirect_gateway``, ``dns``, ``push``) from another configuration.
@@ -175,6 +183,7 @@ class Server:
                 connect_freq_initial=config.connect_freq_initial,
             ),
             proven=lambda path: self._listeners.is_tcp(path[0]),
+            turned_away=self._tell_turned_away,
         )
         self._loop.add_reader(self._plane.fileno(), self._receive)
         self._exit.callback(self._loop.remove_reader, self._plane.fileno())
@@ -282,6 +291,9 @@ class Server:
         self._policies[peer] = policy
         self._listeners.settle(path[0])
         return policy
+
+    def _tell_turned_away(self, what: str, path: events.Path) -> None:
+        self._turned_away[what].tell(remote=f"{path[1]}:{path[2]}", reason=TURNED_AWAY[what])
 
     def _decide(self, peer: int, verdict: Verdict) -> None:
         now = self._loop.time()
@@ -455,6 +467,12 @@ def _settings(config: ServerConfig, store: Store) -> ServerSettings:
     )
 
 
+# Clients that have a valid wrap and get no session: the operator should know.
+TURNED_AWAY = {
+    "no_early_negotiation": "a client before OpenVPN 2.6 can't prove its address with tls-crypt-v2",
+    "full": "there are as many clients as max_clients lets in, or too many are on their way in",
+    "over_connect_freq": "more clients came than connect_freq lets in",
+}
 # What the store could not say.
 UNKNOWN = "unknown"
 # So many times the answers that are allowed are looked at.
