@@ -11,7 +11,7 @@ MANIFESTS := pyproject.toml Cargo.toml Cargo.lock
 RUST := $(MANIFESTS) $(shell find rust -name '*.rs' -o -name Cargo.toml)
 PACKAGE := $(RUST) README.md LICENSE $(shell find src -name '*.py' -o -name '*.pyi' -o -name py.typed)
 
-.PHONY: build wheel demo test check interop bench costs soak clean
+.PHONY: build wheel demo test check interop bench costs soak fuzz clean
 
 build: $(VENV)/.built
 
@@ -31,6 +31,7 @@ check: $(VENV)/.built
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	cargo fmt --all --check
+	cargo fmt --manifest-path rust/fuzz/Cargo.toml --check
 	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 
 # The page of what is tried with stock OpenVPN, made of the table that the tests run.
@@ -60,6 +61,22 @@ soak: $(VENV)/.built
 	GINNEL_REKEYS=100 GINNEL_RECONNECTS=100 $(BIN)/pytest -n $(WORKERS) --timeout 3600 \
 		tests/interop/test_renegotiation.py tests/interop/test_restart.py
 	GINNEL_SENT=1073741824 $(BIN)/pytest --timeout 3600 tests/interop/test_lend_openvpn.py -k both_sides
+
+# Coverage-guided: each target for so many seconds. What it has learnt, and what it finds, is left in target/fuzz.
+FUZZ_SECONDS ?= 60
+FUZZ := cut join open
+SANCOV := -Cpasses=sancov-module -Ccodegen-units=1 $(addprefix -Cllvm-args=-sanitizer-coverage-, \
+	level=4 inline-8bit-counters pc-table trace-compares)
+
+fuzz:
+	@scripts/need rust cc
+	RUSTFLAGS="--cfg fuzzing $(SANCOV)" cargo build --release --locked --quiet --manifest-path rust/fuzz/Cargo.toml \
+		--target-dir target/fuzz --target $(shell rustc -vV | sed -n 's/^host: //p')
+	@for target in $(FUZZ); do \
+		mkdir -p target/fuzz/corpus/$$target; \
+		target/fuzz/*/release/$$target target/fuzz/corpus/$$target -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -len_control=20 \
+			-artifact_prefix=target/fuzz/$$target- -print_final_stats=1 || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) target dist .hypothesis .mypy_cache .pytest_cache .ruff_cache src/ginnel/*.so

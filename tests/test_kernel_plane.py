@@ -171,9 +171,12 @@ def test_what_is_joined_is_cut_by_the_kernel_into_what_it_was(ipv6: bool, transp
     with forwarding() as (memory, plane, plain):
         # A datagram that comes alone is joined to nothing: how they come is the machine's affair.
         for seed in range(MOST_TRAINS):
-            train = cut(random.Random(seed), ipv6, transport)
+            train = mixed(random.Random(seed), ipv6, transport)
             memory.interface.write_batch(train)
-            assert receive(plain.application, len(train)) == [forwarded(each) for each in train], f"seed {seed}"
+            wanted = [forwarded(each) for each in train]
+            # Of two flows that are mixed each keeps its own order.
+            came = receive(plain.application, len(train))
+            assert sorted(came, key=ports_of) == sorted(wanted, key=ports_of), f"seed {seed}"
             counted = plane.statistics()
             if seed >= LEAST_TRAINS and counted["device_writes"] * 2 < counted["device_written_packets"]:
                 return
@@ -210,15 +213,34 @@ def forwarding() -> Iterator[tuple[MemoryDevice, DataPlane, KernelDevice]]:
                 yield memory, plane, plain
 
 
-def cut(source: random.Random, ipv6: bool, transport: str, *, count: int = 0, size: int = 0) -> list[bytes]:
+def mixed(source: random.Random, ipv6: bool, transport: str) -> list[bytes]:
+    """The packets of one or two flows."""
+    flows = [cut(source, ipv6, transport)]
+    if source.randrange(2):
+        flows.append(cut(source, ipv6, transport, ports=OTHER_PORTS))
+    packets = []
+    while any(flows):
+        flow = source.choice([flow for flow in flows if flow])
+        number = source.randrange(1, 4)
+        packets += flow[:number]
+        del flow[:number]
+    return packets
+
+
+def cut(
+    source: random.Random, ipv6: bool, transport: str, *, count: int = 0, size: int = 0, ports: bytes = b""
+) -> list[bytes]:
     """Packets that follow one another, each built for itself."""
     size, count, start = size or source.randrange(8, 1300), count or source.randrange(2, 30), 40 if ipv6 else 20
+    may_be_fragmented, congested = source.randrange(2), source.choice([0, 0x40])
     packets = []
     for index in range(count):
         last = index == count - 1
         # Even lengths: the checksum below takes words.
         payload = source.randbytes((source.randrange(1, size + 1) if last else size) // 2 * 2 or 2)
-        whole = bytearray(packet(ipv6, transport, payload, flags=0x18 if last else 0x10))
+        end = source.choice([0x10, 0x18, 0x11, 0x19]) if last else 0x10
+        whole = bytearray(packet(ipv6, transport, payload, flags=end | congested))
+        whole[start : start + 4] = ports or PORTS
         if transport == "tcp":
             sequence = 0xFFFFFF00 + index * (size // 2 * 2) & 0xFFFFFFFF
             whole[start + 4 : start + 8] = struct.pack("!I", sequence)
@@ -226,13 +248,17 @@ def cut(source: random.Random, ipv6: bool, transport: str, *, count: int = 0, si
             whole[4:6] = struct.pack("!H", (0xFFFE + index) & 0xFFFF)
             # The other side's address, which is not one of this machine's.
             whole[12:20] = socket.inet_aton("10.98.0.1") + socket.inet_aton("10.99.0.2")
+            if may_be_fragmented:
+                whole[6] = 0
             whole[10:12] = bytes(2)
             whole[10:12] = struct.pack("!H", checksum(bytes(whole[:20])))
         else:
             whole[8:24] = socket.inet_pton(socket.AF_INET6, "fd98::1")
         offset = start + (16 if transport == "tcp" else 6)
         with_sum = partial(bytes(whole), start, offset - start)
-        whole[offset : offset + 2] = struct.pack("!H", checksum(with_sum[start:]) or 0xFFFF)
+        # That there is none is said by zero in UDP only.
+        none = 0xFFFF if transport == "udp" else 0
+        whole[offset : offset + 2] = struct.pack("!H", checksum(with_sum[start:]) or none)
         packets.append(bytes(whole))
     return packets
 
@@ -274,9 +300,14 @@ def receive(end: object, count: int) -> list[bytes]:
     packets: list[bytes] = []
     while len(packets) < count:
         came: bytes = end.read(30)  # type: ignore[attr-defined]
-        if came[:1] and PORTS in came[20:62]:
+        if came[:1] and any(ports in came[20:62] for ports in (PORTS, OTHER_PORTS)):
             packets.append(came)
     return packets
+
+
+def ports_of(packet: bytes) -> bytes:
+    start = 40 if packet[0] >> 4 == 6 else 20
+    return packet[start : start + 4]
 
 
 def inject(name: str, message: bytes, ipv6: bool) -> None:
@@ -323,4 +354,4 @@ def checksum(data: bytes) -> int:
 ETHERNET = [b"\x02\0\0\0\0\1" + b"\x66\0\0\0\0\2" + kind for kind in (b"\x08\0", b"\x86\xdd")]
 SOL_PACKET, PACKET_VNET_HDR = 263, 15
 LEAST_TRAINS, MOST_TRAINS = 10, 200
-PORTS = struct.pack("!HH", 4321, 1234)
+PORTS, OTHER_PORTS = struct.pack("!HH", 4321, 1234), struct.pack("!HH", 4322, 1234)

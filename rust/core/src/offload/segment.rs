@@ -61,7 +61,8 @@ pub fn segment(
         };
         put(transport, checksum_at, 0);
         let checksum = sum.with(transport).finish();
-        transport[checksum_at..checksum_at + 2].copy_from_slice(&non_zero(checksum));
+        let checksum = if header.gso == Gso::Udp { non_zero(checksum) } else { checksum };
+        transport[checksum_at..checksum_at + 2].copy_from_slice(&checksum);
         packets.push(packet);
     }
     Ok(())
@@ -135,7 +136,7 @@ fn number(transport: &mut [u8], offset: u32, is_first: bool, is_last: bool) {
     }
 }
 
-/// A checksum of zero would say that there is none; it is the same number as all ones.
+/// A checksum of zero would say, in UDP, that there is none; it is the same number as all ones.
 fn non_zero(checksum: [u8; 2]) -> [u8; 2] {
     if checksum == [0, 0] { [0xff, 0xff] } else { checksum }
 }

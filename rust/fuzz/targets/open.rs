@@ -1,0 +1,13 @@
+//! The parser and the opener of data packets.
+
+#![no_main]
+
+#[path = "../../core/tests/hostile/cases.rs"]
+#[allow(dead_code)]
+mod cases;
+#[path = "../source.rs"]
+mod source;
+
+use source::Seeded;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| cases::open(&mut Seeded::new(bytes)));
