@@ -26,7 +26,6 @@ from tests.harness.network import ORDINARY_ID, Network
 from tests.harness.pcapng import CaptureFile
 from tests.harness.process import run
 from tests.harness.profile import Profile
-from tests.harness.relay import Relay
 from tests.harness.server import Office, StockServer
 from tests.harness.tun_client import RESOLV_CONF, Machine, TunClient
 
@@ -183,31 +182,6 @@ def test_a_port_of_its_own_below_1024(machine: Machine, server: StockServer) -> 
         assert any(f"[AF_INET]{places.CLIENT}:601" in line for line in server.log)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
-@pytest.mark.parametrize("stage", ["dialing", "up", "reconnecting"])
-def test_all_comes_back(machine: Machine, server: StockServer, stage: str, number: signal.Signals) -> None:
-    before = machine.state()
-    with contextlib.ExitStack() as stack:
-        if stage == "dialing":
-            relay = stack.enter_context(Relay(server.network, 1))
-            client = stack.enter_context(machine.start(server.profile, port=relay.PORT))
-            assert relay.held.wait(20), str(client.process)
-        else:
-            client = stack.enter_context(machine.start(server.profile))
-            client.wait_next("up")
-        if stage == "reconnecting":
-            server.kill()
-            stack.callback(server.start)
-            client.wait_next("reconnecting")
-        if number == signal.SIGKILL:
-            client.process.stop(number)
-        else:
-            client.stop(number)
-        # What the helper does when nobody is left to ask it.
-        wait_until(lambda: machine.state() == before, 10, lambda: (before, machine.state()))
-    assert journals(machine) == []
-
-
 def test_a_next_run_puts_back_what_killed_ones_left(machine: Machine, server: StockServer) -> None:
     before = machine.state()
     with machine.start(server.profile, "--kill-switch") as client:
@@ -224,7 +198,7 @@ def test_a_next_run_puts_back_what_killed_ones_left(machine: Machine, server: St
         client.stop()
         assert "an earlier run was killed" in "\n".join(client.process.err.all())
     assert machine.state() == before
-    assert journals(machine) == []
+    assert machine.journals() == []
 
 
 def test_without_its_helper_it_ends(machine: Machine, server: StockServer) -> None:
@@ -248,7 +222,7 @@ def test_a_device_that_somebody_deletes_ends_it_with_one_line(machine: Machine, 
         assert client.process.wait(10) == 6, str(client.process)
         assert "device is gone" in client.process.err.all()[-1]
         wait_until(lambda: machine.state() == before, 10, lambda: (before, machine.state()))
-    assert journals(machine) == []
+    assert machine.journals() == []
 
 
 def test_a_new_address_comes_to_the_same_device(network: Network, machine: Machine, server: StockServer) -> None:
@@ -393,7 +367,7 @@ def test_what_it_says_where_it_cannot(machine: Machine, ordinary_env: Environmen
     fail(2, "--tun", "--kill-switch")
     fail(2, "leave them out", "--tun", "--socks", "1080")
     assert machine.state() == before
-    assert journals(machine) == []
+    assert machine.journals() == []
 
 
 def test_a_helper_lets_through_only_the_ports_that_it_was_told_first(machine: Machine) -> None:
@@ -419,7 +393,7 @@ def test_a_helper_lets_through_only_the_ports_that_it_was_told_first(machine: Ma
         assert ask(do="release")
         ours.shutdown(socket.SHUT_RDWR)
         assert helper.wait(10) == 0
-    assert journals(machine) == []
+    assert machine.journals() == []
 
 
 class Wire:
@@ -474,9 +448,3 @@ def way(client: TunClient, address: str) -> str:
     """The device that packets to an address leave by."""
     (route,) = json.loads(client.run("ip", "-json", "route", "get", address))
     return str(route["dev"])
-
-
-def journals(machine: Machine) -> list[str]:
-    """What is left of journals for this machine's network; other tests have others."""
-    namespace = Path(f"/proc/{machine.namespace.pid}/ns/net").stat().st_ino
-    return sorted(map(str, Path("/run/ginnel").glob(f"{namespace}-*")))

@@ -7,8 +7,10 @@ import errno
 import importlib
 import logging
 import pkgutil
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from ginnel.errors import ConfigError, DeviceError
@@ -67,7 +69,13 @@ class Machine:
         self._ended_as_asked = True
 
     def close(self, *, kill_switch: bool) -> None:
-        self._rights.close(orderly=self._ended_as_asked)
+        # Who can't wait for the helper need not: it goes on by itself.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _leave)
+        if not self._rights.close(orderly=self._ended_as_asked):
+            log.warning(
+                "not all that was changed of this machine's network is put back; the next run with --tun does it"
+            )
         if kill_switch and not self._ended_as_asked and self._vpn is not None and self._vpn.was_up:
             log.warning("the kill switch stays up; connect again, or open it with: nft delete table inet ginnel")
 
@@ -101,6 +109,10 @@ def held(tunnel: Tunnel, config: ClientConfig) -> Iterator[Machine]:
             machine.close(kill_switch=tunnel.kill_switch)
         else:
             helper.close(orderly=False)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
 
 
 def _import_all() -> None:

@@ -82,17 +82,20 @@ class Rights:
     def open_way_out(self, gate: Gate) -> None:
         self._ask({"do": "masquerade", "gate": gate.emit()})
 
-    def close(self, *, orderly: bool) -> None:
-        """Takes everything back, and waits until it has; not ``orderly``, the kill switch stays. Idempotent."""
+    def close(self, *, orderly: bool) -> bool:
+        """Takes everything back, and waits until it has; not ``orderly``, the kill switch stays. False where something
+        was in the way. Idempotent."""
         if self._socket.fileno() < 0:
-            return
+            return True
         if orderly:
             with contextlib.suppress(DeviceError):
                 self._ask({"do": "release"})
         self._socket.close()
+        status = None
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(PATIENCE)
+            status = self._process.wait(PATIENCE)
         os.close(self._ended)
+        return status == 0
 
     def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         with self._asking:
