@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
+import resource
 import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -265,9 +267,10 @@ async def test_500_connections_at_a_time_and_nothing_left_after(stacks: Stacks) 
     await until(lambda: descriptors() <= before)
 
 
-async def test_a_client_has_only_so_many_and_others_still_get_theirs(stacks: Stacks) -> None:
+@pytest.mark.parametrize("limits", [{"client_limit": 3}, {"limit": 12}])
+async def test_a_client_has_only_so_many_and_others_still_get_theirs(stacks: Stacks, limits: dict[str, int]) -> None:
     client, server = stacks
-    async with Shouter() as outside, Egress(server, allow=OWN, client_limit=3) as egress:
+    async with Shouter() as outside, Egress(server, allow=OWN, **limits) as egress:  # type: ignore[arg-type]
         for turn, host in enumerate(("10.8.0.2", "10.8.0.3"), 1):
             async with AsyncExitStack() as exits:
                 for number in range(5):
@@ -284,6 +287,34 @@ async def test_a_client_has_only_so_many_and_others_still_get_theirs(stacks: Sta
 
 def crowded(egress: Egress, count: int) -> bool:
     return egress.statistics()["refused_crowded"] == count
+
+
+async def test_a_host_without_descriptors_is_said_once_and_serves_again(
+    stacks: Stacks, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, server = stacks
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with Shouter() as outside, Egress(server, allow=OWN) as egress, AsyncExitStack() as exits:
+        socks = [await exits.enter_async_context(await client.open_datagram()) for _ in range(5)]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), limits[1]))
+        taken: list[int] = []
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(os.dup(0))
+            for sock in socks:
+                await sock.sendto(b"hello", (HOST, outside.port))
+            await until(lambda: egress.statistics()["datagram_flows_failed"] == len(socks))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for descriptor in taken:
+                os.close(descriptor)
+        assert sum(record.levelno == logging.WARNING for record in caplog.records) == 1
+        assert egress.statistics()["open"] == 0
+        # What was refused stays so for a while.
+        later = await exits.enter_async_context(await client.open_datagram())
+        await later.sendto(b"hello", (HOST, outside.port))
+        assert (await asyncio.wait_for(later.recvfrom(), 20))[0] == b"HELLO"
 
 
 async def test_the_limit_of_all(stacks: Stacks) -> None:

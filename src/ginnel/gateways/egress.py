@@ -9,6 +9,7 @@ import logging
 import resource
 import socket
 import struct
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -46,12 +47,14 @@ class Egress:
     ) -> None:
         """``allow``: networks that are open beside public ones (:class:`AccessList`); ``resolvers``: the DNS servers
         that names are asked of, this host's own with None; ``limit`` and ``client_limit``: connections and flows of
-        datagrams at a time, of all and of each client, fewer where the host grants fewer descriptors; timeouts are
-        in seconds. Raises ConfigError for what is no network.
+        datagrams at a time, of all and of each client, fewer where the host grants fewer descriptors, of which nobody
+        has more than a quarter; timeouts are in seconds. Raises ConfigError for what is no network.
         """
         self._stack = stack
         self._access = AccessList(allow)
-        self._slots = _Slots(min(limit, _descriptors() // 2), client_limit)
+        most = min(limit, _descriptors() // 2)
+        self._slots = _Slots(most, min(client_limit, max(1, most // 4)))
+        self._exhausted_told = float("-inf")
         self._connect_timeout = connect_timeout
         self._datagram_idle = datagram_idle
         self._flows: dict[Flow, str] = {}
@@ -160,7 +163,7 @@ class Egress:
             return sock
         except OSError as error:
             self._counts["connections_failed"] += 1
-            _log_failure(error, f"{host} port {port}")
+            self._log_failure(error, f"{host} port {port}")
             arrival.refuse(_reason(error))
         except BaseException:
             if sock is not None:
@@ -175,7 +178,6 @@ class Egress:
         if not self._may_pass(host) or not self._take_slot(client):
             flow.refuse("prohibited")
             return
-        flow.ended.add_done_callback(lambda _: self._slots.free(client))
         try:
             sock = _socket(host, socket.SOCK_DGRAM)
             try:
@@ -185,10 +187,13 @@ class Egress:
                 raise
             flow.attach(sock)
         except OSError as error:
-            _log_failure(error, f"{host} port {port} by UDP")
+            self._slots.free(client)
+            self._counts["datagram_flows_failed"] += 1
+            self._log_failure(error, f"{host} port {port} by UDP")
             reason = _reason(error)
             flow.refuse("host" if reason == "reset" else reason)
             return
+        flow.ended.add_done_callback(lambda _: self._slots.free(client))
         self._counts["datagram_flows"] += 1
 
     async def _echo(self, echo: Echo) -> None:
@@ -204,7 +209,7 @@ class Egress:
                 await _ping(echo.destination, echo.sequence, echo.payload)
         except OSError as error:
             self._counts["echoes_failed"] += 1
-            _log_failure(error, f"{echo.destination} by an echo request")
+            self._log_failure(error, f"{echo.destination} by an echo request")
             return
         finally:
             self._echoes[client] -= 1
@@ -226,6 +231,13 @@ class Egress:
             return True
         self._counts["refused_crowded"] += 1
         return False
+
+    def _log_failure(self, error: OSError, where: str) -> None:
+        """A host without descriptors is the operator's business, a destination that does not answer the client's."""
+        level, now = logging.DEBUG, time.monotonic()
+        if error.errno in EXHAUSTED and now >= self._exhausted_told + TOLD_EVERY:
+            level, self._exhausted_told = logging.WARNING, now
+        log.log(level, "cannot reach %s: %s", where, error.strerror or "no answer")
 
     def _ended(self, flow: Flow) -> None:
         self._slots.free(self._flows.pop(flow))
@@ -296,12 +308,6 @@ def _reason(error: OSError) -> Unreachable | Literal["reset"]:
     return "prohibited" if error.errno in (errno.EACCES, errno.EPERM) else "host"
 
 
-def _log_failure(error: OSError, where: str) -> None:
-    # A host without descriptors is the operator's business, a destination that does not answer the client's.
-    level = logging.WARNING if error.errno in EXHAUSTED else logging.DEBUG
-    log.log(level, "cannot reach %s: %s", where, error.strerror or "no answer")
-
-
 def _descriptors() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 1 << 30 if soft == resource.RLIM_INFINITY else soft
@@ -311,6 +317,7 @@ COUNTERS = (
     "connections",
     "connections_failed",
     "datagram_flows",
+    "datagram_flows_failed",
     "echoes",
     "echoes_failed",
     "refused_closed",
@@ -319,4 +326,6 @@ COUNTERS = (
 ECHOES = 256
 CLIENT_ECHOES = 32
 ECHO_SECONDS = 10.0
+# Seconds between two lines about a host that has nothing left.
+TOLD_EVERY = 60.0
 EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))

@@ -124,7 +124,7 @@ class Acceptor:
         self._listener.close()
 
     async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
+        loop, waits = asyncio.get_running_loop(), False
         while True:
             await self._limit.acquire()
             try:
@@ -132,7 +132,8 @@ class Acceptor:
             except OSError as error:
                 self._limit.release()
                 if error.errno in _EXHAUSTED:
-                    log.warning("cannot accept a connection: %s; waiting", error.strerror)
+                    log.log(logging.DEBUG if waits else logging.WARNING, "cannot accept: %s; waiting", error.strerror)
+                    waits = True
                     await asyncio.sleep(_BACK_OFF)
                     continue
                 if error.errno in _GONE_ALREADY:
@@ -142,6 +143,7 @@ class Acceptor:
             except BaseException:
                 self._limit.release()
                 raise
+            waits = False
             connection.setblocking(False)
             task = loop.create_task(self._serve(connection))
             self._tasks.add(task)
