@@ -149,3 +149,26 @@ def test_lines_that_are_lost_are_counted_and_said_once() -> None:
         assert lines.settle(20)
         lines.add("the last")
         assert reader.readline() == "the last\n"
+
+
+async def test_without_descriptors_clients_stay_and_the_rest_comes_back(tmp_path: Path) -> None:
+    """Names, the control socket, and what clients open outside, each need one."""
+    with serving(tmp_path, out=subprocess.DEVNULL, err=subprocess.DEVNULL) as served:
+        await served.serves()
+        soft, hard = resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE)
+        assert soft == hard, "as many as the system grants"
+        async with served.connecting("alice") as alice:
+            used = max(map(int, os.listdir(f"/proc/{served.process.pid}/fd")))
+            resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE, (used + 1, hard))
+            for _ in range(20):
+                with pytest.raises(OSError, match="through the tunnel"):
+                    await alice.open_connection("198.51.100.1", 80)
+                with pytest.raises(OSError, match="through the tunnel"):
+                    await alice.resolve("nowhere.invalid")
+            status = asyncio.to_thread(ask, tmp_path / "state", {"command": "status"})
+            with pytest.raises(UnreachableError):
+                await status
+            await alice.ping("10.8.0.1", timeout=20)
+            resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE, (soft, hard))
+            await served.serves()
+            await revoked_and_out(served, alice)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import resource
+import tempfile
 import time
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ginnel.errors import AuthError, ConfigError
 from ginnel.openvpn.auth_token import AuthTokens
 from ginnel.openvpn.push import PushReply
 from ginnel.openvpn.server import ClientLogin, Refusal, Verdict
@@ -176,6 +181,88 @@ async def test_who_is_revoked_while_others_are_asked_stays_out() -> None:
     house.admission.use(replace(ServerConfig(), authenticate=authenticate))
     assert await house.ask(house.login("alice", 1, "secret")) == Refusal("the certificate is revoked")
     assert house.clients == {}
+
+
+async def test_what_goes_wrong_here_keeps_newcomers_waiting_and_throws_nobody_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    house = House(token_lifetime=None)
+    await house.enter(house.login("alice", 1, "secret"))
+    later = Refusal("try again later", backoff=30)
+
+    async def asks() -> tuple[Verdict, Verdict]:
+        again = await house.ask(house.login("alice", 1, "secret", again=True))
+        return again, await house.ask(house.login("alice", 2, "secret"))
+
+    def fail(name: str, password: str) -> bool:
+        raise ConfigError("the database is locked")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(house.people, "check_password", fail)
+        assert await asks() == (PushReply(), later)
+    house.admission.use(replace(ServerConfig(), auth_program=(str(tmp_path / "nothing"),)))
+    assert await asks() == (PushReply(), later)
+    house.admission.use(replace(ServerConfig(), auth_program=("/bin/true",)))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used, limits[1]))
+    try:
+        assert await asks() == (PushReply(), later)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with monkeypatch.context() as full:
+        # No folder can be made there.
+        full.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+        assert await asks() == (PushReply(), later)
+    assert isinstance((await asks())[0], PushReply)
+    house.admission.use(replace(ServerConfig(), auth_program=("/bin/false",)))
+    assert await house.ask(house.login("alice", 1, "secret", again=True)) == Refusal("")
+
+
+async def test_who_is_refused_after_all_has_ended_no_other_session() -> None:
+    house = House()
+    await house.enter(house.login("bob", 1))
+
+    async def connected(client: Client) -> None:
+        assert client.address == house.clients[1].address
+        raise AuthError("not today", "not today")
+
+    house.admission.use(replace(ServerConfig(takeover=True), connected=connected))
+    assert await house.ask(house.login("bob", 2)) == Refusal("not today")
+    house.admission.forget(2)
+    assert house.displaced == ["bob"], "by the first of the two alone"
+    house.admission.use(ServerConfig(takeover=True))
+    await house.enter(house.login("alice", 3, "secret"))
+    assert house.clients[3].address != house.clients[1].address
+    await house.enter(house.login("bob", 4))
+    assert house.clients[4].address == house.clients[1].address
+    house.admission.forget(1)
+    house.people.add("carol")
+    await house.enter(house.login("carol", 5))
+    assert house.clients[5].address != house.clients[4].address
+
+
+async def test_passwords_can_not_be_guessed_one_after_the_other(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = House()
+    house.people.add("carol", "other")
+    for number in range(10):
+        assert await house.ask(house.login("alice", number, f"guess {number}")) == Refusal(
+            "wrong user name or password"
+        )
+    wait = Refusal("too many wrong passwords; try again later")
+    assert await house.ask(house.login("alice", 11, "secret")) == wait
+    assert "too many wrong passwords for alice" in caplog.text
+    await house.enter(house.login("carol", 12, "other"))
+    for number in range(21):
+        house.people.add(f"u{number}", "word")
+        refusal = await house.ask(house.login(f"u{number}", 13, "guess"))
+        assert (refusal == wait) == (number >= 20)
+    await house.enter(house.login("u20", 14, "word"))
+    began = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: began + 301)
+    await house.enter(house.login("alice", 15, "secret"))
 
 
 async def test_no_address_is_free_for_now() -> None:

@@ -9,6 +9,7 @@ import os
 import random
 import resource
 import socket
+import sqlite3
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ import ginnel
 from ginnel.errors import AuthError
 from ginnel.openvpn.ovpn_file import read_ovpn
 from ginnel.server.client_file import client_file
-from ginnel.server.store import Store, open_store
+from ginnel.server.store import DATABASE, Store, open_store
 from ginnel.vpn import Up, Vpn
 from tests.harness.process import Process, parse_event
 
@@ -131,6 +132,26 @@ async def test_a_disk_that_takes_no_more_costs_nobody_the_connection(tmp_path: P
             await alice.ping("10.8.0.1", timeout=20)
     remotes = [row[0] for name in ("alice", "bob") for row in store.sessions(name)]
     assert len(remotes) == 2
+    store.close()
+
+
+async def test_a_database_that_is_locked_costs_nobody_the_connection(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "state")
+    with serving(tmp_path / "state") as process:
+        port = places(process)["udp"]
+        bob_later = joining(store, "bob", port, tmp_path)
+        with contextlib.closing(sqlite3.connect(tmp_path / "state" / DATABASE)) as other:
+            async with joining(store, "alice", port, tmp_path) as alice:
+                other.execute("BEGIN EXCLUSIVE")
+                await wait_for_line(process, '"event": "store_failed"')
+                async with bob_later as bob:
+                    await bob.ping("10.8.0.1", timeout=20)
+                    await alice.ping("10.8.0.1", timeout=20)
+                    other.rollback()
+                    await wait_for_line(process, '"event": "store_written"')
+                await asyncio.to_thread(store.revoke_user, "alice")
+                with pytest.raises(AuthError, match="revoked"):
+                    await asyncio.wait_for(alice.wait_closed(), 20)
     store.close()
 
 

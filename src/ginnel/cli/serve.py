@@ -7,6 +7,7 @@ import contextlib
 import errno
 import ipaddress
 import logging
+import resource
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -73,6 +74,7 @@ def command(
 
     Makes its own keys at the first start; `ginnel user add NAME` makes a client's file. Runs until SIGINT or SIGTERM.
     """
+    _raise_descriptors()
     verbose = ctx.obj or 0
     reporter = Reporter(as_json, verbose=bool(verbose))
     _set_up_logging(reporter, verbose)
@@ -200,6 +202,13 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
         return ipaddress.ip_network(text)
     except ValueError as error:
         raise ConfigError(f"--allow {text}: {error}", option="allow", instead="write ADDR/BITS") from None
+
+
+def _raise_descriptors() -> None:
+    """Each connection of a client's that leaves takes one; the soft limit is for programs that know no better."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _set_up_logging(reporter: Reporter, verbose: int) -> None:

@@ -1,9 +1,11 @@
-"""What a data plane needs to know to tell a stranger's first packet from noise: the keys of the wrap.
+"""Strangers: how a data plane tells their first packets from noise, and what is counted as one place.
 
-It looks before it counts, so that a flood of noise takes nothing of what strangers may ask.
+The data plane looks at the wrap before it counts, so that a flood of noise takes nothing of what strangers may ask.
 """
 
 from __future__ import annotations
+
+import ipaddress
 
 from ginnel.openvpn.tls_crypt_v2 import TlsCryptV2Server
 from ginnel.openvpn.wrap import TlsAuth, TlsCrypt, Wrap
@@ -21,3 +23,9 @@ def locks(wrap: Wrap) -> list[tuple[str, bytes]]:
             own = [("tls-crypt-v2", wrap.key.data)]
             return own if wrap.fallback is None else [*own, *locks(wrap.fallback)]
     return []
+
+
+def origin(address: str) -> str:
+    """What one subscriber has: an IPv4 address, or an IPv6 network of 64 bits."""
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    return address if parsed.version == 4 else str(ipaddress.ip_network((int(parsed), 64), strict=False))

@@ -1,7 +1,8 @@
 """Who is let in: the certificate's name, the password or its token, and whom the configuration asks besides.
 
 What can be told at once is; a password, a program and a hook take their time on the side, and the client waits.
-Everyone who is asked must accept, and what goes wrong is a refusal.
+Everyone who is asked must accept, and what goes wrong with them is a refusal. What goes wrong here (a store that
+fails, no descriptor for a program) is none for who is connected already: only newcomers wait until it is over.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Interface, IPv6Network
+from typing import ParamSpec, TypeVar
 
 from ginnel.errors import AuthError, GinnelError
 from ginnel.openvpn.auth_token import EXPIRED, AuthTokens, is_token, session_of
@@ -22,10 +24,14 @@ from ginnel.openvpn.push_values import Ifconfig, IfconfigIpv6, Route, RouteIpv6
 from ginnel.openvpn.server import ClientLogin, Refusal, Verdict
 from ginnel.server.clients import Client
 from ginnel.server.config import ServerConfig
+from ginnel.server.guesses import Guesses
 from ginnel.server.journal import tell
 from ginnel.server.pool import Lease, Pool
-from ginnel.server.program import ask_program
+from ginnel.server.program import UndecidedError, ask_program
 from ginnel.server.records import Store, User
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Admission:
@@ -61,6 +67,7 @@ class Admission:
         self._common: dict[bool, PushReply] = {}
         # When the token that each session showed last was made: those before it are used up.
         self._shown: OrderedDict[bytes, int] = OrderedDict()
+        self._guesses = Guesses()
         self._tokens: AuthTokens | None = None
         if config.token_lifetime is not None:
             self._tokens = AuthTokens(
@@ -76,7 +83,7 @@ class Admission:
         try:
             user = self._identify(login)
         except Exception as error:
-            return self._without_store(login, error)
+            return self._undecided(login, error)
         if isinstance(user, Refusal):
             return self._refuse(login, user.reason)
         if login.again and user.name != self._clients[login.peer].name:
@@ -93,7 +100,7 @@ class Admission:
                 return self._refuse(login, "the token was used before, and has been replaced", told=EXPIRED)
             asked = False
         if not asked and (self._config.connected is None or login.again):
-            return self._let_in(login, user, token)
+            return self._take_over(login, self._let_in(login, user, token))
         if login.peer in self._waiting:
             return self._refuse(login, "another login is being looked at")
         task = asyncio.get_running_loop().create_task(self._settle(login, user, token, asked=asked))
@@ -115,12 +122,12 @@ class Admission:
             task.cancel()
         client = self._clients.pop(peer, None)
         if client is not None:
-            self.release(client)
+            self._pool.give_back(peer, client.lease)
+            # Of a newcomer that was refused after all: whom it was to replace has them still.
+            for other in self._clients.values():
+                if other.name == client.name and other.lease == client.lease:
+                    self._pool.hold(other.peer, other.lease)
         return client
-
-    def release(self, client: Client) -> None:
-        """Its addresses are free."""
-        self._pool.give_back(client.peer, client.lease)
 
     @property
     def _asks_others(self) -> bool:
@@ -140,12 +147,12 @@ class Admission:
             return Refusal(WRONG)
         return user
 
-    def _without_store(self, login: ClientLogin, error: Exception) -> Verdict:
-        """Nobody can be looked up: who is connected stays so, and others are to try again."""
+    def _undecided(self, login: ClientLogin, error: Exception) -> Verdict:
+        """For our sake: who is connected stays so, and others are to try again."""
         if login.again:
-            tell("store_failed", level=logging.ERROR, name=login.name, reason=f"{error}; the client stays connected")
+            tell("undecided", level=logging.ERROR, name=login.name, reason=f"{error}; the client stays connected")
             return PushReply()
-        return self._refuse(login, f"nobody can be looked up: {error}", told="try again later", backoff=BACKOFF)
+        return self._refuse(login, f"nobody can decide: {error}", told="try again later", backoff=BACKOFF)
 
     def _is_latest(self, token: str) -> bool:
         session, _, made = session_of(token)
@@ -173,7 +180,7 @@ class Admission:
             if asked:
                 await self._ask(login, user)
                 # Who was revoked meanwhile is on nobody's list of those to throw out.
-                found = self._identify(login)
+                found = _stored(self._identify, login)
                 if isinstance(found, Refusal):
                     raise AuthError(found.reason, found.reason)
                 token = None if self._tokens is None else self._tokens.first(login.username, time.time())
@@ -181,6 +188,9 @@ class Admission:
             if self._config.connected is not None and isinstance(verdict, PushReply) and not login.again:
                 more = await self._config.connected(self._clients[login.peer])
                 verdict = PushReply.parse([*verdict.options(), *(more or ())])
+            verdict = self._take_over(login, verdict)
+        except UndecidedError as error:
+            verdict = self._undecided(login, error)
         except AuthError as error:
             verdict = self._refuse(login, str(error), told=error.reason)
         except GinnelError as error:
@@ -193,12 +203,14 @@ class Admission:
         self._decide(login.peer, verdict)
 
     async def _ask(self, login: ClientLogin, user: User) -> None:
-        """The password, the program and the hook, in this order. Raises AuthError."""
+        """The password, the program and the hook, in this order. Raises AuthError and UndecidedError."""
         wanted = user.has_password or not self._config.client_certificate
         if wanted:
+            self._guesses.check(login, user.name)
             async with self._hashing:
-                right = await asyncio.to_thread(self._store.check_password, user.name, login.password)
+                right = await asyncio.to_thread(_stored, self._store.check_password, user.name, login.password)
             if not right:
+                self._guesses.count(login, user.name)
                 raise AuthError("the password is wrong", WRONG)
         if self._config.auth_program:
             await ask_program(
@@ -214,18 +226,19 @@ class Admission:
     def _let_in(self, login: ClientLogin, user: User, token: str | None) -> Verdict:
         if login.again:
             return PushReply(auth_token=token)
+        over: list[int] = []
         if not self._config.duplicate_cn:
             other = None if self._config.takeover else self._elsewhere(user, login)
             if other is not None:
                 reason = f"{user.name} is logged in already, from {other.remote}"
                 backoff = round(1.5 * self._config.keepalive[0])
                 return self._refuse(login, reason, told="already logged in elsewhere", backoff=backoff)
-            self._displace(user.name, login.peer)
+            over = [peer for peer, client in self._clients.items() if client.name == user.name]
         try:
             last, reserved = self._store.lease(user.name)[0], self._store.fixed_addresses()
         except Exception as error:
-            return self._without_store(login, error)
-        lease = self._pool.take(login.peer, user.address, user.address6, last, reserved)
+            return self._undecided(login, error)
+        lease = self._pool.take(login.peer, user.address, user.address6, last, reserved, over)
         if lease is None:
             return self._refuse(login, self._why_no_address(user), told="no address is free", backoff=BACKOFF)
         if user.address is None and not self._config.duplicate_cn:
@@ -242,6 +255,12 @@ class Admission:
             peer_info=login.peer_info,
         )
         return self._options(lease, token, tcp=self._is_tcp(login.path[0]))
+
+    def _take_over(self, login: ClientLogin, verdict: Verdict) -> Verdict:
+        """Only who is let in by everyone ends the user's other sessions."""
+        if isinstance(verdict, PushReply) and not login.again and not self._config.duplicate_cn:
+            self._displace(self._clients[login.peer].name, login.peer)
+        return verdict
 
     def _why_no_address(self, user: User) -> str:
         fixed = [address for address in (user.address, user.address6) if address is not None]
@@ -298,6 +317,14 @@ class Admission:
             tun_mtu=config.tun_mtu,
             explicit_exit_notify=None if tcp else 1,
         )
+
+
+def _stored(ask: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """What a store says. Raises UndecidedError where it fails."""
+    try:
+        return ask(*arguments, **named)
+    except Exception as error:
+        raise UndecidedError(str(error)) from error
 
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import logging
 import socket
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from dataclasses import replace
 
 from ginnel._core import DataPlane
 from ginnel.errors import DeviceError
+from ginnel.openvpn.strangers import origin
 from ginnel.server.config import DEFAULT_PORT, Listen
 from ginnel.server.journal import Rarely, tell
 
@@ -107,14 +107,14 @@ class Listeners:
                 log.info("a TCP connection ended at once: %s", error)
                 continue
             self._connections.add(number)
-            self._make_room(origin := _origin(address))
-            self._waiting[number] = origin, self._loop.call_later(self._patience, self.forget, number)
+            self._make_room(place := origin(address))
+            self._waiting[number] = place, self._loop.call_later(self._patience, self.forget, number)
 
-    def _make_room(self, origin: str) -> None:
+    def _make_room(self, place: str) -> None:
         """Who opens connections and says nothing keeps nobody else out."""
-        own = [number for number, (other, _) in self._waiting.items() if other == origin]
+        own = [number for number, (other, _) in self._waiting.items() if other == place]
         if len(own) >= HALF_OPEN_EACH:
-            self._crowded.tell(remote=origin, reason=f"{len(own)} connections from there wait; the oldest is closed")
+            self._crowded.tell(remote=place, reason=f"{len(own)} connections from there wait; the oldest is closed")
             self.forget(own[0])
         elif len(self._waiting) >= HALF_OPEN:
             self._crowded.tell(reason=f"{len(self._waiting)} connections wait for a session; the oldest is closed")
@@ -132,12 +132,6 @@ class Listeners:
 
         timer = self._loop.call_later(PAUSE, resume)
         self._pauses.append(timer)
-
-
-def _origin(address: str) -> str:
-    """What one subscriber has: an IPv4 address, or a network of 64 bits."""
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    return address if parsed.version == 4 else str(ipaddress.ip_network((int(parsed), 64), strict=False))
 
 
 def _shared(listen: Listen, count: int) -> list[socket.socket]:

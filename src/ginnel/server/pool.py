@@ -45,19 +45,29 @@ class Pool:
         fixed6: IPv6Address | None = None,
         last: IPv4Address | None = None,
         reserved: Collection[IPv4Address | IPv6Address] = (),
+        over: Collection[int] = (),
     ) -> Lease | None:
         """Addresses for a holder, which is a number of the caller's; None where all are taken, or a fixed one is,
-        or is none of a client's. ``reserved`` ones are nobody's who has no fixed one."""
+        or is none of a client's. ``reserved`` ones are nobody's who has no fixed one. Those of the holders in ``over``
+        may be taken from them."""
+        heirs = {holder, *over}
+        if last is not None and self._held.get(last) in over:
+            fixed = fixed or last
         address = fixed or self._free(last, reserved)
-        if address is None or not self._is_clients(address) or self._held.get(address, holder) != holder:
+        if address is None or not self._is_clients(address) or self._held.get(address, holder) not in heirs:
             return None
         address6 = fixed6 or self._beside(address)
-        if address6 is not None and self._held6.get(address6, holder) != holder:
+        if address6 is not None and self._held6.get(address6, holder) not in heirs:
             return None
-        self._held[address] = holder
-        if address6 is not None:
-            self._held6[address6] = holder
-        return Lease(address, address6)
+        lease = Lease(address, address6)
+        self.hold(holder, lease)
+        return lease
+
+    def hold(self, holder: int, lease: Lease) -> None:
+        """They are this holder's, whose ever they were."""
+        self._held[lease.address] = holder
+        if lease.address6 is not None:
+            self._held6[lease.address6] = holder
 
     def give_back(self, holder: int, lease: Lease) -> None:
         """Harmless where somebody else holds them by now."""

@@ -19,11 +19,25 @@ from ginnel.errors import AuthError
 from ginnel.openvpn.server import ClientLogin
 
 
+class UndecidedError(Exception):
+    """Nobody has decided, and the reason is this machine's: no descriptor, no room on a disk, a store that fails."""
+
+
 async def ask_program(
     command: Sequence[str], login: ClientLogin, name: str, *, timeout: float, tell: Callable[[str], None]
 ) -> None:
-    """Returns for a login that is accepted. Raises AuthError for one that is not, or for a program that fails."""
-    with tempfile.TemporaryDirectory(prefix="ginnel-auth-") as made:
+    """Returns for a login that is accepted. Raises AuthError for one that is not, or for a program that fails, and
+    UndecidedError where it can't be run."""
+    try:
+        await _ask(command, login, name, timeout, tell)
+    except OSError as error:
+        raise UndecidedError(f"the program that checks logins does not run: {error.strerror}") from None
+
+
+async def _ask(
+    command: Sequence[str], login: ClientLogin, name: str, timeout: float, tell: Callable[[str], None]
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="ginnel-auth-", ignore_cleanup_errors=True) as made:
         folder = Path(made)
         files = {key: folder / key for key in FILES}
         _prepare(files.values())
@@ -47,8 +61,6 @@ async def ask_program(
                     status = await _decision(files["auth_control_file"])
         except TimeoutError:
             raise AuthError("the program that checks logins did not decide in time") from None
-        except OSError as error:
-            raise AuthError(f"the program that checks logins does not run: {error.strerror}") from None
         if status:
             reason = _read(files["auth_failed_reason_file"])[:MAX_REASON]
             raise AuthError("the program refuses the login", reason if reason.isprintable() else "")

@@ -313,8 +313,6 @@ class Server:
             if client.name == name and peer != newcomer and session is not None:
                 session.finish(GinnelError("the user logged in anew"), retry=False)
                 self._endpoint.touch(peer, now)
-                # Not when the events are taken: the newcomer is given the same addresses before that.
-                self._admission.release(client)
 
     def _expel(self, peer: int, reason: str) -> None:
         """Tells a client to go. Its data stops at once, whether it hears that or not."""
