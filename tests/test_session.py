@@ -293,21 +293,34 @@ def test_a_cipher_that_is_not_ours_is_not_accepted() -> None:
     assert keys_of(pair.client) == []
 
 
-@pytest.mark.parametrize("option", ["comp-lzo yes", "compress lz4-v2"])
-def test_compression_is_refused_by_name(option: str) -> None:
+@pytest.mark.parametrize("option", ["comp-lzo maybe", "compress zstd"])
+def test_a_kind_of_compression_that_is_not_known_is_refused_by_name(option: str) -> None:
     pair = make_pair(push=[option])
     assert option in str(closing(pair, pair.client).error)
 
 
 @pytest.mark.parametrize(
-    ("option", "framing"),
-    [("comp-lzo no", "comp-lzo"), ("compress", "stub"), ("compress stub-v2", "stub-v2"), ("compress migrate", "")],
+    ("option", "framing", "warns"),
+    [
+        ("comp-lzo no", "comp-lzo", False),
+        ("comp-lzo", "comp-lzo", True),
+        ("comp-lzo yes", "comp-lzo", True),
+        ("comp-lzo adaptive", "comp-lzo", True),
+        ("compress lzo", "comp-lzo", True),
+        ("compress", "stub", False),
+        ("compress lz4", "stub", True),
+        ("compress stub-v2", "stub-v2", False),
+        ("compress lz4-v2", "stub-v2", True),
+        ("compress migrate", "", False),
+    ],
 )
-def test_framings_without_compression_are_taken(option: str, framing: str) -> None:
+def test_framings_of_compression_are_taken(option: str, framing: str, warns: bool) -> None:
     pair = establish(make_pair(push=[option]))
     command = pair.client.first(events.SetPeer)
     assert isinstance(command, events.SetPeer)
     assert command.framing == framing
+    notices = [event.text for event in pair.client.events if isinstance(event, events.Notice)]
+    assert any("is dropped" in text for text in notices) == warns
 
 
 def test_epochs_are_agreed_on_with_whoever_has_them() -> None:

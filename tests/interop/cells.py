@@ -294,13 +294,6 @@ CELLS = [
     ),
     Cell(
         "data",
-        "real compression pushed",
-        "must not be taken (VORACLE)",
-        theirs=("allow-compression yes", 'push "compress lz4-v2"'),
-        fails=(RemoteProtocolError, "compress"),
-    ),
-    Cell(
-        "data",
         "fragment in the file",
         "both ends need it: nothing would pass",
         ours=("fragment 1400",),

@@ -145,9 +145,16 @@ ROWS = [
     ),
     Row(
         "data",
-        "comp-lzo no, compress, stub, stub-v2, migrate; pushed or in the file",
-        "a byte more, before or after the packet",
+        "comp-lzo [yes, adaptive, no], compress [stub, stub-v2, migrate, lzo, lz4, lz4-v2]; pushed or in the file",
+        "a byte more, before or after the packet; nothing is ever compressed by us (VORACLE)",
         "test_data_formats::test_framings",
+    ),
+    Row(
+        "data",
+        "a server that compresses (allow-compression yes)",
+        "what comes compressed must not be taken for anything else",
+        "test_data_formats::test_what_comes_compressed_is_dropped_and_said",
+        "what is compressed is dropped, counted and said; the rest comes through",
     ),
     Row(
         "data",

@@ -73,6 +73,12 @@ async def test_without_a_peer_id(network: Network, ordinary_env: Environment, ci
         (("compress stub-v2", 'push "compress stub-v2"'), ()),
         (("comp-lzo no",), ("comp-lzo no",)),
         (("compress migrate",), ("comp-lzo no",)),
+        # What old files and servers have: it compresses nothing until allow-compression yes.
+        (("comp-lzo",), ("comp-lzo",)),
+        (("comp-lzo adaptive", 'push "comp-lzo adaptive"'), ()),
+        (("compress lzo",), ("compress lzo",)),
+        (("compress lz4",), ("compress lz4",)),
+        (("compress lz4-v2", 'push "compress lz4-v2"'), ()),
     ],
 )
 async def test_framings(
@@ -82,6 +88,19 @@ async def test_framings(
     with StockServer(network, profile), GinnelClient(network, ordinary_env, profile) as ours:
         await fetch(ours)
         ours.stop()
+
+
+@pytest.mark.parametrize("option", ["comp-lzo", "compress lz4", "compress lz4-v2"])
+def test_what_comes_compressed_is_dropped_and_said(network: Network, ordinary_env: Environment, option: str) -> None:
+    """What doesn't get smaller comes as it is; what does must not come through in another shape."""
+    profile = replace(CBC, server_options=(option, "allow-compression yes"), client_options=(option,))
+    with StockServer(network, profile), program_folder(profile) as folder:
+        with start_program(network, ordinary_env, folder, _COMPRESSIBLE) as process:
+            assert process.wait(40) == 0, str(process)
+        random, zeros, dropped = json.loads(process.out.all()[-1])
+        assert (random, zeros) == (True, False)
+        assert dropped > 0
+        assert any("allow-compression asym" in line for line in process.err.all()), str(process)
 
 
 @pytest.mark.parametrize("fix", ["mssfix 1300", "mssfix 1300 mtu", "mssfix 1300 fixed", "mssfix 0"])
@@ -116,6 +135,26 @@ async def main():
         writer.write(content)
         assert await reader.readexactly(len(content)) == content
         writer.close()
+
+asyncio.run(main())
+"""
+_COMPRESSIBLE = """
+import asyncio, json, os, ginnel
+async def echoes(vpn, content):
+    reader, writer = await vpn.open_connection("echo.office", 7)
+    writer.write(content)
+    try:
+        return await asyncio.wait_for(reader.readexactly(len(content)), 3) == content
+    except TimeoutError:
+        return False
+    finally:
+        writer.transport.abort()
+
+async def main():
+    async with ginnel.connect("office.ovpn") as vpn:
+        random = await echoes(vpn, os.urandom(20_000))
+        zeros = await echoes(vpn, bytes(20_000))
+        print(json.dumps([random, zeros, vpn.statistics()["plane"]["rx_compressed"]]))
 
 asyncio.run(main())
 """

@@ -361,7 +361,7 @@ class Client:
     # The machine.
 
     def _watchers(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
-        watchers = [self._watch_network, self._watch_sleep]
+        watchers = [self._watch_network, self._watch_sleep, self._watch_compressed]
         return watchers if self._config.crl_file is None else [*watchers, self._watch_revocations]
 
     async def _watch_revocations(self) -> None:
@@ -387,6 +387,14 @@ class Client:
             self._tls.renew_crl(read_revocation_lists(file))
         except ConfigError as error:
             log.warning("crl-verify: %s; what was read before counts", error)
+
+    async def _watch_compressed(self) -> None:
+        """Says once why a tunnel that is up may lead to nothing."""
+        while True:
+            await asyncio.sleep(_COMPRESSED)
+            if self._plane.statistics()["rx_compressed"]:
+                log.warning("the server sends compressed packets, which are dropped; set there: allow-compression asym")
+                return
 
     async def _watch_network(self) -> None:
         """When packets to the server would leave from another address than before, or can leave again,
@@ -578,6 +586,8 @@ def _unanswered(prompt: events.Prompt) -> ConfigError:
 _PATIENCE, _FIRST_PATIENCE = 10.0, 3.0
 # Seconds between looks at the file of revocation lists.
 _REVOCATIONS = 10.0
+# Seconds between looks at the count of compressed packets.
+_COMPRESSED = 1.0
 # Addresses set aside for documentation (RFC 5737, RFC 3849): the way to them is the default route.
 _ANYWHERE = ("192.0.2.1", "2001:db8::1")
 # Seconds of sleep after which a tunnel without ping-restart is made anew.

@@ -9,7 +9,16 @@ from dataclasses import dataclass, field, replace
 
 from ginnel.errors import AuthError, RemoteProtocolError, UnreachableError
 from ginnel.openvpn import events, keys
-from ginnel.openvpn.data_format import AEAD_CIPHERS, FRAMINGS, TCP_IP, DataFormat, MssFix, normal_cipher
+from ginnel.openvpn.data_format import (
+    AEAD_CIPHERS,
+    COMPRESSING,
+    FRAMINGS,
+    NEVER_COMPRESSED,
+    TCP_IP,
+    DataFormat,
+    MssFix,
+    normal_cipher,
+)
 from ginnel.openvpn.events import Framing, Prompt
 from ginnel.openvpn.keys import KeyMessage, Proto
 from ginnel.openvpn.login import Login
@@ -214,6 +223,8 @@ class ClientPolicy:
             reply = replace(reply, tun_mtu=None, ignored=(*reply.ignored, (f"tun-mtu {reply.tun_mtu}", reason)))
         for option, reason in reply.ignored:
             self._session.notice(f"pushed option without effect: {option}: {reason}")
+        if reply.compression in COMPRESSING:
+            self._session.notice(f"the server pushed {reply.compression}: {NEVER_COMPRESSED}")
         return _without_routes(reply) if self.settings.route_nopull else reply
 
     def _take_token(self, reply: PushReply) -> None:

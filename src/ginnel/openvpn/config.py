@@ -111,7 +111,8 @@ class ClientConfig:
     - ``ping``, ``ping_restart``, ``ping_exit``: 0 is off; ``keepalive`` comes to the first two.
     - ``connect_retry``: the shortest and the longest wait between two attempts.
     - ``connect_retry_max``, ``resolv_retry``: None for no limit. ``connect_timeout``: 0 for none but ``hand_window``.
-    - ``compression``: the framing that the file asks for; nothing is ever sent compressed.
+    - ``compression``: the line by which the file asks for a framing (a key of `data_format.FRAMINGS`); nothing is ever
+      sent compressed.
     - ``export_keys``: offer the server to take data keys from TLS's exporter. No option of a file; without
       it they come from the older PRF, as with a server that knows no other way.
     - ``setenv``: names and values, each name once.
@@ -164,7 +165,7 @@ class ClientConfig:
     tun_mtu_max: int = 1600
     max_packet_size: int = 1250
     mssfix: MssFix | None = None
-    compression: Literal["comp-lzo no", "compress", "compress stub", "compress stub-v2"] | None = None
+    compression: str | None = None
     explicit_exit_notify: int = 0
     pull_filters: tuple[PullFilter, ...] = ()
     route_nopull: bool = False

@@ -62,11 +62,15 @@ MAC_SIZES = {"SHA1": 20, "SHA224": 28, "SHA256": 32, "SHA384": 48, "SHA512": 64,
 FRAMINGS: dict[str | None, Framing] = {
     None: "",
     "compress migrate": "",
-    "comp-lzo no": "comp-lzo",
-    "compress": "stub",
-    "compress stub": "stub",
-    "compress stub-v2": "stub-v2",
+    **dict.fromkeys(("comp-lzo no", "comp-lzo", "comp-lzo yes", "comp-lzo adaptive", "compress lzo"), "comp-lzo"),
+    **dict.fromkeys(("compress", "compress stub", "compress lz4"), "stub"),
+    **dict.fromkeys(("compress stub-v2", "compress lz4-v2"), "stub-v2"),
 }
+# Who has one of these may send compressed packets, which are dropped (VORACLE): we never do.
+COMPRESSING = frozenset(
+    ("comp-lzo", "comp-lzo yes", "comp-lzo adaptive", "compress lzo", "compress lz4", "compress lz4-v2")
+)
+NEVER_COMPRESSED = "nothing is compressed (VORACLE), and what the server sends compressed is dropped"
 CBC_BLOCK = 16
 # IPv4 and TCP headers without options.
 TCP_IP = 20 + 20

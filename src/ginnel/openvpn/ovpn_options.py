@@ -11,7 +11,15 @@ import re
 from ginnel.errors import ConfigError
 from ginnel.openvpn import ovpn_login, ovpn_remote, ovpn_trust
 from ginnel.openvpn.config import DEFAULT_DATA_CIPHERS
-from ginnel.openvpn.data_format import DATA_CIPHERS, FRAMINGS, MAC_SIZES, MssFix, normal_cipher
+from ginnel.openvpn.data_format import (
+    COMPRESSING,
+    DATA_CIPHERS,
+    FRAMINGS,
+    MAC_SIZES,
+    NEVER_COMPRESSED,
+    MssFix,
+    normal_cipher,
+)
 from ginnel.openvpn.directives import DIRECTIVES, names
 from ginnel.openvpn.ovpn_draft import MAX_INT, Draft, Taker, number, one_of
 from ginnel.openvpn.ovpn_lexer import Statement
@@ -161,15 +169,12 @@ def _compression(draft: Draft, statement: Statement) -> None:
     if framing == "compress migrate":
         return
     if framing not in FRAMINGS:
-        kind = statement.words[0] if statement.words else "yes"
-        if kind not in ("lzo", "lz4", "lz4-v2", "yes", "adaptive"):
-            raise ConfigError(f"{escape(kind)!r} is no kind of compression", instead="remove the line")
-        raise ConfigError(
-            "compression inside a VPN gives away its contents (VORACLE), and is not supported",
-            instead="remove the line, and compression on the server",
-        )
+        raise ConfigError(f"{escape(statement.words[0])!r} is no kind of compression", instead="remove the line")
     draft.values["compression"] = framing
-    draft.warn("nothing is compressed; packets only carry the mark of that")
+    if framing in COMPRESSING:
+        draft.warn(f"{NEVER_COMPRESSED}; remove the line here and on the server")
+    else:
+        draft.warn("nothing is compressed; packets only carry the mark of that")
 
 
 def _allow_compression(draft: Draft, statement: Statement) -> None:
