@@ -60,6 +60,17 @@ MEANINGS: dict[str, dict[str, Any]] = {
         "wrap": (TlsAuth, "SHA256", 1),
     },
     "router": {"remotes": UDP, "compression": "comp-lzo no", "ping": 15, "ping_restart": 60, "wrap": (NoWrap,)},
+    "old-router": {"remotes": UDP, "compression": "comp-lzo", "cipher": "AES-256-CBC", "remote_cert_ku": None},
+    "appliance": {
+        "remotes": UDP,
+        "ca": None,
+        "cert": None,
+        "auth_user_pass": AuthUserPass(*LOGIN),
+        "auth_nocache": True,
+        "auth_retry": "nointeract",
+        "explicit_exit_notify": 2,
+        "wrap": (TlsCrypt,),
+    },
     "nas": {"remotes": UDP, "auth": "SHA512", "reneg_sec": 0, "cert": None, "auth_user_pass": AuthUserPass()},
     "windows": {"remotes": UDP, "auth_user_pass": AuthUserPass(*LOGIN), "wrap": (TlsCrypt,)},
     "mobile": {

@@ -24,11 +24,11 @@ class Keys:
     static: str = field(repr=False)
 
     @classmethod
-    def make(cls) -> Keys:
+    def make(cls, *, bare: bool = False) -> Keys:
+        """``bare``: the server's certificate doesn't say what it is for."""
         authority = Authority()
-        return cls(
-            authority.certificate, authority.issue("server", server=True), authority.issue("client"), static_key()
-        )
+        server = authority.issue("server", server=True, bare=bare)
+        return cls(authority.certificate, server, authority.issue("client"), static_key())
 
     @classmethod
     def make_self_signed(cls) -> Keys:
@@ -41,6 +41,10 @@ class _CommonKeys:
     @cached_property
     def ca_signed(self) -> Keys:
         return Keys.make()
+
+    @cached_property
+    def bare(self) -> Keys:
+        return Keys.make(bare=True)
 
     @cached_property
     def self_signed(self) -> Keys:

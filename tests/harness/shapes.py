@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ class Shape:
 
 def fill(name: str, server: str) -> Shape:
     """The file of this name, for a server at this address."""
-    keys = COMMON_KEYS.self_signed if name == "fingerprint" else COMMON_KEYS.ca_signed
+    keys = {"fingerprint": COMMON_KEYS.self_signed, "old-router": COMMON_KEYS.bare}.get(name, COMMON_KEYS.ca_signed)
     values = {
         "SERVER": server,
         "CA": keys.ca,
@@ -39,6 +40,7 @@ def fill(name: str, server: str) -> Shape:
         "FINGERPRINT": keys.server.fingerprint,
         "CLIENT_KEY": SERVER_KEY.make_client_key(Metadata.made_at(1.7e9), lambda size: bytes(size)).emit(),
         "ENCRYPTED_KEY": encrypt(keys.client.key),
+        "BUNDLE": base64.encodebytes(bundle(COMMON_KEYS.ca_signed)).decode(),
     }
     text = re.sub("@([A-Z_]+)@", lambda match: values[match[1]].rstrip("\n"), (FOLDER / f"{name}.ovpn").read_text())
     if name == "windows":
@@ -53,6 +55,8 @@ def files(name: str, keys: Keys) -> dict[str, str | bytes]:
         case "linux":
             names = ("ca.crt", "client.crt", "client key.pem", "ta.key")
             return dict(zip(names, (keys.ca, keys.client.certificate, keys.client.key, keys.static), strict=True))
+        case "appliance":
+            return {"login.conf": "\n".join(LOGIN) + "\n"}
         case "windows":
             return {"login file.txt": "\r\n".join(LOGIN) + "\r\n"}
         case "encrypted-key":

@@ -136,6 +136,12 @@ ROWS = [
         "offsets of the parts",
         "test_data_formats::test_ciphers",
     ),
+    Row(
+        "data",
+        "data-ciphers-fallback; the server negotiates no cipher",
+        "none is pushed: both sides must know theirs",
+        "test_data_formats::test_a_server_that_negotiates_no_cipher",
+    ),
     Row("data", "AES-CBC over TCP", "lengths in front of blocks", "test_data_formats::test_cbc_over_tcp"),
     Row(
         "data",

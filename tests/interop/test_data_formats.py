@@ -64,6 +64,17 @@ async def test_without_a_peer_id(network: Network, ordinary_env: Environment, ci
         assert "peer-id" not in server.wait_log("'PUSH_REPLY,")
 
 
+@pytest.mark.parametrize("cipher", ["AES-256-CBC", "AES-128-GCM"])
+def test_a_server_that_negotiates_no_cipher(network: Network, ordinary_env: Environment, cipher: str) -> None:
+    """Stock takes the fallback with clients that offer none, and pushes no cipher: both sides must know theirs."""
+    fallback = (f"data-ciphers-fallback {cipher}", "auth SHA256")
+    profile = Profile(server_options=(*fallback, "verb 4"), client_options=fallback)
+    with StockServer(network, profile) as server, program_folder(profile) as folder:
+        with start_program(network, ordinary_env, folder, _NO_NCP + _FETCH) as process:
+            assert process.wait(40) == 0, str(process)
+        assert "cipher" not in server.wait_log("'PUSH_REPLY,")
+
+
 @pytest.mark.parametrize(
     ("server", "client"),
     [
@@ -161,6 +172,13 @@ asyncio.run(main())
 _V1 = """
 from ginnel.openvpn import client, keys
 client.OUR_PROTO &= ~keys.Proto.DATA_V2
+"""
+_NO_NCP = """
+import re
+from ginnel.openvpn import keys
+
+made = keys.peer_info
+keys.peer_info = lambda **values: re.sub("IV_(NCP|CIPHERS)=.*\\\\n", "", made(**values))
 """
 _MSS = (
     """
