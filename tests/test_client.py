@@ -5,8 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
+import random
 import socket
+import time
 from collections.abc import AsyncIterator
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,15 +19,20 @@ import pytest
 
 import ginnel
 from ginnel.errors import AuthError, UnreachableError
+from ginnel.openvpn import client
 from ginnel.openvpn.config import ClientConfig
 from ginnel.openvpn.events import Prompt
+from ginnel.openvpn.keys import Proto
 from ginnel.openvpn.ovpn_file import parse_ovpn
 from ginnel.openvpn.server import ClientLogin
 from ginnel.server import Listen, Server
+from ginnel.transports import watch
 from ginnel.vpn import Change, Down, Reconnecting, State, Up, Vpn
 from tests.harness import proxy
 from tests.harness.people import People
 from tests.test_server_service import serving
+from tests.test_ways import Names
+from tests.test_ways import names as names
 
 T = TypeVar("T", bound=Change)
 QUICK = ("connect-retry 0 1", "server-poll-timeout 1")
@@ -37,23 +47,6 @@ def people() -> People:
     people.add("alice", "secret")
     people.add("bob")
     return people
-
-
-@pytest.fixture
-def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """What the machine's resolver knows, beside addresses."""
-    known: dict[str, list[str]] = {}
-    real = socket.getaddrinfo
-
-    def look_up(host: Any, *arguments: Any, **options: Any) -> Any:
-        if not str(host).endswith(".example"):
-            return real(host, *arguments, **options)
-        if not known.get(host):
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return [entry for address in known[host] for entry in real(address, *arguments, **options)]
-
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    return known
 
 
 def port(server: Server, proto: str = "udp") -> int:
@@ -293,9 +286,7 @@ async def test_without_a_server_poll_timeout_the_server_has_its_time(people: Peo
             assert vpn.state is State.UP
 
 
-async def test_each_address_of_a_name_is_tried_before_its_remote_counts_as_tried(
-    people: People, names: dict[str, list[str]]
-) -> None:
+async def test_each_address_of_a_name_is_tried_before_its_remote_counts_as_tried(people: People, names: Names) -> None:
     names["vpn.example"] = [NOBODY, "127.0.0.1"]
     async with serving(people) as server:
         lines = (f"remote vpn.example {port(server)}", "connect-retry-max 1", *QUICK)
@@ -309,7 +300,7 @@ async def test_each_address_of_a_name_is_tried_before_its_remote_counts_as_tried
     assert [NOBODY in str(failure.error) for failure in failures] == [True, False, True]
 
 
-async def test_resolv_retry_counts_from_the_first_failure_on(people: People, names: dict[str, list[str]]) -> None:
+async def test_resolv_retry_counts_from_the_first_failure_on(people: People, names: Names) -> None:
     names["vpn.example"] = ["127.0.0.1"]
     async with contextlib.AsyncExitStack() as stack:
         async with serving(people) as server:
@@ -329,7 +320,165 @@ async def test_resolv_retry_counts_from_the_first_failure_on(people: People, nam
         await events.next(Up)
 
 
-async def test_a_name_that_stays_unknown_ends_it(people: People, names: dict[str, list[str]]) -> None:
+async def test_a_name_that_stays_unknown_ends_it(people: People, names: Names) -> None:
     lines = ("remote vpn.example 9", "resolv-retry 0")
     with pytest.raises(UnreachableError, match=r"cannot resolve vpn\.example"):
         await connecting(people, "bob", *lines).__aenter__()
+
+
+async def test_the_waiting_grows_with_jitter_when_each_remote_has_failed_several_times(people: People) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    random.seed(seed)
+    patient = connection(f"remote {NOBODY} 9 tcp", "connect-retry 2 3")
+    vpn = connecting(people, "bob", "connect-retry 1 16", connection(f"remote {NOBODY} 9 tcp"), patient)
+    events = Events(vpn)
+    entering = asyncio.create_task(vpn.__aenter__())
+    delays: list[float] = []
+    for _ in range(20):
+        delays.append((await events.next(Reconnecting)).delay)
+        # Without waiting.
+        vpn.reconnect()
+    entering.cancel()
+    await asyncio.gather(entering, return_exceptions=True)
+    first, second = delays[::2], delays[1::2]
+    for delay, expected in zip(first, [1, 1, 1, 1, 1, 2, 4, 8, 16, 16], strict=True):
+        assert 0.75 * expected <= delay <= 1.25 * expected, first
+    for delay, expected in zip(second, [2, 2, 2, 2, 3, 3, 3, 3, 3, 3], strict=True):
+        assert 0.75 * expected <= delay <= 1.25 * expected, second
+    assert len(set(first[:4])) == 4
+
+
+# Staying up.
+
+
+async def test_a_machine_that_slept_connects_anew(people: People, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept = 0.0
+    clock = time.clock_gettime
+
+    def read(which: int) -> float:
+        return clock(which) + (slept if which == time.CLOCK_BOOTTIME else 0)
+
+    monkeypatch.setattr(time, "clock_gettime", read)
+    monkeypatch.setattr(watch, "TICK", 0.01)
+    async with serving(people) as server:
+        vpn = connecting(people, "bob", f"remote 127.0.0.1 {port(server)}")
+        events = Events(vpn)
+        async with vpn:
+            await events.next(Up)
+            slept = 3600
+            assert "this machine slept for 3600 s" in str((await events.next(Reconnecting)).error)
+            await events.next(Up)
+
+
+class Lossy:
+    """A way to a server on loopback that loses the next ``loses`` datagrams to it. ``port`` is where it begins."""
+
+    def __init__(self, to: int) -> None:
+        self.loses = 0
+        self._there, self._back = (socket.socket(type=socket.SOCK_DGRAM) for _ in range(2))
+        self._there.connect(("127.0.0.1", to))
+        self._back.bind(("127.0.0.1", 0))
+        self.port = self._back.getsockname()[1]
+        self._client: tuple[str, int] | None = None
+
+    def __enter__(self) -> Lossy:
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._back, self._outwards)
+        loop.add_reader(self._there, self._inwards)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sock in (self._back, self._there):
+            asyncio.get_running_loop().remove_reader(sock)
+            sock.close()
+
+    def _outwards(self) -> None:
+        data, self._client = self._back.recvfrom(1 << 16)
+        if self.loses:
+            self.loses -= 1
+        else:
+            self._there.send(data)
+
+    def _inwards(self) -> None:
+        data = self._there.recv(1 << 16)
+        if self._client is not None:
+            self._back.sendto(data, self._client)
+
+
+@pytest.mark.parametrize("told", ["on the control channel", "by data"])
+async def test_the_server_hears_that_we_go_also_where_a_packet_is_lost(
+    people: People, monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
+    if told == "by data":
+        monkeypatch.setattr(client, "OUR_PROTO", client.OUR_PROTO & ~Proto.CC_EXIT_NOTIFY)
+    left = asyncio.Event()
+
+    async def gone(client: object, reason: str) -> None:
+        left.set()
+
+    async with serving(people, disconnected=gone) as server:
+        with Lossy(port(server)) as way:
+            lines = (
+                f"remote 127.0.0.1 {way.port}",
+                "explicit-exit-notify 2",
+                "pull-filter ignore explicit-exit-notify",
+            )
+            async with connecting(people, "bob", *lines) as vpn:
+                await vpn.ping("10.8.0.1", timeout=10)
+                way.loses = 1
+            await asyncio.wait_for(left.wait(), 5)
+    assert str(people.sessions[-1][4]).endswith("ended the session")
+
+
+@pytest.mark.parametrize("moves", [False, True])
+async def test_streams_live_on_where_the_address_stays_and_fail_where_it_changed(people: People, moves: bool) -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(100):
+                writer.write(data)
+        writer.close()
+
+    people.users["bob"].address = IPv4Address("10.8.0.66")
+    async with serving(people) as server, await server.stack.start_server(echo, port=7):
+        vpn = connecting(people, "bob", f"remote 127.0.0.1 {port(server)}")
+        events = Events(vpn)
+        async with vpn:
+            await events.next(Up)
+            reader, writer = await vpn.open_connection("10.8.0.1", 7)
+            writer.write(b"before")
+            assert await reader.readexactly(6) == b"before"
+            if moves:
+                people.users["bob"].address = IPv4Address("10.8.0.77")
+            vpn.reconnect()
+            await events.next(Reconnecting)
+            assert vpn.state is State.RECONNECTING
+            up = await events.next(Up)
+            assert up.info.address == ("10.8.0.77/24" if moves else "10.8.0.66/24")
+            if moves:
+                with pytest.raises(OSError, match=os.strerror(errno.ENETRESET)):
+                    await asyncio.wait_for(reader.read(1), 20)
+            else:
+                writer.write(b"after")
+                assert await asyncio.wait_for(reader.readexactly(5), 20) == b"after"
+            writer.transport.abort()
+
+
+async def test_the_mtu_is_the_servers_and_goes_back_with_the_next(people: People) -> None:
+    async with (
+        serving(people) as last,
+        serving(people) as plain,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        narrow = await stack.enter_async_context(serving(people, tun_mtu=1300))
+        remotes = [[f"remote 127.0.0.1 {port(server)}"] for server in (narrow, plain, last)]
+        remotes[-1].append("tun-mtu 1400")
+        # Ours always say one: the others are those that don't.
+        filters = ('pull-filter accept "tun-mtu 1300"', "pull-filter ignore tun-mtu")
+        vpn = connecting(people, "bob", *(connection(*lines) for lines in remotes), *QUICK, *filters)
+        events = Events(vpn)
+        async with vpn:
+            for server, mtu in ((narrow, 1300), (plain, 1500), (last, 1400)):
+                await events.next(Up)
+                assert vpn.stack.mtu == mtu
+                await server.aclose()

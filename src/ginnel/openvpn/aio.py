@@ -96,6 +96,7 @@ class Client:
         self._questions: set[asyncio.Task[None]] = set()
         self._users_time = 0.0
         self._unresolved_since: float | None = None
+        self._told: set[str] = set()
         self._asked_at: float | None = None
         self.keyed_at = time.monotonic()
         """When the keys in use were agreed on, on `time.monotonic`."""
@@ -118,6 +119,11 @@ class Client:
         """Tells the server that we go, where it asked to be told."""
         if self._attempt is not None:
             self._attempt.leave()
+
+    @property
+    def is_leaving(self) -> bool:
+        """After `leave`: there is a session, and `run` ends when its server has heard, or was told often enough."""
+        return self._attempt is not None
 
     def reconnect(self) -> None:
         """Gives the session up for another, or tries again without waiting."""
@@ -174,7 +180,7 @@ class Client:
             self._failure = closed.error
             self._renew_login()
             if self._login.prompt is None:
-                delay = max(closed.delay, self._back_off(failures))
+                delay = max(closed.delay, self._back_off(failures, self._way.remote))
                 self._on_change(Lost(closed.error, delay))
                 await pause(delay, self._nudge)
             elif rose:
@@ -256,9 +262,12 @@ class Client:
             return failures <= max(_PROTOCOL_FAILURES, len(self._config.remotes) - 1)
         return True
 
-    def _back_off(self, failures: int) -> float:
-        lowest, highest = self._config.connect_retry
-        delay: float = min(highest, lowest * 2 ** max(0, failures - _PATIENT_FAILURES))
+    def _back_off(self, failures: int, remote: Remote) -> float:
+        """Grows when each remote has failed several times (``init.c``, socket_restart_pause), with jitter: the clients
+        of a server that was restarted don't come back at once."""
+        lowest, highest = self._config.for_remote(remote).connect_retry
+        rounds = failures // len(self._config.remotes)
+        delay: float = min(highest, lowest * 2 ** min(max(0, rounds - _PATIENT_ROUNDS), _MOST_DOUBLINGS))
         return delay * random.uniform(0.75, 1.25)
 
     def _take_news(self, news: events.News, attempt: _Attempt) -> None:
@@ -270,7 +279,10 @@ class Client:
             case events.Rekeyed():
                 self.keyed_at = time.monotonic()
             case events.Notice(text):
-                log.warning("%s", text)
+                # What each connection brings again is news once.
+                log.log(logging.DEBUG if text in self._told else logging.WARNING, "%s", text)
+                if len(self._told) < _MOST_TOLD:
+                    self._told.add(text)
             case events.Reconfigured():
                 self._on_change(news)
             case events.OpenUrl():
@@ -586,13 +598,14 @@ def _unanswered(prompt: events.Prompt) -> ConfigError:
 _PATIENCE, _FIRST_PATIENCE = 10.0, 3.0
 # Seconds between looks at the file of revocation lists.
 _REVOCATIONS = 10.0
+_MOST_TOLD = 1000
 # Seconds between looks at the count of compressed packets.
 _COMPRESSED = 1.0
 # Addresses set aside for documentation (RFC 5737, RFC 3849): the way to them is the default route.
 _ANYWHERE = ("192.0.2.1", "2001:db8::1")
 # Seconds of sleep after which a tunnel without ping-restart is made anew.
 _LONG_SLEEP = 60.0
-# Attempts that fail before the waiting between them grows.
-_PATIENT_FAILURES = 5
+# How often each remote fails before the waiting grows, and how often it is doubled at most.
+_PATIENT_ROUNDS, _MOST_DOUBLINGS = 4, 15
 # One forged or damaged packet can end TLS where nothing wraps it; this many in a row are no accident.
 _PROTOCOL_FAILURES = 2

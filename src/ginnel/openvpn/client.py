@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from ginnel.errors import AuthError, RemoteProtocolError, UnreachableError
@@ -223,6 +223,8 @@ class ClientPolicy:
             reply = replace(reply, tun_mtu=None, ignored=(*reply.ignored, (f"tun-mtu {reply.tun_mtu}", reason)))
         for option, reason in reply.ignored:
             self._session.notice(f"pushed option without effect: {option}: {reason}")
+        for option in _without_effect(reply):
+            self._session.notice(f"pushed option without effect: {option}")
         if reply.compression in COMPRESSING:
             self._session.notice(f"the server pushed {reply.compression}: {NEVER_COMPRESSED}")
         return _without_routes(reply) if self.settings.route_nopull else reply
@@ -379,6 +381,15 @@ def _advance(flags: str) -> events.Advance:
 
 def _with(text: str, reason: str) -> str:
     return f"{text}: {reason}" if reason else text
+
+
+def _without_effect(reply: PushReply) -> Iterator[str]:
+    """What is understood, and left to others."""
+    for name, size in (("sndbuf", reply.sndbuf), ("rcvbuf", reply.rcvbuf)):
+        if size:
+            yield f"{name} {size}: the sockets have the sizes of ginnel and the system"
+    for kind in dict.fromkeys(kind for kind, *_ in reply.dhcp_options):
+        yield f"dhcp-option {kind}: of these options name servers and domains alone are used"
 
 
 def _without_routes(reply: PushReply) -> PushReply:

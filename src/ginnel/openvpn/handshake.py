@@ -118,6 +118,11 @@ class Handshake:
             self._send.clear()
             self._advance()
 
+    def write_last_message(self, message: bytes) -> None:
+        """The same for one after which there is little time to send it again."""
+        self._send.hurry(LAST_TIMEOUT)
+        self.write_message(message)
+
     def write_message(self, message: bytes) -> None:
         """Sends a control message, when the negotiation is done if it isn't."""
         if self.state is State.ACTIVE:
@@ -217,5 +222,6 @@ class Handshake:
 
 
 PIGGYBACKED_ACKS = 4
+LAST_TIMEOUT = 0.25
 # However large a wrapped key is, some of TLS goes along with it, as in stock.
 MIN_CHUNK = 16

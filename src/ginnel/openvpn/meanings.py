@@ -32,7 +32,10 @@ MEANINGS: dict[str, tuple[str, ...]] = {
     "rport": ("port {0} of the server, where a remote names none",),
     "lport": ("sends from the local port {0}",),
     "local": ("sends from the local address {0}",),
-    "bind": ("sends from the local port that lport or port names",),
+    "bind": (
+        "sends from the local port that lport or port names; a socket is of one family in any case",
+        "sends from the local port that lport or port names",
+    ),
     "nobind": ("the system chooses the local port",),
     "proto": ("{0}, where a remote names nothing else",),
     "connection": ("a server, with options of its own",),
@@ -47,7 +50,10 @@ MEANINGS: dict[str, tuple[str, ...]] = {
     "connect-timeout": ("a silent server is left after {0} s",),
     "server-poll-timeout": ("a silent server is left after {0} s",),
     "resolv-retry": ("a name that can't be resolved is tried again: {0}",),
-    "explicit-exit-notify": ("tells the server at the end, {0} times", "tells the server at the end"),
+    "explicit-exit-notify": (
+        "tells the server at the end, until it has heard, or up to {0} times",
+        "tells the server at the end",
+    ),
     "ca": (
         "the server's certificate must be signed by one in {0}",
         "the server's certificate must be signed by one of these",

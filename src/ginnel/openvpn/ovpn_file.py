@@ -238,7 +238,9 @@ class _Reader:
                     raise ConfigError(f"{line.name} can't be within <connection>", instead="write it outside")
                 if line.name == "remote" and inner.targets:
                     raise ConfigError("a second remote in one <connection>", instead="write a block for each")
-                if directive is not None and directive.verdict is Verdict.SUPPORTED:
+                if line.name == "connect-retry-max":
+                    self._warn("connect-retry-max has no effect within <connection>: it is for all of them")
+                elif directive is not None and directive.verdict is Verdict.SUPPORTED:
                     TAKERS[line.name](inner, line)
         finally:
             self._draft = draft

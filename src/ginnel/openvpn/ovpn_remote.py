@@ -23,6 +23,10 @@ def finish_remote(target: Target, entry: Entry) -> Remote:
     if entry.bind is False and (entry.lport is not None or entry.local is not None):
         option = "lport" if entry.lport is not None else "local"
         raise ConfigError(f"nobind and {option} exclude each other", option=option, instead="keep one of them")
+    if proxy is None and entry.local is not None and proto[3:] and (":" in entry.local) != (proto[3:] == "6"):
+        raise ConfigError(
+            f"from {entry.local} no {proto} goes out", option="local", instead=f"write: proto {proto[:3]}"
+        )
     port = entry.lport if entry.lport is not None else entry.port if entry.bind else 0
     return Remote(target.host, target.port or entry.port, cast(Proto, proto), proxy, entry.local, port)
 

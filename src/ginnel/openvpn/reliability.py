@@ -53,6 +53,10 @@ class SendWindow:
         self._waiting[self._next_id] = Outgoing(self._next_id, opcode, payload, now, self._timeout)
         self._next_id += 1
 
+    def hurry(self, timeout: float) -> None:
+        """What is pushed from now on is sent again after so many seconds at most."""
+        self._timeout = min(self._timeout, timeout)
+
     def acknowledge(self, acks: tuple[int, ...]) -> None:
         """Forgets what arrived; ids that we never sent change nothing."""
         if not self._waiting:

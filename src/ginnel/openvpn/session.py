@@ -283,7 +283,7 @@ class Session:
         if not notify or tunnel is None or tunnel.exit_notify == 0:
             self.finish(None, retry=False)
         elif tunnel.cc_exit:
-            self._guard(self._current.write_message, b"EXIT")
+            self._guard(self._current.write_last_message, b"EXIT")
             self.finish_settled(None, retry=False, within=tunnel.exit_notify, now=now)
         else:
             self._command(events.SendDataMessage(self._policy.peer, EXIT_NOTICE))

@@ -172,9 +172,13 @@ def _connected(sock: socket.socket) -> Opened:
 
 def where(remote: Remote) -> tuple[str, int, socket.AddressFamily]:
     """The name, the port and the family of where packets go first: the server, or the proxy before it."""
+    host, port, family = remote.host, remote.port, _FAMILIES[remote.proto[3:]]
     if remote.proxy is not None:
-        return remote.proxy.host, remote.proxy.port, socket.AF_UNSPEC
-    return remote.host, remote.port, _FAMILIES[remote.proto[3:]]
+        host, port, family = remote.proxy.host, remote.proxy.port, socket.AF_UNSPEC
+    if remote.local is not None and (remote.tcp or remote.proxy is None):
+        # From an address of one family only its own can be reached.
+        family = socket.AF_INET6 if ":" in remote.local else socket.AF_INET
+    return host, port, family
 
 
 def describe(remote: Remote) -> str:
