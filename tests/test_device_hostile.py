@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
@@ -19,8 +20,9 @@ from ginnel._core import DescriptorEnd
 from ginnel.device import MemoryDevice
 from ginnel.device.base import Kind
 from ginnel.errors import DeviceError
+from ginnel.testing.lender import Lender
 from ginnel.testing.probes import packet, sound, until
-from ginnel.testing.subjects import SUBJECTS, Column
+from ginnel.testing.subjects import SUBJECTS, Factory
 from tests.harness.network import Namespace
 
 SEED = int(os.environ.get("GINNEL_SEED", "29"))
@@ -123,10 +125,15 @@ def test_owners_that_are_killed_end_the_program_s_descriptor() -> None:
 
 @pytest.mark.usefixtures("namespace")
 @pytest.mark.parametrize("kind", ["tun", "tap"])
-@pytest.mark.parametrize("column", SUBJECTS)
-def test_whatever_is_written_is_read_refused_or_counted(column: Column, kind: Kind) -> None:
+@pytest.mark.parametrize("name", [*SUBJECTS, "lender"])
+def test_whatever_is_written_is_read_refused_or_counted(name: str, kind: Kind) -> None:
     chance = random.Random(SEED)
-    with SUBJECTS[column](kind) as subject:
+    factories: dict[str, Factory] = {**SUBJECTS}
+    with contextlib.ExitStack() as stack:
+        if name == "lender":
+            factories[name] = stack.enter_context(Lender())
+        subject = stack.enter_context(factories[name](kind))
+        column = subject.column
         subject.device.set_up(True)
         refused = 0
         for turn in range(3000):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import struct
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 
-from ginnel.device import ioctls
 from ginnel.device.interface import Interfaces
-from ginnel.testing.ioctl_cases import IOCTL_CASES, IoctlCase, RealSystem
+from ginnel.testing.ioctl_cases import IOCTL_CASES, IoctlCase, MemorySystem, RealSystem
 from tests.harness.network import Namespace
 
 
@@ -25,35 +23,6 @@ def namespace() -> Iterator[None]:
 @pytest.mark.parametrize("case", IOCTL_CASES, ids=lambda case: case.name)
 def test_on_the_kernel(case: IoctlCase) -> None:
     case.check(RealSystem())
-
-
-class MemoryNode:
-    """A descriptor of a device in user space; closed, as the program's half of its pair would be."""
-
-    def __init__(self, interfaces: Interfaces) -> None:
-        self._descriptor = ioctls.Descriptor(interfaces, 0, privileged=True)
-
-    def ioctl(self, request: int, argument: bytes | int = 0) -> bytes:
-        words = struct.pack("=q", argument) if isinstance(argument, int) else argument
-        return self._descriptor.ioctl(request, words)
-
-    def close(self) -> None:
-        if self._descriptor.socket is not None:
-            self._descriptor.socket.close()
-        self._descriptor.close()
-
-
-class MemorySystem:
-    def __init__(self, interfaces: Interfaces) -> None:
-        self._interfaces = interfaces
-
-    def open(self) -> MemoryNode:
-        return MemoryNode(self._interfaces)
-
-    def about(self, request: int, ifreq: bytes) -> bytes:
-        answer = ioctls.socket_ioctl(self._interfaces, request, ifreq)
-        assert answer is not None
-        return answer
 
 
 @pytest.mark.parametrize("case", IOCTL_CASES, ids=lambda case: case.name)

@@ -24,9 +24,9 @@ from ginnel.errors import DeviceError
 class Descriptor:
     """What an open /dev/net/tun is to the kernel: attached to no interface at first, then to one queue of one.
 
-    ``uid`` and ``gids`` are the caller's, for interfaces that have an owner or a group; ``privileged`` takes no
-    account of those. ``connect`` gives our half of the pair that the program holds, when it is attached; None:
-    a pair is made then, and the program's half is `socket`.
+    ``uid`` and ``gids`` are the caller's, for interfaces that have an owner or a group, see `set_caller`;
+    ``privileged`` takes no account of those. ``connect`` gives our half of the pair that the program holds, when it
+    is attached; None: a pair is made then, and the program's half is `socket`.
     """
 
     def __init__(
@@ -40,9 +40,7 @@ class Descriptor:
     ) -> None:
         self.socket: socket.socket | None = None
         self._interfaces = interfaces
-        self._uid = uid
-        self._gids = gids
-        self._privileged = privileged
+        self.set_caller(uid, gids, privileged)
         self._connect = connect or self._make_pair
         self._interface: Interface | None = None
         self._queue = -1
@@ -62,6 +60,12 @@ class Descriptor:
     def closed(self) -> bool:
         """Whether the program has let go of it."""
         return self._closed
+
+    def set_caller(self, uid: int, gids: frozenset[int], privileged: bool) -> None:
+        """Who asks from now on: one may have given rights up since it opened the device."""
+        self._uid = uid
+        self._gids = gids
+        self._privileged = privileged
 
     def ioctl(self, request: int, argument: bytes = b"") -> bytes:
         """Answers a request; returns what is to be written to where the argument points.

@@ -12,10 +12,14 @@ import fcntl
 import os
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from ginnel.device.interface import Interfaces
+from ginnel.device.ioctls import Descriptor, socket_ioctl
 from ginnel.device.kernel import NODE
 from ginnel.testing.probes import refuses, until
 
@@ -34,6 +38,13 @@ class System(Protocol):
 
     def about(self, request: int, ifreq: bytes) -> bytes:
         """An ioctl on an inet socket, with a struct ifreq; what came back of it."""
+
+    @property
+    def stranger(self) -> int:
+        """The number of a user without privileges."""
+
+    def attach_as_stranger(self, ifreq: bytes) -> None:
+        """TUNSETIFF by that user, who lets go of it at once. Raises OSError."""
 
 
 class RealNode:
@@ -55,6 +66,56 @@ class RealSystem:
     def about(self, request: int, ifreq: bytes) -> bytes:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as inet:
             return fcntl.ioctl(inet, request, ifreq)
+
+    @property
+    def stranger(self) -> int:
+        return os.geteuid() or STRANGER
+
+    def attach_as_stranger(self, ifreq: bytes) -> None:
+        words = [sys.executable, "-I", "-S", "-c", ATTACH, NODE, str(self.stranger), ifreq.hex()]
+        status = subprocess.run(words).returncode
+        if status:
+            raise OSError(status, os.strerror(status))
+
+
+class MemoryNode:
+    """A descriptor of a device in user space; closed, as the program's half of its pair would be."""
+
+    def __init__(self, interfaces: Interfaces, uid: int = 0) -> None:
+        self._descriptor = Descriptor(interfaces, uid, privileged=uid == 0)
+
+    def ioctl(self, request: int, argument: bytes | int = 0) -> bytes:
+        words = struct.pack("=q", argument) if isinstance(argument, int) else argument
+        return self._descriptor.ioctl(request, words)
+
+    def close(self) -> None:
+        if self._descriptor.socket is not None:
+            self._descriptor.socket.close()
+        self._descriptor.close()
+
+
+class MemorySystem:
+    """Interfaces of this process, within a running event loop."""
+
+    stranger = 2000
+
+    def __init__(self, interfaces: Interfaces) -> None:
+        self._interfaces = interfaces
+
+    def open(self) -> Node:
+        return MemoryNode(self._interfaces)
+
+    def about(self, request: int, ifreq: bytes) -> bytes:
+        answer = socket_ioctl(self._interfaces, request, ifreq)
+        assert answer is not None
+        return answer
+
+    def attach_as_stranger(self, ifreq: bytes) -> None:
+        node = MemoryNode(self._interfaces, self.stranger)
+        try:
+            node.ioctl(TUNSETIFF, ifreq)
+        finally:
+            node.close()
 
 
 @dataclass(frozen=True)
@@ -126,6 +187,19 @@ def wrong_kind(system: System) -> None:
         refuses(errno.EINVAL, node.ioctl, TUNSETIFF, setting("tun0", IFF_TAP | IFF_NO_PI))
         refuses(errno.EINVAL, node.ioctl, TUNSETIFF, setting("tun9", IFF_NO_PI))
         refuses(errno.EINVAL, node.ioctl, TUNSETIFF, setting("tun/9"))
+
+
+@line("TUNSETIFF: EPERM for a wrong owner")
+def wrong_owner(system: System) -> None:
+    with attached(system, "kept2") as (node, _):
+        node.ioctl(TUNSETPERSIST, 1)
+        node.ioctl(TUNSETOWNER, system.stranger + 1)
+    refuses(errno.EPERM, system.attach_as_stranger, setting("kept2"))
+    with attached(system, "kept2") as (node, _):
+        node.ioctl(TUNSETOWNER, system.stranger)
+    system.attach_as_stranger(setting("kept2"))
+    with attached(system, "kept2") as (node, _):
+        node.ioctl(TUNSETPERSIST, 0)
 
 
 @line("TUNSETIFF: E2BIG past 256 queues")
@@ -255,12 +329,18 @@ def ignored(system: System) -> None:
         node.ioctl(TUNSETNOCSUM, 1)
 
 
+@line("TUN: POINTOPOINT, NOARP, MULTICAST")
+def kinds(system: System) -> None:
+    with attached(system, "tun0") as (_, name):
+        assert about(system, SIOCGIFFLAGS, name) & IFF_KIND == IFF_POINTOPOINT | IFF_NOARP | IFF_MULTICAST
+    with attached(system, "tap0", IFF_TAP | IFF_NO_PI) as (_, name):
+        assert about(system, SIOCGIFFLAGS, name) & IFF_KIND == IFF_BROADCAST | IFF_MULTICAST
+
+
 @line("On an inet socket: SIOC{G,S}IF{FLAGS,MTU,TXQLEN}, SIOCGIFINDEX, SIOCGIFNAME")
 def settings(system: System) -> None:
     with attached(system, "tun0") as (_, name):
-        flags = about(system, SIOCGIFFLAGS, name) & 0xFFFF
-        assert flags & IFF_KIND == IFF_POINTOPOINT | IFF_NOARP | IFF_MULTICAST
-        assert not flags & IFF_UP
+        assert not about(system, SIOCGIFFLAGS, name) & IFF_UP
         set_up(system, name, True)
         assert about(system, SIOCGIFFLAGS, name) & (IFF_UP | IFF_RUNNING) == IFF_UP | IFF_RUNNING
         for get, change, value, wrong in ((SIOCGIFMTU, SIOCSIFMTU, 1400, 67), (SIOCGIFTXQLEN, SIOCSIFTXQLEN, 77, -1)):
@@ -380,4 +460,17 @@ IFF_UP, IFF_BROADCAST, IFF_POINTOPOINT, IFF_RUNNING, IFF_NOARP, IFF_MULTICAST = 
 IFF_KIND = IFF_BROADCAST | IFF_POINTOPOINT | IFF_NOARP | IFF_MULTICAST
 ARPHRD_ETHER, ARPHRD_NONE = 1, 0xFFFE
 LONGEST_QUEUE = 524_288
+STRANGER = 2000
+ATTACH = """
+import fcntl, os, sys
+device = os.open(sys.argv[1], os.O_RDWR)
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setresgid(*[int(sys.argv[2])] * 3)
+    os.setresuid(*[int(sys.argv[2])] * 3)
+try:
+    fcntl.ioctl(device, 0x400454CA, bytes.fromhex(sys.argv[3]))
+except OSError as error:
+    sys.exit(error.errno)
+"""
 UNKNOWN, FIONREAD = 0x400454FF, 0x541B

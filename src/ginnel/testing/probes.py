@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import fcntl
 import os
 import select
 import signal
-import socket
 import struct
 import threading
 import time
@@ -18,8 +16,7 @@ from typing import Any
 
 from ginnel.device.base import DeviceEnd, Kind
 from ginnel.device.interface import Interface, Interfaces
-from ginnel.device.kernel import FLAGS, NODE, TUNSETIFF, KernelDevice
-from ginnel.errors import DeviceError
+from ginnel.device.kernel import KernelDevice
 from ginnel.testing.subjects import KernelSubject, Subject, set_ipv6
 
 
@@ -68,25 +65,16 @@ def would_wait(subject: Subject) -> None:
     refuses(errno.EAGAIN, subject.end.read, 0)
 
 
-def is_end(subject: Subject, outcome: object) -> bool:
-    """Whether this is how a read ends when its device is deleted."""
-    if subject.column == "lent":
-        return outcome == b""
-    return isinstance(outcome, DeviceError) and outcome.errno == errno.EBADFD
-
-
-def is_over(subject: Subject) -> None:
-    """Everything fails, for good. A lent descriptor's other side is closed."""
-    if subject.column != "lent":
-        return refused_for_good(subject.end, subject.kind)
-    assert subject.end.read() == b""
-    return refuses(errno.EPIPE, subject.end.write, packet(subject.kind, 0))
-
-
 def refused_for_good(end: DeviceEnd, kind: Kind) -> None:
     refuses(errno.EBADFD, end.read, 0)
     refuses(errno.EBADFD, end.read_batch, 1)
     refuses(errno.EBADFD, end.write, packet(kind, 0))
+
+
+def ended_for_good(end: DeviceEnd, kind: Kind) -> None:
+    """How a lent descriptor is over: its other side is closed."""
+    assert end.read() == b""
+    refuses(errno.EPIPE, end.write, packet(kind, 0))
 
 
 def raises(kind: type[BaseException], call: Callable[[], object]) -> None:
@@ -297,29 +285,6 @@ def allow_system_packets(subject: Subject) -> bool:
         return False
     set_ipv6(subject.device.name, True)
     return True
-
-
-@contextlib.contextmanager
-def opened(path: str) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def packet_information(kind: Kind) -> Iterator[tuple[int, Callable[[bytes], object]]]:
-    """A descriptor of a kernel's device whose packets have 4 bytes in front, and how the system sends one."""
-    from pyroute2 import IPRoute
-
-    with opened(NODE) as descriptor, socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as system:
-        answer = fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", f"{kind}%d".encode(), FLAGS[kind]))
-        name = answer[:16].rstrip(b"\0").decode()
-        set_ipv6(name, False)
-        with IPRoute() as ip:
-            ip.link("set", index=socket.if_nametoindex(name), state="up")
-        yield descriptor, lambda each: system.sendto(each, (name, 0x0800))
 
 
 START: dict[Kind, int] = {"tun": 20, "tap": 14}

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal
 
-from ginnel._core import DescriptorEnd
+from ginnel._core import DescriptorEnd, Link
 from ginnel.device.base import DeviceEnd, Kind
-from ginnel.device.kernel import KernelDevice
+from ginnel.device.kernel import FLAGS, NODE, TUNSETIFF, KernelDevice
 from ginnel.device.memory import MemoryDevice
 from ginnel.errors import DeviceError
 
@@ -60,6 +61,15 @@ class Subject(ABC):
     @abstractmethod
     def held(self) -> bool:
         """Whether a program still has the application end."""
+
+    def unattached(self) -> contextlib.AbstractContextManager[int]:
+        """A descriptor of the device as a program has it before TUNSETIFF. Not of an end in memory."""
+        raise NotImplementedError
+
+    def information(self) -> contextlib.AbstractContextManager[tuple[int, Callable[[bytes], object]]]:
+        """A descriptor of such a device whose packets have 4 bytes in front (without IFF_NO_PI), and how the system
+        sends one. Not of an end in memory."""
+        raise NotImplementedError
 
     @abstractmethod
     def delete(self) -> None:
@@ -132,6 +142,22 @@ class LentSubject(MemorySubject):
         self.end.close()
         return descriptor
 
+    @contextlib.contextmanager
+    def unattached(self) -> Iterator[int]:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as program:
+            yield program.fileno()
+
+    @contextlib.contextmanager
+    def information(self) -> Iterator[tuple[int, Callable[[bytes], object]]]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, MemoryDevice(self.kind) as device:
+            device.application.close()
+            device.set_up(True)
+            link = Link(device.core, "application")
+            link.add(ours.detach(), True)
+            yield theirs.fileno(), device.interface.write
+            link.close()
+
 
 class KernelSubject(Subject):
     """/dev/net/tun, persistent so that its programs may come and go; the system's side is a packet socket."""
@@ -168,10 +194,32 @@ class KernelSubject(Subject):
         self.end.close()
         return descriptor
 
+    @contextlib.contextmanager
+    def unattached(self) -> Iterator[int]:
+        descriptor = os.open(NODE, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def information(self) -> Iterator[tuple[int, Callable[[bytes], object]]]:
+        from pyroute2 import IPRoute
+
+        with self.unattached() as descriptor:
+            wanted = struct.pack("16sH22x", f"{self.kind}%d".encode(), FLAGS[self.kind])
+            name = fcntl.ioctl(descriptor, TUNSETIFF, wanted)[:16].rstrip(b"\0").decode()
+            set_ipv6(name, False)
+            with IPRoute() as ip:
+                ip.link("set", index=socket.if_nametoindex(name), state="up")
+            yield descriptor, lambda packet: self._sender.sendto(packet, (name, self._protocol(packet)))
+
     def inject(self, packet: bytes) -> None:
-        protocol = struct.unpack("!H", packet[12:14])[0] if self.kind == "tap" else ETHERTYPES[packet[0] >> 4]
         with contextlib.suppress(BlockingIOError):
-            self._sender.sendto(packet, socket.MSG_DONTWAIT, (self.device.name, protocol))
+            self._sender.sendto(packet, socket.MSG_DONTWAIT, (self.device.name, self._protocol(packet)))
+
+    def _protocol(self, packet: bytes) -> int:
+        return int.from_bytes(packet[12:14], "big") if self.kind == "tap" else ETHERTYPES[packet[0] >> 4]
 
     def observe(self, timeout: float = 20) -> bytes:
         self._socket.settimeout(timeout)

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from ginnel.device.interface import SEND_BUFFER, Interfaces
 from ginnel.device.ioctls import (
     IFREQ_SIZE,
+    TUNSETIFF,
+    TUNSETQUEUE,
     Descriptor,
     argument_size,
     socket_ioctl,
@@ -166,6 +168,10 @@ class Supervisor:
         descriptor = self._descriptors.get(_inode(status))
         if descriptor is not None:
             self._caller = call.caller, _signed(number)
+            if request in (TUNSETIFF, TUNSETQUEUE):
+                uid, gids = call.caller.identity()
+                call.check()
+                descriptor.set_caller(uid, gids, uid == 0)
             data = struct.pack("=Q", argument)
             if not takes_number(request):
                 data = call.read_if_there(argument, argument_size(request))
