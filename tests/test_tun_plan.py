@@ -77,6 +77,11 @@ def test_a_server_stays_outside_of_everything(server: str, bypass: tuple[str, st
     assert {"0.0.0.0/1", "128.0.0.0/1", "::/3", "2000::/4", "3000::/4", "fc00::/7"} < set(made)
 
 
+def test_without_a_router_the_server_is_not_looked_for_in_the_tunnel() -> None:
+    assert changes("redirect-gateway def1", present=[LAN])["203.0.113.5/32"] == (None, None)
+    assert "203.0.113.5/32" not in changes("route 10.77.0.0 255.255.0.0", present=[LAN])
+
+
 def test_a_server_on_the_link_needs_no_way_of_its_own() -> None:
     assert "192.168.1.9/32" not in changes("redirect-gateway def1", servers=("192.168.1.9",))
 

@@ -80,6 +80,28 @@ def test_every_program_is_inside(machine: Machine, server: StockServer) -> None:
     assert machine.state() == before
 
 
+@pytest.mark.parametrize(("topology", "peer"), [("net30", "10.8.0.5"), ("p2p", "10.8.0.1")])
+def test_a_point_to_point_topology(
+    network: Network, machine: Machine, server: StockServer, topology: str, peer: str
+) -> None:
+    """An address without a network, and another end that routes go by."""
+    other = replace(server.profile, server_options=(*EVERYTHING, f"topology {topology}"))
+    before = machine.state()
+    with contextlib.ExitStack() as stack:
+        stack.callback(server.start)
+        server.kill()
+        stack.enter_context(StockServer(network, other))
+        with machine.start(other, "--dev", "office0") as client:
+            address = client.wait_next("up")["address"].removesuffix("/32")
+            assert f"inet {address} peer {peer}/32" in client.run("ip", "address", "show", "dev", "office0")
+            for host in (office.ADDRESS, f"[{office.ADDRESS6}]", "wiki.office"):
+                fetched = client.run("curl", "--silent", "--show-error", "--max-time", "10", f"http://{host}/")
+                assert fetched.encode() == office.PAGE, host
+            assert {way(client, where) for where in ("1.2.3.4", "2600::1", peer)} == {"office0"}
+            client.stop()
+    assert machine.state() == before
+
+
 def test_an_ethernet_tunnel_on_a_device_of_the_kernels() -> None:
     """``dev tap``: the kernel's neighbours are found through the tunnel, and what is far by the server."""
     options = ("dev tap0", 'push "redirect-gateway def1 ipv6"', 'push "route-gateway 10.8.0.1"')
@@ -112,11 +134,7 @@ def test_who_keeps_the_name_servers_is_asked(
     machine: Machine, server: StockServer, tmp_path: Path, who: str, end: signal.Signals
 ) -> None:
     """The programs' own words, which were tried with openresolv 3.12 and systemd-resolved 252."""
-    program = tmp_path / who
-    program.write_text(RESOLVCONF if who == "resolvconf" else RESOLVECTL)
-    program.chmod(0o755)
-    if who == "resolvectl":
-        (tmp_path / "run/resolve").mkdir(parents=True)
+    install(tmp_path, who)
     with machine.start(server.profile, "--dev", "office0", programs=tmp_path) as client:
         client.wait_next("up")
         said = (tmp_path / "said").read_text().splitlines()
@@ -134,6 +152,78 @@ def test_who_keeps_the_name_servers_is_asked(
             wait_until(lambda: not Path(f"/proc/{helper}").exists(), 10, lambda: "the helper stays")
     last = (tmp_path / "said").read_text().splitlines()[-1]
     assert last == ("resolvconf -d tun.office0" if who == "resolvconf" else "resolvectl revert office0")
+
+
+NO_OTHERS = 'pull-filter ignore "dhcp-option DNS"'
+
+
+@pytest.mark.parametrize(
+    ("who", "options", "said", "told"),
+    [
+        (
+            "resolvectl",
+            ("dns server 1 address 10.77.0.1:5353 [fd77::1]:5353", "dns server 1 resolve-domains corp.example .office"),
+            [
+                "resolvectl dns office0 10.77.0.1:5353 [fd77::1]:5353",
+                "resolvectl domain office0 ~corp.example ~office office",
+            ],
+            "",
+        ),
+        (
+            "resolvectl",
+            (
+                "dns server 1 address 10.77.0.1",
+                "dns server 2 address 10.77.0.2",
+                "dns server 2 resolve-domains corp.example",
+            ),
+            ["resolvectl dns office0 10.77.0.1", "resolvectl domain office0 ~. office"],
+            "the name servers for corp.example are not asked",
+        ),
+        (
+            "resolvconf",
+            ("dns server 1 address 10.77.0.1 10.77.0.2:5353",),
+            ["resolvconf -a tun.office0 -m 0 -x", "nameserver 10.77.0.1", "search office"],
+            "other ports than 53 are not asked",
+        ),
+        (
+            "resolvconf",
+            ("dns server 1 address 10.77.0.1", "dns server 1 resolve-domains corp.example"),
+            [],
+            "the name servers for corp.example are not asked: that takes systemd-resolved",
+        ),
+    ],
+    ids=["for-some-domains", "for-all-and-some", "other-ports", "for-some-domains-resolvconf"],
+)
+def test_name_servers_for_some_names(
+    machine: Machine,
+    server: StockServer,
+    tmp_path: Path,
+    who: str,
+    options: tuple[str, ...],
+    said: list[str],
+    told: str,
+) -> None:
+    """Each is asked where it can be; where not a line says so."""
+    install(tmp_path, who)
+    text = server.profile.client_file() + "\n".join((NO_OTHERS, *options, ""))
+    with machine.start(text, "--dev", "office0", programs=tmp_path) as client:
+        client.wait_next("up")
+        file = tmp_path / "said"
+        lines = file.read_text().splitlines() if file.exists() else []
+        assert [line for line in lines if not line.startswith("#")] == said
+        client.stop()
+        warnings = "\n".join(client.process.err.all())
+        assert told in warnings
+        assert ("name servers" in warnings) == bool(told)
+
+
+def install(folder: Path, who: str) -> None:
+    """A program that notes how it was called."""
+    program = folder / who
+    program.write_text(RESOLVCONF if who == "resolvconf" else RESOLVECTL)
+    program.chmod(0o755)
+    if who == "resolvectl":
+        (folder / "run/resolve").mkdir(parents=True)
 
 
 def test_a_capture_has_every_packet_as_it_was_on_the_way(machine: Machine, server: StockServer, tmp_path: Path) -> None:
@@ -327,6 +417,41 @@ def test_the_kill_switch_holds_while_it_reconnects(machine: Machine, server: Sto
         send_anywhere(client)
         assert ("203.0.113.9", 17) in wire.take()
     assert machine.state() == before
+
+
+def test_the_way_to_the_server_follows_the_machines_routes(
+    network: Network, machine: Machine, server: StockServer
+) -> None:
+    """Another router while the tunnel is up, and none for a while: no packet of the tunnel goes into the tunnel."""
+    far, router = "198.51.100.77", "192.0.2.3"
+    other = replace(server.profile, address=far, server_options=('push "redirect-gateway def1 ipv6"',))
+    page = ("curl", "--silent", "--show-error", "--max-time", "10", f"http://{office.ADDRESS}/")
+    with contextlib.ExitStack() as stack:
+        stack.callback(server.start)
+        server.kill()
+        network.server.ip(f"address add {far}/32 dev lo", f"address add {router}/24 dev eth0")
+        stack.callback(network.server.ip, f"address delete {far}/32 dev lo", f"address delete {router}/24 dev eth0")
+        stack.enter_context(StockServer(network, other))
+        before = machine.state()
+        client = stack.enter_context(machine.start(other))
+        client.wait_next("up")
+        assert gateway(client, far) == places.SERVER
+        machine.namespace.ip(f"route replace default via {router}")
+        wait_until(lambda: gateway(client, far) == router, 10, lambda: client.run("ip", "route"))
+        assert client.run(*page).encode() == office.PAGE
+        machine.namespace.ip("route delete default")
+        wait_until(lambda: f"unreachable {far}" in client.run("ip", "route"), 10, lambda: client.run("ip", "route"))
+        machine.namespace.ip(f"route add default via {places.SERVER}")
+        wait_until(lambda: gateway(client, far) == places.SERVER, 10, lambda: client.run("ip", "route"))
+        wait_until(lambda: client.run(*page, check=False).encode() == office.PAGE, 30, lambda: client.process)
+        client.stop()
+        assert machine.state() == before
+
+
+def gateway(client: TunClient, address: str) -> str | None:
+    """The router that packets to an address go by."""
+    routes = json.loads(client.run("ip", "-json", "route", "get", address, check=False) or "[]")
+    return str(routes[0].get("gateway")) if routes else None
 
 
 def test_the_kill_switch_outlives_a_killed_session(machine: Machine, server: StockServer) -> None:

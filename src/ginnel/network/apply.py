@@ -30,7 +30,7 @@ class Applied:
         self._journal = journal
         self._changes: dict[Change, None] = {}
         self._names: Entry | None = None
-        self._named: tuple[tuple[IpAddress, ...], tuple[str, ...]] | None = None
+        self._named = dns.Names()
         # Whom the machine asked before there were servers of the tunnel.
         self._asked_before: list[str] = []
         self._written: list[Entry] = []
@@ -65,7 +65,7 @@ class Applied:
 
     def name_servers(self) -> list[tuple[str, str]]:
         """The machine's own name servers beside the tunnel's, each with the device that leads there past the tunnel."""
-        ours = set(self._named[0]) if self._named is not None else set()
+        ours = {address for address, _ in self._named.servers}
         now = [text for text in dns.name_servers() if _host(text) not in ours]
         with Table() as table:
             outside = [route for route in table.read() if route.device not in (self.device, None)]
@@ -104,7 +104,7 @@ class Applied:
             for change in gone:
                 del self._changes[change]
             told += self._make(ip, table, [*changes], wanted)
-        self._name(wanted)
+        told += self._name(wanted)
         self._write(self._entries(self._changes))
         return told
 
@@ -145,25 +145,27 @@ class Applied:
         entries = self._entries(self._changes)
         kept = [entry for entry in entries if keep_guard and entry["undo"] == "kill_switch"]
         undo(entry for entry in reversed(entries) if entry["undo"] != "kill_switch" or not kept)
-        self._changes, self._names, self._named, self._way_out = {}, None, None, []
+        self._changes, self._names, self._named, self._way_out = {}, None, dns.Names(), []
         if kept:
             self._write(kept)
         self._journal.close(keep=bool(kept))
 
-    def _name(self, wanted: Settings) -> None:
-        named = (wanted.dns, wanted.domains)
+    def _name(self, wanted: Settings) -> list[str]:
+        """Has the tunnel's name servers asked. Returns sentences on those that are not."""
+        named, told = dns.choose(wanted.names, wanted.domains)
         if named == self._named:
-            return
+            return told
         if self._names is not None:
             dns.undo(self._names)
             self._names = None
-        if wanted.dns:
+        self._named = dns.Names()
+        if named.servers:
             self._asked_before = dns.name_servers()
-            entry = dns.begin(self.device, wanted.dns, wanted.domains)
-            self._names = entry
+            self._names = entry = dns.begin(self.device, named)
             self._write(self._entries(self._changes))
-            dns.make(entry, self.device, wanted.dns, wanted.domains)
-        self._named = named
+            dns.make(entry, self.device, named)
+            self._named = named
+        return told
 
     def _write(self, entries: list[Entry]) -> None:
         """To the journal, where it says something else."""

@@ -1,6 +1,7 @@
 """The machine's name servers: systemd-resolved, resolvconf, or /etc/resolv.conf, whichever is in charge.
 
-`begin` gives the journal's entry for the change before it is made, `make` makes it, `undo` takes it back.
+`choose` says which of the servers wanted can be asked at all, `begin` gives the journal's entry for the change before
+it is made, `make` makes it, `undo` takes it back.
 """
 
 from __future__ import annotations
@@ -13,16 +14,52 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ginnel.errors import DeviceError
 from ginnel.network.journal import Entry
 from ginnel.network.plan import IpAddress
+from ginnel.openvpn.push_values import PLAIN_DNS, NameServers
 
 
-def begin(device: str, servers: Sequence[IpAddress], domains: Sequence[str]) -> Entry:
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Whom this machine is to ask, with the port, and for what: ``routed`` are domains, the root for all names."""
+
+    servers: tuple[tuple[IpAddress, int], ...] = ()
+    search: tuple[str, ...] = ()
+    routed: tuple[str, ...] = (".",)
+
+
+def choose(groups: Sequence[NameServers], search: Sequence[str]) -> tuple[Names, list[str]]:
+    """Of the servers wanted those that whoever is in charge here can be told of, and sentences on the others.
+
+    systemd-resolved has one set of servers for a device, which may be for some domains alone; a resolv.conf knows
+    neither domains nor ports.
+    """
+    if not groups:
+        return Names(), []
+    general = next((group for group in groups if not group.domains), None)
+    chosen = general or groups[0]
+    names = Names(chosen.addresses, tuple(search), (".",) if general else _domains(groups, chosen))
+    left_out = [group for group in groups if group.addresses != chosen.addresses]
+    told = [
+        f"the name servers for {' '.join(group.domains)} are not asked: others are for all names" for group in left_out
+    ]
+    if not _is_resolved():
+        names = replace(names, servers=tuple(server for server in names.servers if server[1] == PLAIN_DNS))
+        if general is None:
+            names = Names()
+            told = [f"the name servers for {' '.join(_domains(groups))} are not asked: that takes systemd-resolved"]
+        elif len(names.servers) < len(chosen.addresses):
+            told.append(f"name servers on other ports than {PLAIN_DNS} are not asked: that takes systemd-resolved")
+    return names, told
+
+
+def begin(device: str, names: Names) -> Entry:
     """What `undo` needs to know. Nothing is changed yet."""
-    if shutil.which("resolvectl") and RESOLVED.is_dir():
+    if _is_resolved():
         return {"undo": "resolvectl", "device": device}
     program = shutil.which("resolvconf")
     if program is not None:
@@ -31,25 +68,37 @@ def begin(device: str, servers: Sequence[IpAddress], domains: Sequence[str]) -> 
     return {
         "undo": "resolv.conf",
         "before": None if before is None else base64.b64encode(before).decode(),
-        "ours": hashlib.sha256(_text(servers, domains)).hexdigest(),
+        "ours": hashlib.sha256(_text(names)).hexdigest(),
     }
 
 
-def make(entry: Entry, device: str, servers: Sequence[IpAddress], domains: Sequence[str]) -> None:
+def make(entry: Entry, device: str, names: Names) -> None:
     """Raises DeviceError."""
     match entry["undo"]:
         case "resolvectl":
-            _run(["resolvectl", "dns", device, *map(str, servers)])
+            _run(["resolvectl", "dns", device, *(_with_port(*server) for server in names.servers)])
             # "~." draws every name to this link; without it names would be asked for on both.
-            _run(["resolvectl", "domain", device, "~.", *domains])
+            _run(
+                [
+                    "resolvectl",
+                    "domain",
+                    device,
+                    *(f"~{domain.lstrip('.') or '.'}" for domain in names.routed),
+                    *names.search,
+                ]
+            )
         case "resolvconf":
             # -x: these alone count. The older resolvconf, which knows no -x, asks who is called tun.… first.
-            _run(["resolvconf", "-a", f"tun.{device}", "-m", "0", "-x"], _text(servers, domains))
+            _run(["resolvconf", "-a", f"tun.{device}", "-m", "0", "-x"], _text(names))
         case _:
             try:
-                _replace(RESOLV_CONF, _text(servers, domains))
+                _replace(RESOLV_CONF, _text(names))
             except OSError as error:
-                raise DeviceError(error.errno or errno.EIO, f"{RESOLV_CONF} cannot be written") from None
+                raise DeviceError(
+                    error.errno or errno.EIO,
+                    f"{RESOLV_CONF} cannot be written for the tunnel's name servers; "
+                    'make it writable, or add: pull-filter ignore "dhcp-option DNS"',
+                ) from None
 
 
 def undo(entry: Entry) -> None:
@@ -71,7 +120,7 @@ def undo(entry: Entry) -> None:
 
 def name_servers() -> list[str]:
     """Whom this machine asks now, tunnels' servers among them; at most `MAX_SERVERS`."""
-    file = RESOLVED / "resolv.conf" if shutil.which("resolvectl") and RESOLVED.is_dir() else RESOLV_CONF
+    file = RESOLVED / "resolv.conf" if _is_resolved() else RESOLV_CONF
     try:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -80,13 +129,29 @@ def name_servers() -> list[str]:
     return [line[1] for line in words if line[:1] == ["nameserver"] and len(line) > 1][:MAX_SERVERS]
 
 
-def _text(servers: Sequence[IpAddress], domains: Sequence[str]) -> bytes:
+def _is_resolved() -> bool:
+    return bool(shutil.which("resolvectl")) and RESOLVED.is_dir()
+
+
+def _domains(groups: Sequence[NameServers], chosen: NameServers | None = None) -> tuple[str, ...]:
+    """Of all groups, or of those with the same servers."""
+    found = (group for group in groups if chosen is None or group.addresses == chosen.addresses)
+    return tuple(dict.fromkeys(domain for group in found for domain in group.domains))
+
+
+def _with_port(address: IpAddress, port: int) -> str:
+    if port == PLAIN_DNS:
+        return str(address)
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+
+def _text(names: Names) -> bytes:
     lines = [
         "# Written by ginnel; what was here comes back when the tunnel ends.",
-        *(f"nameserver {s}" for s in servers),
+        *(f"nameserver {address}" for address, _ in names.servers),
     ]
-    if domains:
-        lines.append(f"search {' '.join(domains)}")
+    if names.search:
+        lines.append(f"search {' '.join(names.search)}")
     return ("\n".join(lines) + "\n").encode()
 
 

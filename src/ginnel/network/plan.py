@@ -23,6 +23,7 @@ from ipaddress import (
 from typing import Any, Literal
 
 from ginnel.openvpn.push import PushReply
+from ginnel.openvpn.push_values import NameServers
 
 IpAddress = IPv4Address | IPv6Address
 IpNetwork = IPv4Network | IPv6Network
@@ -77,7 +78,7 @@ class Settings:
     flags: tuple[str, ...] | None = None
     block_ipv6: bool = False
     mtu: int | None = None
-    dns: tuple[IpAddress, ...] = ()
+    names: tuple[NameServers, ...] = ()
     domains: tuple[str, ...] = ()
 
     def emit(self) -> dict[str, Any]:
@@ -89,7 +90,9 @@ class Settings:
             "flags": None if self.flags is None else list(self.flags),
             "block_ipv6": self.block_ipv6,
             "mtu": self.mtu,
-            "dns": [str(each) for each in self.dns],
+            "names": [
+                [[[str(address), port] for address, port in each.addresses], list(each.domains)] for each in self.names
+            ],
             "domains": list(self.domains),
         }
 
@@ -101,9 +104,6 @@ class Settings:
             raise ValueError(f"an MTU of {mtu}")
         if len(fields["routes"]) > MAX_ROUTES or len(fields["servers"]) > MAX_SERVERS:
             raise ValueError("too many routes or servers")
-        domains = tuple(map(str, fields["domains"]))
-        if any(not _is_domain(domain) for domain in domains):
-            raise ValueError("a domain that is none")
         return cls(
             servers=tuple(ip_address(_word(each)) for each in fields["servers"]),
             address=_interface(fields["address"]),
@@ -115,8 +115,8 @@ class Settings:
             flags=None if flags is None else tuple(map(str, flags)),
             block_ipv6=bool(fields["block_ipv6"]),
             mtu=None if mtu is None else int(mtu),
-            dns=tuple(ip_address(_word(each)) for each in fields["dns"])[:MAX_DNS],
-            domains=domains[:MAX_DNS],
+            names=tuple(_name_servers(*each) for each in fields["names"])[:MAX_DNS],
+            domains=_domains(fields["domains"]),
         )
 
 
@@ -149,7 +149,10 @@ def settings(push: PushReply, local: PushReply, servers: Iterable[str]) -> Setti
         flags=_flags(local, push),
         block_ipv6=push.block_ipv6 or local.block_ipv6,
         mtu=push.tun_mtu,
-        dns=(push.dns_servers or local.dns_servers)[:MAX_DNS],
+        names=tuple(
+            NameServers(group.addresses[:MAX_DNS], tuple(filter(_is_domain, group.domains))[:MAX_DNS])
+            for group in push.name_servers or local.name_servers
+        )[:MAX_DNS],
         domains=tuple(filter(_is_domain, push.search_domains or local.search_domains))[:MAX_DNS],
     )
 
@@ -212,9 +215,13 @@ def _bypasses(wanted: Settings, taken: Sequence[IpNetwork], outside: Sequence[Ro
     found = []
     for server in wanted.servers:
         way, host = way_to(server, outside), ip_network(str(server))
-        if way is None or way.destination == host or server.is_loopback or "local" in flags:
+        if server.is_loopback or "local" in flags or (way is not None and way.destination == host):
             continue
-        if any(server in network and network.prefixlen >= way.destination.prefixlen for network in taken):
+        over = [network for network in taken if server in network]
+        if way is None and over:
+            # For now: what carries the tunnel must not wait in it, either.
+            found.append(RouteChange(host, None))
+        elif way is not None and any(network.prefixlen >= way.destination.prefixlen for network in over):
             found.append(RouteChange(host, way.device, way.gateway))
     if "block-local" in flags:
         for way in _defaults(outside):
@@ -279,6 +286,20 @@ def _wish(network: str | None, way: str, gateway: str | None, metric: int) -> Wi
         raise ValueError(f"a route by {way!r} with the metric {metric}")
     place: Literal["tunnel", "outside"] = "outside" if way == "outside" else "tunnel"
     return Wish(None if network is None else ip_network(_word(network)), place, _address(gateway), int(metric))
+
+
+def _name_servers(addresses: list[list[Any]], domains: list[str]) -> NameServers:
+    found = tuple((ip_address(_word(address)), int(port)) for address, port in addresses)[:MAX_DNS]
+    if any(not 0 < port < 65536 for _, port in found):
+        raise ValueError("no port of a name server")
+    return NameServers(found, _domains(domains))
+
+
+def _domains(texts: list[str]) -> tuple[str, ...]:
+    domains = tuple(map(str, texts))[:MAX_DNS]
+    if not all(map(_is_domain, domains)):
+        raise ValueError("a domain that is none")
+    return domains
 
 
 def _address(text: object) -> IpAddress | None:
