@@ -297,6 +297,97 @@ ROWS = [
         "ends with status 5: “… revoked …”",
     ),
     Row(
+        "the kernel's device",
+        "every program of the machine; redirect-gateway def1 ipv6, the server's own address drawn in",
+        "the tunnel's own packets must stay outside",
+        "test_tun::test_every_program_is_inside",
+        "connects; all is put back",
+    ),
+    Row(
+        "the kernel's device",
+        "dev tap",
+        "the kernel's neighbours are on the other side",
+        "test_tun::test_an_ethernet_tunnel_on_a_device_of_the_kernels",
+        "connects; all is put back",
+    ),
+    Row(
+        "the kernel's device",
+        "topology net30 and p2p",
+        "an address without a network, routes by another end",
+        "test_tun::test_a_point_to_point_topology",
+        "connects; all is put back",
+    ),
+    Row(
+        "the kernel's device",
+        "another address after a reconnection",
+        "the device must stay (persist-tun)",
+        "test_tun::test_a_new_address_comes_to_the_same_device",
+        "connects again, same device",
+    ),
+    Row(
+        "the kernel's device",
+        "another router while it is up, and none for a while",
+        "the server would be looked for in the tunnel",
+        "test_tun::test_the_way_to_the_server_follows_the_machines_routes",
+        "goes on",
+    ),
+    Row(
+        "the kernel's device",
+        "a server that moves to where the tunnel leads: by its name, and with float",
+        "its name and its address are to be found while all is drawn in",
+        "test_tun::test_a_server_that_moves_is_found_past_the_tunnel",
+        "connects again",
+    ),
+    Row(
+        "the kernel's device",
+        "resolvectl, resolvconf, /etc/resolv.conf",
+        "three ways to say it, each with its way back",
+        "test_tun::test_who_keeps_the_name_servers_is_asked",
+        "said, and taken back",
+    ),
+    Row(
+        "the kernel's device",
+        "dns server for some domains, on other ports",
+        "not every way knows these",
+        "test_tun::test_name_servers_for_some_names",
+        "asked where it can be, or a line says so",
+    ),
+    Row(
+        "the kernel's device",
+        "--kill-switch while the server is away, with a route of a hostile network (TunnelVision)",
+        "programs send whatever the tunnel does",
+        "test_tun::test_the_kill_switch_holds_while_it_reconnects",
+        "nothing leaves but to the server",
+    ),
+    Row(
+        "the kernel's device",
+        "--kill-switch, the session killed",
+        "nobody is left to close it",
+        "test_tun::test_the_kill_switch_outlives_a_killed_session",
+        "nothing leaves until it is connected again",
+    ),
+    Row(
+        "the kernel's device",
+        "SIGINT, SIGTERM, SIGKILL of the session, the helper or both, at nine stages of start and end",
+        "what is changed last is forgotten first",
+        "test_tun_signals::test_all_comes_back",
+        "all is put back, by the next run where nobody is left",
+    ),
+    Row(
+        "the kernel's device",
+        "the journal after SIGKILL of both",
+        "what was changed is known only there",
+        "test_tun::test_a_next_run_puts_back_what_killed_ones_left",
+        "the next run puts all back",
+    ),
+    Row(
+        "the kernel's device",
+        "the session's rights",
+        "it talks to the network",
+        "test_tun::test_the_session_has_no_rights_left",
+        "none is left",
+    ),
+    Row(
         "files",
         "a file of each shape in `tests/profiles`",
         "quoting, CRLF, blocks, files beside it",
@@ -356,7 +447,18 @@ def runs(test: str) -> bool:
     return hasattr(importlib.import_module(f"tests.interop.{module}"), name)
 
 
-SUBJECTS = ["transports", "wrapping", "TLS", "certificates", "data", "push", "login", "staying up", "files"]
+SUBJECTS = [
+    "transports",
+    "wrapping",
+    "TLS",
+    "certificates",
+    "data",
+    "push",
+    "login",
+    "staying up",
+    "the kernel's device",
+    "files",
+]
 INTRODUCTION = """\
 # With stock OpenVPN
 

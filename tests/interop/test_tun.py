@@ -26,6 +26,7 @@ from tests.harness.network import ORDINARY_ID, Network
 from tests.harness.pcapng import CaptureFile
 from tests.harness.process import run
 from tests.harness.profile import Profile
+from tests.harness.relay import Relay
 from tests.harness.server import Office, StockServer
 from tests.harness.tun_client import RESOLV_CONF, Machine, TunClient
 
@@ -444,6 +445,27 @@ def test_the_way_to_the_server_follows_the_machines_routes(
         machine.namespace.ip(f"route add default via {places.SERVER}")
         wait_until(lambda: gateway(client, far) == places.SERVER, 10, lambda: client.run("ip", "route"))
         wait_until(lambda: client.run(*page, check=False).encode() == office.PAGE, 30, lambda: client.process)
+        client.stop()
+        assert machine.state() == before
+
+
+def test_a_server_that_moves_is_followed_outside(network: Network, machine: Machine, server: StockServer) -> None:
+    """With ``float``: what is sent to where it answers from now must not go into the tunnel."""
+    other = "192.0.2.9"
+    text = replace(server.profile, client_options=("float", f"route {other}")).client_file(Relay.PORT)
+    with contextlib.ExitStack() as stack:
+        network.server.ip(f"address add {other}/24 dev eth0")
+        stack.callback(network.server.ip, f"address delete {other}/24 dev eth0")
+        before = machine.state()
+        relay = stack.enter_context(Relay(network, 1 << 30))
+        client = stack.enter_context(machine.start(text))
+        client.wait_next("up")
+        assert way(client, other) == "tun0"
+        relay.answer_from(other)
+        fetch = ("curl", "--silent", "--show-error", "--max-time", "10", f"http://{office.ADDRESS}/")
+        assert client.run(*fetch).encode() == office.PAGE
+        wait_until(lambda: way(client, other) == "eth0", 10, lambda: client.process)
+        assert client.run(*fetch).encode() == office.PAGE
         client.stop()
         assert machine.state() == before
 

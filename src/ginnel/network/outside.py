@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from ginnel.errors import UnreachableError
 from ginnel.network.kill_switch import ANY_PORT, Port, Server
 from ginnel.network.names import ask
+from ginnel.network.plan import MAX_SERVERS
 from ginnel.network.rights import Rights
 from ginnel.openvpn.config import ClientConfig, Remote
 from ginnel.transports import ways
@@ -74,6 +75,10 @@ class Outside(ways.Outside):
         inside = await self._set_up()
         if self.servers and all(source_address(server) in inside for server in self.servers):
             raise UnreachableError(f"no way to {self.servers[0]} but through the tunnel itself")
+
+    def follow(self, address: str) -> None:
+        """A server answers from here as well. ``set_up`` is still to be called."""
+        self.servers = tuple(dict.fromkeys((*self.servers, address)))[-MAX_SERVERS:]
 
     async def _look_up(self, host: str, port: int, family: socket.AddressFamily) -> list[Address]:
         found = await super().resolve(host, port, family)

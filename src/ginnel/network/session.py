@@ -17,7 +17,7 @@ from ginnel.network.plan import Settings, settings
 from ginnel.network.rights import ENDED, RefusedError, Rights
 from ginnel.openvpn import aio
 from ginnel.openvpn.config import ClientConfig
-from ginnel.openvpn.events import OpenUrl, Reconfigured
+from ginnel.openvpn.events import OpenUrl, PeerFloat, Reconfigured
 from ginnel.openvpn.push import PushReply
 from ginnel.threads import for_one_peer
 from ginnel.transports import watch
@@ -113,10 +113,12 @@ class KernelVpn(Vpn):
             match change:
                 case aio.Rose():
                     # Which may be a proxy's relay, or where a server with several addresses has answered from.
-                    self._outside.servers = tuple(dict.fromkeys((*self._outside.servers, change.path[1])))
+                    self._outside.follow(change.path[1])
                     self._push = change.established.push
                 case Reconfigured(push):
                     self._push = push
+                case PeerFloat(path=path):
+                    self._outside.follow(path[1])
             try:
                 # After a loss, too: the way to the server may be another one by now.
                 await self._set_up()

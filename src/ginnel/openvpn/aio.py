@@ -57,7 +57,7 @@ class Lost:
     delay: float
 
 
-Change = Rose | Lost | events.Reconfigured | events.OpenUrl
+Change = Rose | Lost | events.Reconfigured | events.PeerFloat | events.OpenUrl
 
 
 class Client:
@@ -270,7 +270,7 @@ class Client:
         delay: float = min(highest, lowest * 2 ** min(max(0, rounds - _PATIENT_ROUNDS), _MOST_DOUBLINGS))
         return delay * random.uniform(0.75, 1.25)
 
-    def _take_news(self, news: events.News, attempt: _Attempt) -> None:
+    def _take_news(self, news: events.News | events.PeerFloat, attempt: _Attempt) -> None:
         match news:
             case events.Established():
                 self._user_is_done()
@@ -283,7 +283,7 @@ class Client:
                 log.log(logging.DEBUG if text in self._told else logging.WARNING, "%s", text)
                 if len(self._told) < _MOST_TOLD:
                     self._told.add(text)
-            case events.Reconfigured():
+            case events.Reconfigured() | events.PeerFloat():
                 self._on_change(news)
             case events.OpenUrl():
                 self._asked_at = self._asked_at or time.monotonic()
@@ -445,7 +445,7 @@ class _Attempt:
         path: events.Path,
         remote: Remote,
         patience: float,
-        on_news: Callable[[events.News, _Attempt], None],
+        on_news: Callable[[events.News | events.PeerFloat, _Attempt], None],
     ) -> None:
         self.remote = remote
         self.policy = policy
@@ -520,7 +520,10 @@ class _Attempt:
             elif kind == "device_closed":
                 self.session.finish(DeviceError(fields[0] or errno.EBADFD, "the tunnel's device is gone"), retry=False)
             else:
-                self.session.data_event(REPORTS[kind](*fields), now)
+                report = REPORTS[kind](*fields)
+                self.session.data_event(report, now)
+                if isinstance(report, events.PeerFloat):
+                    self._on_news(report, self)
         self._advance()
 
     def _fire(self) -> None:
