@@ -1,15 +1,42 @@
 """``ginnel check`` as its user sees it."""
 
+import base64
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.serialization import pkcs12
 
 from ginnel.cli.check import command
 from ginnel.testing import Authority
-from tests.test_ovpn_file import BASE, TRUST, WHOLE, block
+from tests.test_ovpn_file import AUTHORITY, BASE, TRUST, WHOLE, block
+
+
+def revocation_list(*, until: int) -> str:
+    """Of an authority, good until so many days from now."""
+    now = datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Example CA")])
+    builder = x509.CertificateRevocationListBuilder().issuer_name(name)
+    builder = builder.last_update(now - timedelta(days=9)).next_update(now + timedelta(days=until))
+    return builder.sign(ed25519.Ed25519PrivateKey.generate(), None).public_bytes(serialization.Encoding.PEM).decode()
+
+
+def container(*, days: int) -> str:
+    """A certificate that expires in so many days, and its key, as base64."""
+    cert, key = AUTHORITY.issue("bob", "client", until=datetime.now(UTC) + timedelta(days=days))
+    data = pkcs12.serialize_key_and_certificates(
+        None,
+        serialization.load_pem_private_key(key.encode(), None),  # type: ignore[arg-type]
+        x509.load_pem_x509_certificate(cert.encode()),
+        None,
+        serialization.NoEncryption(),
+    )
+    return base64.encodebytes(data).decode()
 
 
 def check(folder: Path, text: str, *options: str, mode: int = 0o600) -> Result:
@@ -52,6 +79,12 @@ def test_a_file_that_cannot_be_used_ends_with_2_and_says_all_that_is_to_change(t
         (WHOLE, 0o600, "tls-crypt"),
         (WHOLE + block("auth-user-pass", "alice\nhunter2\n"), 0o600, "auth-user-pass"),
         (WHOLE + "redirect-gateway def1\n", 0o600, "redirect-gateway"),
+        (WHOLE + "auth-user-pass\nauth-nocache\n", 0o600, "auth-nocache"),
+        (WHOLE + "auth none\ndata-ciphers AES-256-GCM:AES-256-CBC\n", 0o600, "auth"),
+        (WHOLE + "tls-cipher DEFAULT:@SECLEVEL=0\n", 0o600, "tls-cipher"),
+        (WHOLE + "tls-cert-profile insecure\n", 0o600, "tls-cert-profile"),
+        (WHOLE + block("crl-verify", revocation_list(until=-1)), 0o600, "crl-verify"),
+        (BASE + TRUST + block("pkcs12", container(days=-3)), 0o600, "pkcs12"),
     ],
 )
 def test_what_is_unsafe_is_said_with_what_to_change(tmp_path: Path, text: str, mode: int, option: str) -> None:
@@ -60,6 +93,21 @@ def test_what_is_unsafe_is_said_with_what_to_change(tmp_path: Path, text: str, m
     assert "hunter2" not in result.stdout
     unsafe = {item["option"]: item["instead"] for item in json.loads(result.stdout)["unsafe"]}
     assert unsafe[option]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        WHOLE + block("auth-user-pass", "alice\nhunter2\n") + "auth-nocache\n",
+        WHOLE + "auth none\n",
+        WHOLE + "tls-cipher DEFAULT:@SECLEVEL=1\ntls-cert-profile legacy\n",
+        WHOLE + block("crl-verify", revocation_list(until=1)),
+        BASE + TRUST + block("pkcs12", container(days=300)),
+    ],
+)
+def test_what_is_safe_is_not_called_unsafe(tmp_path: Path, text: str) -> None:
+    unsafe = {item["option"] for item in json.loads(check(tmp_path, text, "--json").stdout)["unsafe"]}
+    assert unsafe <= {"tls-crypt", "auth-user-pass"}
 
 
 @pytest.mark.parametrize("more", ["redirect-gateway def1 ipv6", "redirect-gateway def1\nblock-ipv6", "route 10.0.0.0"])

@@ -1,5 +1,5 @@
-"""Every option, once to stock OpenVPN and once to ginnel: both take it, both refuse it, or the table in
-docs/check.md says why not.
+"""Every option, in each of its forms, once to stock OpenVPN and once to ginnel: both take it, both refuse it, or the
+table in docs/check.md says why not.
 
 Each is added to a client's file that is good without it, and that ends with a line which stock complains
 about after everything else: with that complaint alone the option was taken.
@@ -54,25 +54,25 @@ class Outcome:
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
     folder = tmp_path_factory.mktemp("differential")
     fill(folder)
     return compare_all(folder)
 
 
-def test_stock_and_ginnel_agree_or_the_difference_is_listed(outcomes: dict[str, Outcome]) -> None:
-    assert len(outcomes) > 250
+def test_stock_and_ginnel_agree_or_the_difference_is_listed(outcomes: list[Outcome]) -> None:
+    assert len(outcomes) > 400
     assert table(outcomes) == listed(), "run: python -m tests.interop.test_differential"
 
 
-def test_what_stock_takes_and_we_refuse_has_its_reason_from_the_one_table(outcomes: dict[str, Outcome]) -> None:
-    for name, outcome in outcomes.items():
+def test_what_stock_takes_and_we_refuse_has_its_reason_from_the_one_table(outcomes: list[Outcome]) -> None:
+    for outcome in outcomes:
         if not outcome.stock and outcome.ours:
-            directive = DIRECTIVES.get(name)
+            directive = DIRECTIVES.get(outcome.name)
             assert directive is not None, f"stock takes {outcome.line!r}, and we don't know it"
-            assert directive.verdict is Verdict.REFUSED or name in NARROWER, outcome
+            assert directive.verdict is Verdict.REFUSED or outcome.line in NARROWER, outcome
         elif outcome.stock and not outcome.ours:
-            assert name in WIDER, outcome
+            assert {outcome.name, outcome.line} & WIDER.keys(), outcome
 
 
 @pytest.mark.parametrize("name", SPOILT)
@@ -113,10 +113,15 @@ def fill(folder: Path) -> None:
         (folder / name).chmod(0o600)
 
 
-def compare_all(folder: Path) -> dict[str, Outcome]:
+def compare_all(folder: Path) -> list[Outcome]:
+    cases = [(name, forms) for name in sorted(names()) for forms in forms_of(name)]
     with ThreadPoolExecutor(2) as pool:
-        found = pool.map(lambda name: compare(folder, name), sorted(names()))
-        return {outcome.name: outcome for outcome in found}
+        return list(pool.map(lambda case: compare(folder / str(case[0]), *case[1]), enumerate(cases)))
+
+
+def forms_of(name: str) -> list[tuple[str, ...]]:
+    """What is to be written after it: each form by itself, or guesses of which one is enough."""
+    return [(words,) for words in SAMPLES[name]] if name in SAMPLES else [GUESSES]
 
 
 def names() -> set[str]:
@@ -125,13 +130,13 @@ def names() -> set[str]:
     return (set(re.findall(r"^--([a-z0-9-]+)", shown, re.M)) | set(DIRECTIVES)) - COMMANDS
 
 
-def compare(folder: Path, name: str) -> Outcome:
-    """Written as stock takes it, if there is such a way."""
-    lines = [f"{name} {words}".strip() for words in SAMPLES.get(name, GUESSES)]
+def compare(folder: Path, name: str, forms: tuple[str, ...]) -> Outcome:
+    """The first form that stock takes, or else the first. Each has a folder of its own: some write files."""
+    folder.mkdir()
+    lines = [f"{name} {words}".strip() for words in forms]
     tried = [(line, ask_stock(folder, name, line)) for line in lines]
     line, complaint = next((pair for pair in tried if not pair[1]), tried[0])
-    file = write(folder, name, line)
-    report = report_ovpn(file)
+    report = report_ovpn(write(folder, name, line))
     refused = [finding.text for finding in report.findings if finding.verdict is Verdict.REFUSED]
     return Outcome(name, line, complaint, "; ".join(refused))
 
@@ -140,7 +145,7 @@ def ask_stock(folder: Path, name: str, line: str) -> str:
     """What stock says against it, "" for nothing."""
     said = subprocess.run(
         ["openvpn", "--config", write(folder, name, line)],
-        cwd=folder / name,
+        cwd=folder,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -152,21 +157,20 @@ def ask_stock(folder: Path, name: str, line: str) -> str:
 
 
 def write(folder: Path, name: str, line: str) -> Path:
-    """Each option has a folder of its own: some write files."""
-    (folder / name).mkdir(exist_ok=True)
-    file = folder / name / "client.ovpn"
+    file = folder / "client.ovpn"
     without = {name, DROPPED.get(name)} - {"remote"}
     own = [text for text in BASE.splitlines() if text.split()[0] not in without]
     file.write_text("\n".join([*own, *EXTRA.get(name, []), line, "writepid /nonexistent/pid", ""]))
     return file
 
 
-def table(outcomes: dict[str, Outcome]) -> list[str]:
+def table(outcomes: list[Outcome]) -> list[str]:
     rows = list(HEAD)
-    for name, outcome in sorted(outcomes.items()):
+    for outcome in outcomes:
         if bool(outcome.stock) == bool(outcome.ours):
             continue
-        why = WIDER.get(name) or NARROWER.get(name) or DIRECTIVES[name].text
+        reasons = WIDER if outcome.stock else NARROWER
+        why = reasons.get(outcome.line) or reasons.get(outcome.name) or DIRECTIVES[outcome.name].text
         verdicts = ("refuses", "takes") if outcome.stock else ("takes", "refuses")
         rows.append(f"| `{outcome.line}` | {verdicts[0]} | {verdicts[1]} | {why} |")
     return rows
@@ -193,7 +197,7 @@ remote-cert-tls server
 GUESSES = ("", "1", "1 1", "10.0.0.1", "10.0.0.1 255.255.255.0", "x", "x y", "x y z")
 # What no guess would hit, or what only the other program would look at.
 SAMPLES: dict[str, tuple[str, ...]] = {
-    "allow-compression": ("no",),
+    "allow-compression": ("no", "asym", "yes", "x"),
     "chroot": ("/",),
     "mtu-disc": ("yes",),
     "remap-usr1": ("SIGTERM",),
@@ -206,20 +210,23 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "lladdr": ("02:00:00:00:00:01",),
     **dict.fromkeys(("up", "down", "ipchange", "route-up", "route-pre-down", "iproute"), ("/bin/true",)),
     "askpass": ("../login",),
-    "auth": ("SHA256",),
-    "auth-retry": ("nointeract",),
+    "auth": (
+        *("SHA1", "sha256", "SHA512", "none", "MD5", "RIPEMD160", "SHA512-256", "BLAKE2s256", "SHA3-256"),
+        *("RSA-SHA256", "CRC32"),
+    ),
+    "auth-retry": ("none", "nointeract", "interact", "x"),
     "auth-user-pass": ("../login",),
     "bind": ("",),
     "ca": ("../ca.crt",),
     "cert": ("../own.crt",),
-    "cipher": ("AES-256-GCM",),
-    "comp-lzo": ("no", ""),
+    "cipher": ("AES-256-GCM", "aes-128-cbc", "BF-CBC", "none", "x"),
+    "comp-lzo": ("no", "", "yes", "adaptive", "x"),
     "compat-mode": ("2.4.0",),
-    "compress": ("stub-v2",),
-    "crl-verify": ("../revoked.pem",),
-    "data-ciphers": ("AES-256-GCM",),
+    "compress": ("", "stub", "stub-v2", "lzo", "lz4", "lz4-v2", "migrate", "x"),
+    "crl-verify": ("../revoked.pem", ".. dir"),
+    "data-ciphers": ("AES-256-GCM", "DEFAULT", "AES-128-GCM:AES-128-CBC", "none", "BF-CBC", "?x:AES-256-GCM", "x"),
     "ncp-ciphers": ("AES-256-GCM",),
-    "data-ciphers-fallback": ("AES-128-GCM",),
+    "data-ciphers-fallback": ("AES-128-GCM", "AES-256-CBC", "BF-CBC", "x"),
     "dev": ("tun",),
     "dev-type": ("tap",),
     "fragment": ("1400",),
@@ -229,55 +236,101 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "providers": ("default",),
     "client-nat": ("snat 10.0.0.0 255.0.0.0 10.1.0.0",),
     "ecdh-curve": ("secp384r1",),
-    "dhcp-option": ("DNS 10.0.0.1",),
-    "dns": ("server 1 address 10.0.0.1",),
+    "dhcp-option": (
+        *(
+            "DNS 10.0.0.1",
+            "DNS fd00::1",
+            "DNS6 fd00::1",
+            "DNS x",
+            "DOMAIN office",
+            "DOMAIN-SEARCH a.example",
+            "WINS 10.0.0.1",
+        ),
+        *("NTP 10.0.0.1", "PROXY_HTTP x 80", "UNKNOWN x", "DISABLE-NBT", "DOMAIN"),
+    ),
+    "dns": (
+        *("server 1 address 10.0.0.1", "server 1 address 10.0.0.1:5353", "server 1 address [fd00::1]:5353"),
+        *("server 1 resolve-domains x.example", "server 1 address x", "search-domains a.example b.example"),
+        *("server 200 address 10.0.0.1", "server -5 address 10.0.0.1", "server 1 transport DoT"),
+    ),
     "extra-certs": ("../ca.crt",),
     "http-proxy": ("192.0.2.9 8080",),
     "http-proxy-option": ("AGENT x",),
     "http-proxy-user-pass": ("../login",),
-    "ifconfig": ("10.0.0.1 10.0.0.2",),
-    "ifconfig-ipv6": ("fd00::1/64 fd00::2",),
-    "keepalive": ("10 60",),
+    "ifconfig": ("10.0.0.1 10.0.0.2", "10.0.0.1", "fd00::1 fd00::2"),
+    "ifconfig-ipv6": ("fd00::1/64 fd00::2", "fd00::1 fd00::2", "10.0.0.1/24 10.0.0.2"),
+    "keepalive": ("10 60", "10 15", "0 60", "10"),
     "key": ("../own.key",),
-    "local": ("192.0.2.2",),
-    "max-packet-size": ("1200",),
+    "local": ("192.0.2.2", "fd00::2", "localhost"),
+    "max-packet-size": ("1200", "100", "2100"),
     "management-client-group": ("root",),
     "management-client-user": ("root",),
     "management-log-cache": ("5",),
     "mode": ("p2p",),
-    "mssfix": ("1400",),
+    "mssfix": ("1400", "", "0", "100", "1400 mtu", "1400 fixed", "1400 x"),
     "peer-fingerprint": (":".join(["AA"] * 32),),
-    "proto": ("tcp-client",),
+    "proto": ("tcp-client", "udp", "udp4", "udp6", "tcp", "tcp6-client", "tcp-server", "x"),
     "proto-force": ("udp",),
-    "pull-filter": ("ignore route",),
-    "redirect-gateway": ("def1",),
+    "pull-filter": ("ignore route", "accept x", "reject x", "x x"),
+    "redirect-gateway": ("def1", "", "def1 ipv6 !ipv4", "local autolocal bypass-dhcp bypass-dns block-local", "x"),
     "redirect-private": ("def1",),
-    "remote": ("192.0.2.9 1194 udp",),
+    "remote": (
+        *("192.0.2.9 1194 udp", "x.example", "::1", "[::1]", "x.example 0", "x.example 65536", "x.example 1194 tcp"),
+        *("x.example 1194 tcp6-client", "x.example 1194 x", "x.example x"),
+    ),
     "remote-cert-eku": ("1.3.6.1.5.5.7.3.1",),
-    "remote-cert-ku": ("a0", ""),
-    "remote-cert-tls": ("server",),
-    "resolv-retry": ("infinite",),
-    "route": ("10.0.0.0 255.0.0.0",),
-    "route-gateway": ("10.0.0.1",),
-    "route-ipv6": ("fd00::/64",),
+    "remote-cert-ku": ("a0", "", "a0 88", "x"),
+    "remote-cert-tls": ("server", "client", "x"),
+    "resolv-retry": ("infinite", "60", "x"),
+    "route": (
+        *(
+            "10.0.0.0 255.0.0.0",
+            "10.0.0.0",
+            "10.0.0.1 255.0.0.0",
+            "10.0.0.0 255.0.255.0",
+            "10.0.0.0 255.0.0.0 default 5",
+        ),
+        *("10.0.0.0 255.0.0.0 net_gateway", "vpn_gateway", "remote_host", "x.example", "fd00::/64"),
+    ),
+    "route-gateway": ("10.0.0.1", "dhcp", "x.example"),
+    "route-ipv6": ("fd00::/64", "fd00::1", "fd00::/64 fd00::1 5", "10.0.0.0/8"),
     "setenv": ("NAME value",),
     "socks-proxy": ("192.0.2.9 1080",),
-    "static-challenge": ("Code 1",),
+    "static-challenge": ("Code 1", "Code 0", "Code 1 concat", "Code 2"),
     "tls-auth": ("../static.key 1",),
-    "tls-cert-profile": ("preferred",),
-    "tls-cipher": ("DEFAULT",),
+    "tls-cert-profile": ("preferred", "insecure", "legacy", "suiteb", "foo"),
+    "tls-cipher": ("DEFAULT", "DEFAULT:@SECLEVEL=0", "TLS-ECDHE-ECDSA-WITH-AES-128-GCM-SHA256"),
     "tls-ciphersuites": ("TLS_AES_256_GCM_SHA384",),
     "tls-crypt": ("../static.key",),
     "tls-crypt-v2": ("../client.key",),
     "tls-groups": ("X25519",),
-    "tls-version-max": ("1.3",),
-    "tls-version-min": ("1.2",),
-    "topology": ("subnet",),
-    "tun-mtu": ("1400",),
-    "tun-mtu-max": ("1700",),
-    "verify-hash": (":".join(["AA"] * 20),),
-    "verify-x509-name": ("server name",),
-    "x509-username-field": ("CN",),
+    "tls-version-max": ("1.3", "1.0", "1.4"),
+    "tls-version-min": ("1.2", "1.0", "1.3 or-highest", "1.4", "1.4 or-highest"),
+    "topology": ("subnet", "net30", "p2p", "x"),
+    "tun-mtu": ("1400", "90", "100", "65535", "1500 1400"),
+    "tun-mtu-max": ("1700", "1400"),
+    "verify-hash": (":".join(["AA"] * 20), ":".join(["AA"] * 32) + " SHA256", "AA"),
+    "verify-x509-name": ("server name", "CN=server", "server name-prefix", "server x"),
+    "x509-username-field": ("CN", "ext:subjectAltName", "emailAddress", "CN serialNumber", "x"),
+    "port": ("1194", "0", "x"),
+    "rport": ("1194", "0"),
+    "lport": ("1194", "0"),
+    "hand-window": ("60", "0"),
+    "tls-timeout": ("2", "0"),
+    "tran-window": ("60", "0"),
+    "reneg-sec": ("0", "3600 60", "-1"),
+    "ping": ("10", "0"),
+    "ping-exit": ("10", "0"),
+    "ping-restart": ("10", "0"),
+    "inactive": ("60", "60 1000"),
+    "connect-retry": ("1", "1 60", "0"),
+    "connect-retry-max": ("3", "0"),
+    "connect-timeout": ("9", "0"),
+    "server-poll-timeout": ("9", "0"),
+    "explicit-exit-notify": ("", "2", "0"),
+    "session-timeout": ("60", "0"),
+    "verb": ("3", "11", "15", "16"),
+    "key-direction": ("0", "1", "2"),
 }
 MANAGEMENT = (
     *("management-client", "management-forget-disconnect", "management-hold", "management-query-passwords"),
@@ -314,7 +367,36 @@ DROPPED = {
 }
 # Not settings of a client's file: stock does something else and ends, or they are blocks.
 COMMANDS = {"config", "connection", "help", "version", "daemon", "syslog", "log", "log-append"}
-NARROWER: dict[str, str] = {}
+LATER = "stock takes it when it starts, and fails when it is used"
+NARROWER: dict[str, str] = {
+    **dict.fromkeys(
+        (f"auth {name}" for name in ("MD5", "RIPEMD160", "SHA512-256", "BLAKE2s256", "SHA3-256")),
+        "SHA1, SHA224, SHA256, SHA384, SHA512 and none are supported",
+    ),
+    **dict.fromkeys(("auth CRC32", "cipher x", "data-ciphers-fallback x"), "no library has it"),
+    "crl-verify .. dir": "a folder of revocation lists is not read",
+    **dict.fromkeys(
+        ("dhcp-option DNS x", "dhcp-option DOMAIN", "route-ipv6 10.0.0.0/8", "route fd00::/64"),
+        "stock hands it on as it is, to a script or to ip(8)",
+    ),
+    **dict.fromkeys(("hand-window 0", "tls-timeout 0", "tran-window 0"), "nothing is done in no time"),
+    "local localhost": "a name of this machine's may have several addresses",
+    **dict.fromkeys(("max-packet-size 100", "max-packet-size 2100"), "control packets are of 154 to 2,048 bytes"),
+    "mssfix 100": "TCP would be left without room",
+    **dict.fromkeys(
+        ("port 0", "port x", "rport 0", "remote x.example 0", "remote x.example 65536", "remote x.example x"), LATER
+    ),
+    "remote [::1]": LATER,
+    "proto tcp-server": "it is a server's",
+    "remote-cert-ku x": "stock takes it for 0, which asks for nothing",
+    "reneg-sec -1": "no time is negative",
+    "resolv-retry x": "stock takes it for 0",
+    "route 10.0.0.0 255.0.255.0": LATER,
+    "route x.example": "names in routes aren't resolved",
+    "static-challenge Code 2": "stock takes it for 1",
+    "tls-cert-profile foo": LATER,
+    "tun-mtu 90": "less than 100 bytes leave no room",
+}
 WINDOWS = "a setting for Windows, where stock takes it"
 NEWER = "a setting of OpenVPN 2.7"
 WIDER = {
@@ -325,7 +407,10 @@ WIDER = {
         ),
         WINDOWS,
     ),
-    **dict.fromkeys(("dns-updown", "route-table"), NEWER),
+    **dict.fromkeys(
+        ("dns-updown", "route-table", "data-ciphers DEFAULT", "static-challenge Code 1 concat"),
+        NEWER,
+    ),
     "iproute": "stock takes it where it was built to call ip(8)",
     "setcon": "stock takes it where it was built for SELinux",
 }

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import pkcs12
 
 from ginnel.openvpn.config import ClientConfig
+from ginnel.openvpn.ovpn_login import NO_PASSWORD
 from ginnel.openvpn.push import PushReply
 from ginnel.openvpn.wrap import NoWrap
 
@@ -28,6 +32,7 @@ def advise(config: ClientConfig, now: datetime) -> tuple[Advice, ...]:
         *_about_the_server(config),
         *_about_tls(config),
         *_about_data(config),
+        *_about_the_login(config),
         *_about_routes(config.local),
         *_about_dates(config, now),
     )
@@ -52,6 +57,10 @@ def _about_the_server(config: ClientConfig) -> Iterator[Advice]:
 def _about_tls(config: ClientConfig) -> Iterator[Advice]:
     if config.tls_version_min < "1.2":
         yield Advice("tls-version-min", "TLS before 1.2 is broken in several ways", "write: tls-version-min 1.2")
+    if config.cert_profile == "insecure" or re.search("@SECLEVEL=0(?![0-9])", config.cipher_list or ""):
+        option = "tls-cert-profile" if config.cert_profile == "insecure" else "tls-cipher"
+        text = "keys and digests that can be broken by now are taken"
+        yield Advice(option, text, "ask for certificates of today, and remove it")
     if isinstance(config.wrap, NoWrap):
         text = "anybody can begin a TLS handshake with the server"
         yield Advice("tls-crypt", text, "if you run the server, give it tls-crypt-v2 or tls-crypt")
@@ -66,10 +75,21 @@ def _about_data(config: ClientConfig) -> Iterator[Advice]:
         yield Advice(
             "data-ciphers", f"{names} is slower, and weaker, than AES-256-GCM", "remove it, if the server allows"
         )
+    if config.auth == "none" and any(name.endswith("-CBC") for name in weak):
+        text = "nobody would notice data that was changed on the way"
+        yield Advice("auth", text, "write: auth SHA256, on the server as well, or remove the ciphers in CBC")
+
+
+def _about_the_login(config: ClientConfig) -> Iterator[Advice]:
     login = config.auth_user_pass
-    if login is not None and login.password is not None and not config.auth_nocache:
+    if login is None:
+        return
+    if login.password is not None and login.password != NO_PASSWORD:
         text = "the file has a password in it: whoever reads the file can log in"
         yield Advice("auth-user-pass", text, "keep the file to yourself (mode 0600), or let the password be asked for")
+    elif config.auth_nocache:
+        text = "the password is asked for at each reconnection: without a terminal ginnel ends there"
+        yield Advice("auth-nocache", text, "remove it, or name a file: auth-user-pass FILE")
 
 
 def _about_routes(local: PushReply) -> Iterator[Advice]:
@@ -80,20 +100,38 @@ def _about_routes(local: PushReply) -> Iterator[Advice]:
 
 
 def _about_dates(config: ClientConfig, now: datetime) -> Iterator[Advice]:
+    for option, certificate in _certificates(config):
+        since, until = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        if until < now:
+            yield Advice(option, f"a certificate expired on {until:%Y-%m-%d}", "ask for a new one")
+        elif until < now + SOON:
+            yield Advice(option, f"a certificate expires on {until:%Y-%m-%d}", "ask for a new one")
+        elif since > now:
+            text = f"a certificate is not valid before {since:%Y-%m-%d}"
+            yield Advice(option, text, "is this machine's clock right?")
+    for found in re.findall(PEM_CRL, config.crl or "", re.S):
+        until_next = x509.load_pem_x509_crl(found.encode()).next_update_utc
+        if until_next is not None and until_next < now:
+            text = f"a revocation list was good until {until_next:%Y-%m-%d}: no server is taken any more"
+            yield Advice("crl-verify", text, "get the list that is in force")
+
+
+def _certificates(config: ClientConfig) -> Iterator[tuple[str, x509.Certificate]]:
+    """With the option that each is of; none of a container whose password is not at hand."""
     for option, pem in (("cert", config.cert), ("ca", config.ca)):
         for certificate in x509.load_pem_x509_certificates(pem.encode()) if pem else ():
-            until = certificate.not_valid_after_utc
-            if until < now:
-                yield Advice(option, f"a certificate expired on {until:%Y-%m-%d}", "ask for a new one")
-            elif until < now + SOON:
-                yield Advice(option, f"a certificate expires on {until:%Y-%m-%d}", "ask for a new one")
-            elif certificate.not_valid_before_utc > now:
-                since = certificate.not_valid_before_utc
-                yield Advice(
-                    option, f"a certificate is not valid before {since:%Y-%m-%d}", "is this machine's clock right?"
-                )
+            yield option, certificate
+    if config.pkcs12 is None:
+        return
+    password = None if config.key_password is None else config.key_password.encode()
+    with contextlib.suppress(ValueError):
+        found = pkcs12.load_pkcs12(config.pkcs12, password)
+        for entry in (found.cert, *found.additional_certs):
+            if entry is not None:
+                yield "pkcs12", entry.certificate
 
 
+PEM_CRL = "-----BEGIN X509 CRL-----.*?-----END X509 CRL-----"
 SHORT_PREFIX = 4
 SOUND = ("-GCM", "-POLY1305")
 SOON = timedelta(days=30)

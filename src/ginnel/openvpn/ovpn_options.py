@@ -24,7 +24,7 @@ from ginnel.openvpn.directives import DIRECTIVES, names
 from ginnel.openvpn.ovpn_draft import MAX_INT, Draft, Taker, number, one_of
 from ginnel.openvpn.ovpn_lexer import Statement
 from ginnel.openvpn.push import PullFilter
-from ginnel.openvpn.push_options import complaint
+from ginnel.openvpn.push_options import DHCP_OPTIONS, complaint
 from ginnel.openvpn.push_values import Inactive
 from ginnel.openvpn.words import escape, quote
 
@@ -243,8 +243,8 @@ def _local(draft: Draft, statement: Statement) -> None:
     if reason is None:
         draft.local.append(text)
         return
-    if statement.name == "dhcp-option" and "has no effect" in reason:
-        draft.warn(reason)
+    if statement.name == "dhcp-option" and statement.words[0] not in DHCP_OPTIONS:
+        draft.warn(f"{reason}, and has no effect")
         return
     raise ConfigError(reason, instead=f"write: {statement.name} {DIRECTIVES[statement.name].text}")
 
@@ -308,7 +308,7 @@ TAKERS: dict[str, Taker] = {
     "ping-restart": _ping_timeout,
     "ping-exit": _ping_timeout,
     "tun-mtu": _number("tun_mtu", 100, 0xFFFF),
-    "tun-mtu-max": _number("tun_mtu_max", 1600, 0xFFFF),
+    "tun-mtu-max": _number("tun_mtu_max", 100, 0xFFFF),
     "max-packet-size": _max_packet_size,
     "mssfix": _mssfix,
     "inactive": _inactive,
@@ -325,5 +325,5 @@ TAKERS: dict[str, Taker] = {
     "pull-filter": _pull_filter,
     "route-nopull": _flag("route_nopull"),
     "ignore-unknown-option": _forgive,
-    "verb": _number("verb", 0, 15),
+    "verb": _number("verb", 0, MAX_INT),
 }

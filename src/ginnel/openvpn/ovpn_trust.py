@@ -142,13 +142,16 @@ def _verify_name(draft: Draft, statement: Statement) -> None:
 
 def _tls_version(name: str) -> Taker:
     def take(draft: Draft, statement: Statement) -> None:
-        draft.values[name] = one_of(statement.words[0], "1.0", "1.1", "1.2", "1.3")
         for word in statement.words[1:]:
             one_of(word, "or-highest")
+        # So a file may ask for what comes after its time.
+        known = statement.words[0] in VERSIONS or len(statement.words) == 1
+        draft.values[name] = one_of(statement.words[0], *VERSIONS) if known else VERSIONS[-1]
 
     return take
 
 
+VERSIONS = ("1.0", "1.1", "1.2", "1.3")
 TAKERS: dict[str, Taker] = {
     "ca": _certificates("ca"),
     "cert": _certificates("cert"),
