@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import re
@@ -14,7 +13,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
@@ -26,7 +24,7 @@ from ginnel.device.bridge import Bridge
 from ginnel.device.interface import Address, Route
 from ginnel.errors import DeviceError
 from ginnel.stack import Stack
-from ginnel.testing.probes import Background, network_state, refuses, until
+from ginnel.testing.probes import network_state, refuses
 from ginnel.testing.subjects import set_ipv6
 from tests.harness.network import Namespace
 
@@ -66,38 +64,6 @@ def test_the_kernel_s_stack_and_a_program_talk(device: KernelDevice) -> None:
         assert device.application.read(20)[28:] == b"question"
         device.application.write(datagram(own.getsockname()[1], b"answer"))
         assert own.recvfrom(100) == (b"answer", ("10.9.0.2", 4000))
-
-
-def test_eight_writers_and_eight_readers_lose_nothing_uncounted(device: KernelDevice) -> None:
-    senders, count = 8, 4000
-    got: list[list[bytes]] = [[] for _ in range(senders)]
-
-    def send(number: int) -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
-            for turn in range(count):
-                own.sendto(struct.pack("!BI", number, turn), ("10.9.0.2", 4000))
-
-    def read(number: int) -> None:
-        while (each := device.application.read(60))[28:] != b"end":
-            got[number].append(each[28:])
-
-    with contextlib.ExitStack() as stack:
-        for number in range(senders):
-            stack.enter_context(Background(partial(read, number)))
-        with contextlib.ExitStack() as sending:
-            for number in range(senders):
-                sending.enter_context(Background(partial(send, number)))
-        until(lambda: not select.select([device.application], [], [], 0)[0])
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
-            for _ in range(senders):
-                own.sendto(b"end", ("10.9.0.2", 4000))
-    every = Counter(each for some in got for each in some)
-    assert set(every.values()) == {1}
-    assert every.total() + device.statistics()["tx_dropped"] == senders * count
-    for some in got:
-        for number in range(senders):
-            turns = [each for each in some if each[0] == number]
-            assert turns == sorted(turns)
 
 
 def test_a_program_that_is_killed_leaves_a_persistent_device_to_the_next() -> None:

@@ -16,6 +16,7 @@ from tests.harness.profile import Profile
 
 SERVER = ["openvpn", "--config", "server.conf"]
 CLIENT = ["openvpn", "--config", "client.conf"]
+KINDS = pytest.mark.parametrize("kind", ["tun", "tap"])
 # Bytes over TCP; `make soak` sends 1 GiB.
 SENT = int(os.environ.get("GINNEL_SENT", 64 << 20))
 
@@ -27,8 +28,10 @@ def network() -> Iterator[Network]:
         yield network
 
 
-def test_both_sides(network: Network, ordinary_env: Environment) -> None:
-    server_file, client_file = openvpn_files(Profile())
+@KINDS
+def test_both_sides(network: Network, ordinary_env: Environment, kind: str) -> None:
+    """On TAP the stacks find each other's stations themselves."""
+    server_file, client_file = openvpn_files(Profile(), tap=kind == "tap")
     serving = [["up", "10.8.0.1", "fd08::1"], ["serve", 7]]
     using = [
         ["up", "10.8.0.2", "fd08::1000"],
@@ -42,7 +45,8 @@ def test_both_sides(network: Network, ordinary_env: Environment) -> None:
         Lent(network.client, ordinary_env, CLIENT, actions=using, files={"client.conf": client_file}) as client,
     ):
         server.wait_done("serve", 30)
-        assert client.wait_done("up")["name"] == "tun0"
+        up = client.wait_done("up")
+        assert (up["name"], up["kind"]) == (f"{kind}0", kind)
         client.wait_done("ping")
         client.wait_done("ping6")
         sent = client.wait_done("send", 120 + SENT / 2e6)
@@ -55,31 +59,12 @@ def test_both_sides(network: Network, ordinary_env: Environment) -> None:
         assert server.wait_done("end")["left"] == []
 
 
-def test_frames(network: Network, ordinary_env: Environment) -> None:
-    """TAP: the stacks find each other's stations themselves."""
-    server_file, client_file = openvpn_files(Profile(), tap=True)
-    using = [["up", "10.8.0.2"], ["ping", "10.8.0.1"], ["ping6", "fd08::1"], ["send", "10.8.0.1", 7, 4 << 20]]
-    serving = [["up", "10.8.0.1"], ["serve", 7]]
-    with (
-        Lent(network.server, ordinary_env, SERVER, actions=serving, files={"server.conf": server_file}) as server,
-        Lent(network.client, ordinary_env, CLIENT, actions=using, files={"client.conf": client_file}) as client,
-    ):
-        server.wait_done("serve", 30)
-        up = client.wait_done("up")
-        assert (up["name"], up["kind"]) == ("tap0", "tap")
-        client.wait_done("ping")
-        client.wait_done("ping6")
-        assert client.wait_done("send", 120)["same"]
-        assert client.process.stop(signal.SIGTERM) == 0
-        assert client.wait_done("end")["left"] == []
-
-
-def test_redirect_gateway(network: Network, ordinary_env: Environment) -> None:
+@KINDS
+def test_redirect_gateway(network: Network, ordinary_env: Environment, kind: str) -> None:
     """Its routes are the stack's, and what it runs sees them; the namespace's own are as they were."""
-    server_file, client_file = openvpn_files(
-        Profile(), client=["redirect-gateway def1 ipv6", "script-security 2", 'route-up "/bin/sh show"']
-    )
-    show = "echo look; ip -br addr show dev tun0; ip route; ip -6 route; ip route get 198.18.0.1; echo end"
+    redirect = ["redirect-gateway def1 ipv6", "script-security 2", 'route-up "/bin/sh show"']
+    server_file, client_file = openvpn_files(Profile(), tap=kind == "tap", client=redirect)
+    show = f"echo look; ip -br addr show dev {kind}0; ip route; ip -6 route; ip route get 198.18.0.1; echo end"
     before = routes(network)
     with (
         Lent(network.server, ordinary_env, SERVER, actions=[["up"]], files={"server.conf": server_file}) as server,
@@ -95,14 +80,14 @@ def test_redirect_gateway(network: Network, ordinary_env: Environment) -> None:
         client.process.wait_line("Initialization Sequence Completed", 30)
         lines = client.process.out.all()
         seen = lines[lines.index("look") : lines.index("end")]
-        assert any(line.split() == ["tun0", "UNKNOWN", "10.8.0.2/24", "fd08::1000/64"] for line in seen), seen
+        assert any(line.split() == [f"{kind}0", "UNKNOWN", "10.8.0.2/24", "fd08::1000/64"] for line in seen), seen
         for route in (
-            "0.0.0.0/1 via 10.8.0.1 dev tun0",
-            "128.0.0.0/1 via 10.8.0.1 dev tun0",
-            "10.8.0.0/24 dev tun0 proto kernel scope link src 10.8.0.2",
+            f"0.0.0.0/1 via 10.8.0.1 dev {kind}0",
+            f"128.0.0.0/1 via 10.8.0.1 dev {kind}0",
+            f"10.8.0.0/24 dev {kind}0 proto kernel scope link src 10.8.0.2",
             "192.0.2.0/24 dev eth0 proto kernel scope link src 192.0.2.2",
-            "2000::/4 dev tun0 metric 1024",
-            "198.18.0.1 via 10.8.0.1 dev tun0 src 10.8.0.2",
+            f"2000::/4 {'via fd08::1 ' if kind == 'tap' else ''}dev {kind}0 metric 1024",
+            f"198.18.0.1 via 10.8.0.1 dev {kind}0 src 10.8.0.2",
         ):
             assert any(line.startswith(route) for line in seen), (route, seen)
         up = client.wait_done("show")
@@ -141,9 +126,10 @@ def test_the_way_around_the_tunnel(ordinary_env: Environment) -> None:
             assert_no_error(client)
 
 
-def test_a_restart_opens_the_device_anew(network: Network, ordinary_env: Environment) -> None:
+@KINDS
+def test_a_restart_opens_the_device_anew(network: Network, ordinary_env: Environment, kind: str) -> None:
     """SIGUSR1: closed and opened, under the same name, and the stack is reached again."""
-    server_file, client_file = openvpn_files(Profile())
+    server_file, client_file = openvpn_files(Profile(), tap=kind == "tap")
     using = [["up", "10.8.0.2"], ["ping", "10.8.0.1"], ["up", "10.8.0.2"], ["ping", "10.8.0.1"], ["show"]]
     with (
         Lent(network.server, ordinary_env, SERVER, actions=[["up"]], files={"server.conf": server_file}) as server,
@@ -153,7 +139,7 @@ def test_a_restart_opens_the_device_anew(network: Network, ordinary_env: Environ
         client.wait_done("ping", 30)
         seen = len(client.process.out)
         client.process.send_signal(signal.SIGUSR1)
-        assert client.wait_done("up", 30, seen)["name"] == "tun0"
+        assert client.wait_done("up", 30, seen)["name"] == f"{kind}0"
         client.wait_done("ping", 30, seen)
         client.wait_done("show", 30)
         assert client.process.stop(signal.SIGTERM) == 0
