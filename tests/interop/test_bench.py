@@ -30,6 +30,10 @@ def test_a_round_of_our_own_tunnel(tmp_path: Path) -> None:
     assert figures["down_mbit"] > 0
     assert figures["small_pps"] > 0
     assert 0 < figures["ping_ms"] < 1000
+    assert 0 < figures["loaded_ping_ms"] <= figures["loaded_ping_p99_ms"] < 1000
+    assert 0 < figures["long_pps"] < figures["small_pps"] * 10
+    assert 20 < figures["memory_mb"] < 200
+    assert 0 < figures["up_cpu"] < 100
     assert "| TCP, Mbit/s |" in done.stdout
     assert chart.read_text().startswith("<svg")
     left = subprocess.run(["ip", "link"], capture_output=True, text=True, check=True).stdout
@@ -50,6 +54,17 @@ def test_ways_that_are_measured_by_streams_alone(tmp_path: Path) -> None:
         if kind.startswith("lossy"):
             assert figures["up_mbit"] < 100
             assert figures["down_mbit"] < 100
+
+
+def test_stock_at_one_end(tmp_path: Path) -> None:
+    table, kind = tmp_path / "figures.json", "mixed-server"
+    done = bench("--rounds", "1", "--seconds", "1", f"--only={kind}", "--json", table)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(table.read_text())
+    assert result["failures"] == []
+    (figures,) = result["figures"][kind]
+    assert figures["up_cpu"] > figures["up_ours_cpu"] > 0
+    assert figures["down_cpu"] > figures["down_ours_cpu"] > 0
 
 
 def test_many_clients_at_once(tmp_path: Path) -> None:

@@ -188,9 +188,11 @@ impl Receiver {
             let hdr = &header.msg_hdr;
             *lengths = (header.msg_len as usize, hdr.msg_namelen as usize, hdr.msg_controllen as _);
         }
-        // What comes next is most likely like this.
+        // What comes next is most likely like this; but a stream may begin after a pause, with long messages, whose
+        // memory would stay.
         let bytes: usize = self.lengths[..received].iter().map(|(len, ..)| len).sum();
-        self.asked_for = (TURN_BYTES * received / bytes.max(1)).clamp(1, RECEIVED);
+        let most = (2 * received).clamp(AFTER_A_PAUSE, RECEIVED);
+        self.asked_for = (TURN_BYTES * received / bytes.max(1)).clamp(1, most);
         if let Some(asked) = &socket.asked {
             let mut asked = lock(asked);
             for index in 0..received {
@@ -556,8 +558,10 @@ const EMPTY_HEADER: libc::mmsghdr = {
 const MEMINFO_VARS: usize = 9;
 const MEMINFO_DROPS: usize = 8;
 
-/// Messages a call at most, and the room for each: a run that GRO put together fills 64 KiB.
+/// Messages a call at most, those of a call that comes after a pause, and the room for each: a run that GRO put
+/// together fills 64 KiB.
 const RECEIVED: usize = 32;
+const AFTER_A_PAUSE: usize = 8;
 /// What is received in a turn, more or less: two such runs.
 const TURN_BYTES: usize = 128 << 10;
 const BUFFER_LEN: usize = 65_536;

@@ -33,7 +33,8 @@ def _measure(tunnel: Tunnel, seconds: float) -> dict[str, float]:
         figures |= _tcp(tunnel, seconds, "up")
         figures |= _tcp(tunnel, seconds, "down", "--reverse")
         figures |= {"up8_mbit": _tcp(tunnel, seconds, "up8", "--parallel", "8")["up8_mbit"]}
-        figures |= _small(tunnel)
+        figures |= {f"small_{name}": value for name, value in _datagrams(tunnel, SMALL, seconds).items()}
+        figures |= {f"long_{name}": value for name, value in _datagrams(tunnel, LONG, seconds).items()}
         figures |= _loaded_ping(tunnel, seconds)
         figures["memory_mb"] = max(program.usage()[1] for program in tunnel.ours or tunnel.ends) / 1e6
     return figures
@@ -50,7 +51,7 @@ def _tcp(tunnel: Tunnel, seconds: float, name: str, *options: str) -> dict[str, 
         f"{name}_cpu": (_cpu(tunnel.ends) - before) / gbit,
         f"{name}_resent": end["sum_sent"].get("retransmits", 0),
     }
-    if tunnel.name == "mixed":
+    if tunnel.name in ("mixed", "mixed-server"):
         figures[f"{name}_ours_cpu"] = (_cpu(tunnel.ours) - ours_before) / gbit
     return figures
 
@@ -90,12 +91,13 @@ def _end_of(stream: Program, tunnel: Tunnel, timeout: float) -> dict[str, Any]:
     return _sums(json.loads(stream.output), tunnel)
 
 
-def _small(tunnel: Tunnel) -> dict[str, float]:
-    """Datagrams of 64 bytes at rising rates: the most that arrived in a second with at most 1 % lost, what was lost
-    then, and 1 if it is the generator's limit that was met, not the tunnel's."""
+def _datagrams(tunnel: Tunnel, size: int, transfer: float) -> dict[str, float]:
+    """Datagrams of ``size`` bytes at rising rates, each for half a ``transfer`` at most: the most that arrived in a
+    second with at most 1 % lost, what was lost then, and 1 if it is the generator's limit that was met, not the
+    tunnel's."""
     best, lost_then, failures, limited, rate = 0.0, 0.0, 0, 0.0, FIRST_RATE
     while failures < 2:
-        sent, seconds, came = _send_small(tunnel, rate)
+        sent, seconds, came = _send(tunnel, size, rate, min(DATAGRAM_SECONDS, transfer / 2))
         lost = 1 - came / max(sent, 1)
         if lost > MOST_LOST:
             failures += 1
@@ -105,15 +107,16 @@ def _small(tunnel: Tunnel) -> dict[str, float]:
             limited = float(lost <= MOST_LOST)
             break
         rate *= STEP
-    return {"small_pps": best, "small_lost_percent": lost_then * 100, "small_limited": limited}
+    return {"pps": best, "lost_percent": lost_then * 100, "limited": limited}
 
 
-def _send_small(tunnel: Tunnel, rate: float) -> tuple[int, float, int]:
+def _send(tunnel: Tunnel, size: int, rate: float, wanted: float) -> tuple[int, float, int]:
     """How many were sent, in how many seconds, and how many of them came."""
-    module = [sys.executable, "-m", "ginnel.bench.small"]
+    module = [sys.executable, "-m", "ginnel.bench.datagrams"]
     with tunnel.right.started(*module, "receive") as receiver:
         receiver.wait_for("ready")
-        sent, seconds = json.loads(tunnel.left.run(*module, "send", tunnel.far, str(rate), str(SMALL_SECONDS)))
+        words = [*module, "send", tunnel.far, str(rate), str(wanted), str(size)]
+        sent, seconds = json.loads(tunnel.left.run(*words))
         # What is still in queues on the way.
         time.sleep(0.2)
         receiver.signal()
@@ -188,17 +191,21 @@ UNITS = {
     "down_ours_cpu": "the same, back",
     "up_resent": "segments sent again",
     "down_resent": "the same, back",
-    "small_pps": "UDP of 64 bytes, packets/s at <= 1 % loss (ginnel.bench.small)",
+    "small_pps": "UDP of 64 bytes, packets/s at <= 1 % loss (ginnel.bench.datagrams)",
     "small_lost_percent": "lost then, %",
     "small_limited": "1: as fast as the generator goes",
+    "long_pps": "UDP of 1,400 bytes, the same",
+    "long_lost_percent": "lost then, %",
+    "long_limited": "1: as fast as the generator goes",
     "ping_ms": "ping, median, ms",
     "loaded_ping_ms": "ping under a stream, median, ms",
     "loaded_ping_p99_ms": "ping under a stream, p99, ms",
     "memory_mb": "resident memory, MB",
     "stolen_percent": "taken by the machine's host, % of the cores' time",
 }
-SMALL_SECONDS = 1.5
-FIRST_RATE, STEP = 4_000.0, 1.35
+SMALL, LONG = 64, 1400
+DATAGRAM_SECONDS = 1.5
+FIRST_RATE, STEP = 6_000.0, 1.35
 MOST_LOST = 0.01
 PING_INTERVAL = 0.01
 BUSY = 20

@@ -34,9 +34,9 @@ def _goals(result: Result) -> list[str]:
         met = ratio >= goal if sign == ">=" else ratio <= goal
         missed = f"missed by {abs(goal - ratio) / goal:.0%}"
         lines.append(f"| {what} | {ratio:.2f} | {sign} {goal:g} | {'met' if met else missed} |")
-    memory = result.median("mixed", "memory_mb")
+    memory = result.median("ginnel", "memory_mb")
     if memory is not None:
-        lines.append(f"| resident memory of ginnel connect --tun, MB | {memory:.0f} | < 80 | {_met(memory < 80)} |")
+        lines.append(f"| resident memory, the larger end of ginnel's, MB | {memory:.1f} | < 80 | {_met(memory < 80)} |")
     return lines
 
 
@@ -66,7 +66,7 @@ def chart(result: Result) -> str:
         most = max((value for _, value in bars), default=1) or 1
         for name, value in bars:
             y += 22
-            colour = "#2a6f97" if name in ("ginnel", "mixed") else "#a9a9a9"
+            colour = "#2a6f97" if name in ("ginnel", "mixed", "mixed-server") else "#a9a9a9"
             parts.append(f'<text x="10" y="{y}">{escape(name)}</text>')
             parts.append(f'<rect x="100" y="{y - 12}" width="{400 * value / most:.0f}" height="15" fill="{colour}"/>')
             parts.append(f'<text x="{106 + 400 * value / most:.0f}" y="{y}">{_number(value)}</text>')
@@ -80,11 +80,16 @@ GOALS: list[tuple[str, Figure, Figure, str, float]] = [
     ("TCP, ginnel : stock", ("ginnel", "up_mbit"), ("stock", "up_mbit"), ">=", 6),
     ("TCP back, ginnel : stock", ("ginnel", "down_mbit"), ("stock", "down_mbit"), ">=", 6),
     ("CPU a Gbit, ginnel : stock", ("ginnel", "up_cpu"), ("stock", "up_cpu"), "<=", 0.2),
-    ("TCP, ginnel at one end : stock", ("mixed", "up_mbit"), ("stock", "up_mbit"), ">=", 1.3),
-    ("TCP back, ginnel at one end : stock", ("mixed", "down_mbit"), ("stock", "down_mbit"), ">=", 1.3),
+    ("TCP, ginnel as the client : stock", ("mixed", "up_mbit"), ("stock", "up_mbit"), ">=", 1.3),
+    ("TCP back, ginnel as the client : stock", ("mixed", "down_mbit"), ("stock", "down_mbit"), ">=", 1.3),
+    ("TCP, ginnel as the server : stock", ("mixed-server", "up_mbit"), ("stock", "up_mbit"), ">=", 1.3),
+    ("TCP back, ginnel as the server : stock", ("mixed-server", "down_mbit"), ("stock", "down_mbit"), ">=", 1.3),
     # Stock's two ends do the same work, so that one of them is half.
-    ("CPU a Gbit, ginnel's end : stock's two", ("mixed", "up_ours_cpu"), ("stock", "up_cpu"), "<=", 1 / 6),
+    ("CPU a Gbit, ginnel's client : stock's two", ("mixed", "up_ours_cpu"), ("stock", "up_cpu"), "<=", 1 / 6),
     ("CPU a Gbit back, the same", ("mixed", "down_ours_cpu"), ("stock", "down_cpu"), "<=", 1 / 6),
+    ("CPU a Gbit, ginnel's server : stock's two", ("mixed-server", "up_ours_cpu"), ("stock", "up_cpu"), "<=", 1 / 6),
+    ("CPU a Gbit back, the same", ("mixed-server", "down_ours_cpu"), ("stock", "down_cpu"), "<=", 1 / 6),
+    ("datagrams of 1,400 bytes, ginnel : stock", ("ginnel", "long_pps"), ("stock", "long_pps"), ">=", 1),
     ("small packets, ginnel : stock", ("ginnel", "small_pps"), ("stock", "small_pps"), ">=", 3),
     ("ping, ginnel : stock", ("ginnel", "ping_ms"), ("stock", "ping_ms"), "<=", 0.8),
     (

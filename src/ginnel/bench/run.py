@@ -68,4 +68,5 @@ def machine() -> str:
     )
     cores = len([line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("processor")])
     load = Path("/proc/loadavg").read_text().split()[0]
-    return f"{cores} cores, {model}, Linux {platform.release()}, load {load} at the start"
+    control = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
+    return f"{cores} cores, {model}, Linux {platform.release()} (TCP: {control}), load {load} at the start"

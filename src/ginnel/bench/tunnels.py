@@ -72,6 +72,7 @@ def available(crowd: int) -> dict[str, str]:
     if shutil.which("openvpn"):
         stock = subprocess.run(["openvpn", "--version"], capture_output=True, text=True).stdout.split()[1]
         found["mixed"] = f"ginnel connect --tun, OpenVPN {stock} as the server"
+        found["mixed-server"] = f"ginnel serve --tun, OpenVPN {stock} as the client"
         found["stock"] = f"OpenVPN {stock} at both ends, without DCO"
         found["stock-crowd"] = f"the same with {crowd} clients, a stream each at once"
     if shutil.which("wireguard-go"):
@@ -137,13 +138,19 @@ def _ours(
     """Our server and our client. ``inside``: where iperf3 is, as clients see it; it is the server's own machine,
     which is closed to them without a word. ``shaped``: over a slow and lossy way."""
     folder, server = _our_server(stack, right, serve, inside)
-    file = folder / "client.ovpn"
-    right.run(*_GINNEL, "user", "add", "bench", "--dir", str(folder / "state"), "-o", str(file))
+    file = _user_file(right, folder)
     if shaped:
         words = [sys.executable, "-m", "ginnel.bench.shaper", f"{RIGHT}:1195", f"{RIGHT}:1194"]
         stack.enter_context(right.started(*words)).wait_for("ready")
         file.write_text(file.read_text().replace(f"{RIGHT} 1194", f"{RIGHT} 1195"))
     return server, _connected(stack, left, file, *connect)
+
+
+def _user_file(space: Space, folder: Path) -> Path:
+    """A client's file for our server."""
+    file = folder / "client.ovpn"
+    space.run(*_GINNEL, "user", "add", "bench", "--dir", str(folder / "state"), "-o", str(file))
+    return file
 
 
 def _our_server(stack: contextlib.ExitStack, space: Space, options: list[str], inside: str) -> tuple[Path, Program]:
@@ -178,12 +185,16 @@ def _mixed(stack: contextlib.ExitStack, left: Space, right: Space) -> Tunnel:
     return Tunnel("mixed", left, right, INNER, [client], [client, server])
 
 
+def _mixed_server(stack: contextlib.ExitStack, left: Space, right: Space) -> Tunnel:
+    folder, server = _our_server(stack, right, ["--tun"], INNER)
+    file = _user_file(right, folder)
+    client = _stock_client(stack, left, file)
+    return Tunnel("mixed-server", left, right, INNER, [server], [client, server])
+
+
 def _stock(stack: contextlib.ExitStack, left: Space, right: Space) -> Tunnel:
     folder, server = _stock_server(stack, right)
-    client = stack.enter_context(
-        left.started("openvpn", "--config", str(folder / "client.ovpn"), "--disable-dco", "--dev", "tun0")
-    )
-    client.wait_for("Initialization Sequence Completed")
+    client = _stock_client(stack, left, folder / "client.ovpn")
     return Tunnel("stock", left, right, INNER, [], [client, server])
 
 
@@ -194,6 +205,14 @@ def _stock_crowd(stack: contextlib.ExitStack, left: Space, right: Space, devices
     for client in clients:
         client.wait_for("Initialization Sequence Completed", CROWD_PATIENCE)
     return Tunnel("stock-crowd", left, right, INNER, [server], [*clients, server], devices=devices)
+
+
+def _stock_client(stack: contextlib.ExitStack, space: Space, file: Path) -> Program:
+    client = stack.enter_context(
+        space.started("openvpn", "--config", str(file), "--disable-dco", "--dev-type", "tun", "--dev", "tun0")
+    )
+    client.wait_for("Initialization Sequence Completed")
+    return client
 
 
 def _stock_server(stack: contextlib.ExitStack, space: Space, *options: str) -> tuple[Path, Program]:
@@ -273,6 +292,7 @@ _KINDS: dict[str, Callable[[contextlib.ExitStack, Space, Space], Tunnel]] = {
     "lossy-kernel": _lossy_kernel,
     "plumbing": _plumbing,
     "mixed": _mixed,
+    "mixed-server": _mixed_server,
     "stock": _stock,
     "wireguard": _wireguard,
 }

@@ -16,7 +16,6 @@ from typing import Any
 
 import click
 
-from ginnel.cli.live import live_line
 from ginnel.cli.prompt import Asker, completed
 from ginnel.cli.tunnel import Machine, Tunnel, held
 from ginnel.device.capture import File as CaptureFile
@@ -243,8 +242,7 @@ async def _hold(vpn: Vpn, plan: Plan, reporter: Reporter, listeners: _Listeners)
         for listener, target in listeners.forwards:
             stack.push_async_callback(Forward(vpn.stack, listener, target).aclose)
         if sys.stderr.isatty():
-            shown = asyncio.get_running_loop().create_task(live_line(vpn))
-            stack.callback(shown.cancel)
+            stack.callback(_show(vpn).cancel)
         await vpn.wait_closed()
 
 
@@ -256,9 +254,14 @@ async def _hold_device(machine: Machine, vpn: Vpn, reporter: Reporter) -> None:
         reporter.listening(f"the tunnel's device is {machine.device}")
         await stack.enter_async_context(vpn)
         if sys.stderr.isatty():
-            shown = asyncio.get_running_loop().create_task(live_line(vpn))
-            stack.callback(shown.cancel)
+            stack.callback(_show(vpn).cancel)
         await vpn.wait_closed()
+
+
+def _show(vpn: Vpn) -> asyncio.Task[None]:
+    from ginnel.cli.live import live_line  # rich takes long to import, and 2 MB
+
+    return asyncio.get_running_loop().create_task(live_line(vpn))
 
 
 async def _report(changes: Any, reporter: Reporter, gateways: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ from ipaddress import ip_address
 
 from ginnel.errors import UnreachableError
 from ginnel.network.kill_switch import ANY_PORT, Port, Server
-from ginnel.network.names import ask
 from ginnel.network.plan import MAX_SERVERS
 from ginnel.network.rights import Rights
 from ginnel.openvpn.config import ClientConfig, Remote
@@ -100,6 +99,8 @@ class Outside(ways.Outside):
             await asyncio.gather(*missing, return_exceptions=True)
 
     async def _ask(self, host: str, family: socket.AddressFamily) -> list[str]:
+        from ginnel.network.names import ask  # dnspython takes 4 MB, and most servers have an address
+
         families = [socket.AF_INET, socket.AF_INET6] if family == socket.AF_UNSPEC else [family]
         with contextlib.ExitStack() as stack:
             servers = await asyncio.to_thread(self._rights.name_servers)

@@ -1,4 +1,4 @@
-"""``python -m ginnel.bench.small send ADDRESS RATE SECONDS`` and ``… receive``: datagrams of 64 bytes of payload.
+"""``python -m ginnel.bench.datagrams send ADDRESS RATE SECONDS LEN`` and ``… receive``: UDP of LEN bytes of payload.
 
 The sender makes a system call for each and catches up with its pace every millisecond; it prints how many it sent and
 how many seconds it took, the receiver how many came once it is told to end.
@@ -14,10 +14,10 @@ import sys
 import time
 
 
-def send(address: str, rate: float, seconds: float) -> None:
+def send(address: str, rate: float, seconds: float, size: int) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outer:
         outer.connect((address, PORT))
-        one, sent, began = bytes(LEN), 0, time.perf_counter()
+        one, sent, began = bytes(size), 0, time.perf_counter()
         while (passed := time.perf_counter() - began) < seconds:
             # Never more at once than a millisecond's: a burst after a pause would be another experiment.
             for _ in range(min(round(passed * rate) - sent, round(rate / 1000) + 1)):
@@ -28,7 +28,7 @@ def send(address: str, rate: float, seconds: float) -> None:
 
 
 def receive() -> None:
-    came, into = 0, bytearray(LEN)
+    came, into = 0, bytearray(2048)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as inner:
         inner.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 16 << 20)
         inner.bind(("", PORT))
@@ -47,12 +47,11 @@ def receive() -> None:
     print(f"came {came}", flush=True)
 
 
-LEN = 64
 PORT = 5202
 SO_RCVBUFFORCE = 33
 
 if __name__ == "__main__":
     if sys.argv[1] == "send":
-        send(sys.argv[2], float(sys.argv[3]), float(sys.argv[4]))
+        send(sys.argv[2], float(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5]))
     else:
         receive()
