@@ -7,7 +7,6 @@ import contextlib
 import errno
 import logging
 import os
-import resource
 import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -25,6 +24,7 @@ from ginnel.gateways.egress import Egress
 from ginnel.gateways.relay import Address, Listener
 from ginnel.stack import Stack
 from tests.harness.network import CLIENT, SERVER, Namespace, Network
+from tests.harness.process import no_descriptors
 
 HOST, HOST6 = "192.0.2.7", "2001:db8::7"
 OWN = (HOST, HOST6)
@@ -293,22 +293,12 @@ async def test_a_host_without_descriptors_is_said_once_and_serves_again(
     stacks: Stacks, caplog: pytest.LogCaptureFixture
 ) -> None:
     client, server = stacks
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     async with Shouter() as outside, Egress(server, allow=OWN) as egress, AsyncExitStack() as exits:
         socks = [await exits.enter_async_context(await client.open_datagram()) for _ in range(5)]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), limits[1]))
-        taken: list[int] = []
-        try:
-            with contextlib.suppress(OSError):
-                while True:
-                    taken.append(os.dup(0))
+        with no_descriptors():
             for sock in socks:
                 await sock.sendto(b"hello", (HOST, outside.port))
             await until(lambda: egress.statistics()["datagram_flows_failed"] == len(socks))
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-            for descriptor in taken:
-                os.close(descriptor)
         assert sum(record.levelno == logging.WARNING for record in caplog.records) == 1
         assert egress.statistics()["open"] == 0
         # What was refused stays so for a while.

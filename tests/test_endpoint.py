@@ -273,6 +273,7 @@ def test_answers_to_strangers_are_limited_and_handshakes_that_go_on_are_not_coun
     [
         (Limits(max_clients=3), "full"),
         (Limits(max_negotiating=3), "full"),
+        (Limits(max_negotiating_each=3), "full"),
         (Limits(connect_freq=(3, 60)), "over_connect_freq"),
     ],
 )
@@ -288,6 +289,33 @@ def test_sessions_are_limited(limits: Limits, counter: str) -> None:
     house.run_for(61)
     side = house.enter()
     house.run_until(lambda: side.established, 10)
+
+
+@pytest.mark.parametrize("limits", [Limits(max_negotiating=8), Limits(max_negotiating_each=8)])
+def test_who_never_goes_on_makes_way_and_who_is_on_the_way_in_does_not(limits: Limits) -> None:
+    house = make_house(limits=limits)
+
+    def knock(number: int) -> None:
+        stranger, path = Stranger(house), (0, "198.51.100.1", 1000 + number)
+        cookie = stranger.reset(path)
+        assert cookie is not None
+        stranger.repeat(cookie, path)
+
+    for number in range(8):
+        knock(number)
+    # Of the same place, and comes again until there is room.
+    side = house.enter((0, "198.51.100.1", 5000))
+    house.run_for(4)
+    assert house.count("crowded_out") == (0,)
+    house.run_until(lambda: side.established, 10)
+    assert house.count("crowded_out", "negotiating") == (1, 7)
+    assert 0 not in house.endpoint.sessions
+    knock(9)
+    elsewhere = house.enter()
+    house.run_until(lambda: elsewhere.established, 10)
+    assert side.closed is None
+    house.run_for(61)
+    assert house.endpoint._places == {}
 
 
 def test_a_first_packet_costs_no_memory() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
-import resource
 import tempfile
 import time
 from dataclasses import replace
@@ -22,6 +20,7 @@ from ginnel.openvpn.server import ClientLogin, Refusal, Verdict
 from ginnel.server import Client, ServerConfig
 from ginnel.server.admission import Admission
 from tests.harness.people import People
+from tests.harness.process import no_descriptors
 
 
 class House:
@@ -203,13 +202,8 @@ async def test_what_goes_wrong_here_keeps_newcomers_waiting_and_throws_nobody_ou
     house.admission.use(replace(ServerConfig(), auth_program=(str(tmp_path / "nothing"),)))
     assert await asks() == (PushReply(), later)
     house.admission.use(replace(ServerConfig(), auth_program=("/bin/true",)))
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = max(map(int, os.listdir("/proc/self/fd")))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used, limits[1]))
-    try:
+    with no_descriptors():
         assert await asks() == (PushReply(), later)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     with monkeypatch.context() as full:
         # No folder can be made there.
         full.setattr(tempfile, "tempdir", str(tmp_path / "gone"))

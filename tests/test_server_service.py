@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 
 import ginnel
-from ginnel.errors import AuthError, UnreachableError
+from ginnel.errors import AuthError
 from ginnel.openvpn.ovpn_file import read_ovpn
 from ginnel.openvpn.server import ClientLogin
 from ginnel.server import Client, Listen, Publish, Server, ServerConfig
 from ginnel.server.inner import UserSpace
-from ginnel.vpn import Up, Vpn
+from ginnel.vpn import Reconnecting, Up, Vpn
 from tests.harness.people import People
 
 
@@ -296,15 +296,21 @@ async def test_clients_reach_each_other_where_that_is_wanted(proto: str, topolog
             await bob.aclose()
 
 
-async def test_a_full_server_lets_nobody_else_in() -> None:
+async def test_a_full_server_lets_nobody_else_in_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     people = People()
     people.add("alice")
     people.add("bob")
     async with serving(people, max_clients=1) as server, connecting(server, people, "alice") as alice:
-        with pytest.raises(UnreachableError):
-            async with connecting(server, people, "bob", timeout=3):
-                pass
-        assert server.statistics()["endpoint"]["full"] > 0
+        bob = connecting(server, people, "bob", timeout=60)
+        changes = bob.changes()
+        entering = asyncio.create_task(bob.__aenter__())
+        change = await asyncio.wait_for(anext(changes), 20)
+        assert isinstance(change, Reconnecting)
+        assert "the server is full" in str(change.error)
+        entering.cancel()
+        await asyncio.gather(entering, return_exceptions=True)
+        await bob.aclose()
+        assert "the server is full: max_clients is 1" in caplog.text
         await reaches(alice, server)
 
 

@@ -18,7 +18,7 @@ another path, only authenticated data does (`events.PeerFloat`), as in stock.
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -36,6 +36,7 @@ from ginnel.openvpn.packets import (
     PacketError,
 )
 from ginnel.openvpn.session import First, Policy, Session, SessionSettings
+from ginnel.openvpn.strangers import origin
 from ginnel.openvpn.tls_crypt_v2 import TlsCryptV2Server, negotiates_early
 from ginnel.openvpn.wrap import WITH_WRAPPED_KEY, ReplayError, UnauthenticatedError, Wrap, Wrapper
 
@@ -50,7 +51,9 @@ class MakePolicy(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """``max_clients`` bounds sessions of all kinds, ``max_negotiating`` those whose tunnel isn't open yet.
+    """``max_clients`` bounds sessions of all kinds, ``max_negotiating`` those whose tunnel isn't open yet, and
+    ``max_negotiating_each`` those of them at one place (`strangers.origin`). The oldest makes way for a newcomer if it
+    has had time enough for its handshake; else the newcomer comes again, as its packets do.
 
     ``connect_freq`` and ``connect_freq_initial`` are pairs (number, seconds), as the options: new sessions,
     and answers to strangers that did not lead to one.
@@ -58,6 +61,7 @@ class Limits:
 
     max_clients: int = 1024
     max_negotiating: int = 256
+    max_negotiating_each: int = 64
     connect_freq: tuple[int, float] | None = None
     connect_freq_initial: tuple[int, float] = (100, 10.0)
 
@@ -67,6 +71,8 @@ class _Entry:
     session: Session
     path: Path
     client_id: bytes
+    began: float
+    place: str
     due: float | None = None
     open: bool = False
 
@@ -110,6 +116,8 @@ class Endpoint:
         self._entries: dict[int, _Entry] = {}
         self._at: dict[Path, dict[bytes, int]] = {}
         self._negotiating = 0
+        # The same by place; a client that moves is counted where it came from.
+        self._places: Counter[str] = Counter()
         self._spent: OrderedDict[tuple[Path, bytes], float] = OrderedDict()
         self._next_peer = 0
         self._ending = False
@@ -264,7 +272,8 @@ class Endpoint:
 
     def _create(self, data: bytes, first: First, path: Path, now: float) -> bool:
         """Raises `PacketError` for whom the wrap refuses now that the address is known."""
-        if len(self._entries) >= self._limits.max_clients or self._negotiating >= self._limits.max_negotiating:
+        place = origin(path[1])
+        if len(self._entries) >= self._limits.max_clients or not self._make_room(place, now):
             self._turn_away("full", path)
             return False
         if self._sessions_left is not None and not self._sessions_left.allow(now):
@@ -277,12 +286,27 @@ class Endpoint:
         policy = self._make_policy(peer=peer, path=path, unix_time=unix_time)
         session = Session(policy, path=path, random=self._random, now=now, first=first)
         client_id = first.packet.header.session_id
-        self._entries[peer] = _Entry(session, path, client_id)
+        self._entries[peer] = _Entry(session, path, client_id, now, place)
         self._at.setdefault(path, {})[client_id] = peer
-        self._negotiating += 1
+        self._count_negotiating(place, 1)
         self._count("created")
         self.touch(peer, now)
         return True
+
+    def _make_room(self, place: str, now: float) -> bool:
+        """Whether another may negotiate. Who makes way is no client on its way in: that takes a moment."""
+        own = self._places[place] >= self._limits.max_negotiating_each
+        if not own and self._negotiating < self._limits.max_negotiating:
+            return True
+        for peer, entry in self._entries.items():
+            if entry.began > now - HANDSHAKE:
+                break
+            if not entry.session.negotiated and (not own or entry.place == place):
+                self._count("crowded_out")
+                entry.session.finish(UnreachableError("it did not go on, and others came"), retry=False)
+                self._collect(peer, entry, now)
+                return True
+        return False
 
     def _spend(self, path: Path, client_id: bytes, now: float) -> None:
         """A recording of the packet that led to a session leads to no other one."""
@@ -296,7 +320,7 @@ class Endpoint:
         """Takes a session's events; a newcomer whose tunnel opens takes its path over."""
         while (event := entry.session.next_event()) is not None:
             if isinstance(event, events.NewPeer):
-                self._negotiating -= 1
+                self._count_negotiating(entry.place, -1)
                 entry.open = True
                 self._displace(entry.path, peer, now)
             self._events.append((peer, event))
@@ -313,8 +337,15 @@ class Endpoint:
 
     def _forget(self, peer: int, entry: _Entry) -> None:
         del self._entries[peer]
-        self._negotiating -= not entry.open
+        if not entry.open:
+            self._count_negotiating(entry.place, -1)
         self._leave(entry)
+
+    def _count_negotiating(self, place: str, change: int) -> None:
+        self._negotiating += change
+        self._places[place] += change
+        if not self._places[place]:
+            del self._places[place]
 
     def _leave(self, entry: _Entry) -> None:
         there = self._at[entry.path]
@@ -368,6 +399,8 @@ FIRST_OPCODES = RESETS | {Opcode.CONTROL_V1, Opcode.ACK_V1, Opcode.CONTROL_WKC_V
 # More than an owner lets pile up between two calls of `datagrams_to_send`.
 MAX_ANSWERS = 1000
 MAX_SPENT = 4096
+# Seconds that a handshake may take before others need the place more.
+HANDSHAKE = 5.0
 # In P_DATA_V2's 24 bits this number stands for no peer.
 NO_PEER_ID = 0xFFFFFF
 COUNTERS = (
@@ -385,4 +418,5 @@ COUNTERS = (
     "over_connect_freq_initial",
     "over_connect_freq",
     "full",
+    "crowded_out",
 )

@@ -311,6 +311,11 @@ class Session:
     def tunnel(self) -> Tunnel | None:
         return self._tunnel
 
+    @property
+    def negotiated(self) -> bool:
+        """The first negotiation is done: both sides have shown their certificates."""
+        return self._tunnel is not None or self._current.state is State.ACTIVE
+
     def send_message(self, text: str) -> None:
         """Sends a control message. Raises RemoteProtocolError if TLS failed."""
         self._current.write_message(text.encode())

@@ -228,12 +228,16 @@ class Admission:
             return PushReply(auth_token=token)
         over: list[int] = []
         if not self._config.duplicate_cn:
+            over = [peer for peer, client in self._clients.items() if client.name == user.name]
+        if len(self._clients) - len(over) >= self._config.max_clients:
+            reason = f"the server is full: max_clients is {self._config.max_clients}"
+            return self._refuse(login, reason, told="the server is full", backoff=BACKOFF)
+        if not self._config.duplicate_cn:
             other = None if self._config.takeover else self._elsewhere(user, login)
             if other is not None:
                 reason = f"{user.name} is logged in already, from {other.remote}"
                 backoff = round(1.5 * self._config.keepalive[0])
                 return self._refuse(login, reason, told="already logged in elsewhere", backoff=backoff)
-            over = [peer for peer, client in self._clients.items() if client.name == user.name]
         try:
             last, reserved = self._store.lease(user.name)[0], self._store.fixed_addresses()
         except Exception as error:

@@ -178,7 +178,8 @@ class Server:
             unix_time=time.time(),
             now=self._loop.time(),
             limits=Limits(
-                max_clients=config.max_clients,
+                # Who is too many is told so: that takes a session, too.
+                max_clients=config.max_clients + TOLD_FULL,
                 connect_freq=config.connect_freq,
                 connect_freq_initial=config.connect_freq_initial,
             ),
@@ -468,9 +469,11 @@ def _settings(config: ServerConfig, store: Store) -> ServerSettings:
 # Clients that have a valid wrap and get no session: the operator should know.
 TURNED_AWAY = {
     "no_early_negotiation": "a client before OpenVPN 2.6 can't prove its address with tls-crypt-v2",
-    "full": "there are as many clients as max_clients lets in, or too many are on their way in",
+    "full": "too many are on their way in, or are told that the server is full",
     "over_connect_freq": "more clients came than connect_freq lets in",
 }
+# Sessions beyond max_clients.
+TOLD_FULL = 32
 # What the store could not say.
 UNKNOWN = "unknown"
 # So many times the answers that are allowed are looked at.
