@@ -11,6 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -172,3 +173,27 @@ async def test_without_descriptors_clients_stay_and_the_rest_comes_back(tmp_path
             resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE, (soft, hard))
             await served.serves()
             await revoked_and_out(served, alice)
+
+
+async def test_who_is_revoked_is_out_within_a_second(tmp_path: Path) -> None:
+    with serving(tmp_path, out=subprocess.DEVNULL, err=subprocess.DEVNULL) as served:
+        await served.serves()
+        async with served.connecting("alice") as alice:
+            heard = 0.0
+
+            async def talk() -> None:
+                nonlocal heard
+                while True:
+                    await alice.ping("10.8.0.1", timeout=20)
+                    heard = time.monotonic()
+
+            talking = asyncio.create_task(talk())
+            await until(lambda: heard > 0)
+            await asyncio.to_thread(served.user, "revoke", "alice")
+            revoked = time.monotonic()
+            with pytest.raises(AuthError, match="the user is revoked"):
+                await asyncio.wait_for(alice.wait_closed(), 20)
+            talking.cancel()
+            await asyncio.gather(talking, return_exceptions=True)
+            print(f"the last reply came {heard - revoked:.3f} s after `ginnel user revoke` had ended")
+            assert heard < revoked + 1

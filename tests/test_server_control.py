@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import ginnel
-from ginnel.errors import ConfigError, UnreachableError
+from ginnel.errors import AuthError, ConfigError, UnreachableError
 from ginnel.gateways.relay import Address, Listener
 from ginnel.server import Listen
 from ginnel.server.control import NAME, Control, ask
@@ -55,6 +55,21 @@ async def test_status_and_kick_over_the_control_socket(tmp_path: Path) -> None:
         assert "error" in await asyncio.to_thread(ask, tmp_path, {"command": "format"})
         await control.aclose()
     assert left_in(tmp_path) == []
+
+
+async def test_who_changes_the_users_has_the_server_look_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ginnel.server.service.POLL", 1e9)
+    people = People()
+    people.add("alice")
+    async with serving(people) as server, connecting(server, people, "alice") as alice:
+        control = await Control.open(server, tmp_path)
+        people.revoke("alice")
+        assert await asyncio.to_thread(ask, tmp_path, {"command": "look"}) == {"looked": True}
+        with pytest.raises(AuthError, match="the user is revoked"):
+            await asyncio.wait_for(alice.wait_closed(), 20)
+        await control.aclose()
 
 
 async def test_status_is_of_the_moment_at_which_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from datetime import UTC, datetime, timedelta
@@ -62,6 +63,7 @@ def renew(name: str, directory: Path | None, output: Path | None, days: int, pub
         has_password = user is not None and user.has_password
         with _Delivery(store, output, public, password=has_password) as delivery:
             store.renew_user(name, days=days, deliver=delivery.take)
+    _tell_server(directory)
 
 
 @command.command(name="set")
@@ -112,6 +114,7 @@ def revoke(name: str, directory: Path | None) -> None:
     """Turn a user away, at once and for ever, with every file that was ever made for her."""
     with _Opened(directory) as store:
         new = store.revoke_user(name)
+    _tell_server(directory)
     print(f"{name} {'is revoked' if new else 'was revoked before'}", file=sys.stderr)
 
 
@@ -264,6 +267,14 @@ def _fields(user: User) -> dict[str, Any]:
         "address6": None if user.address6 is None else str(user.address6),
         "networks": list(user.routes),
     }
+
+
+def _tell_server(directory: Path | None) -> None:
+    """A server looks by itself, too, within half a second."""
+    from ginnel.server.control import ask
+
+    with contextlib.suppress(UnreachableError, DeviceError):
+        ask(state_directory(directory), {"command": "look"})
 
 
 def _is_running(directory: Path) -> bool:

@@ -12,10 +12,10 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Interface, IPv6Network
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from ginnel.errors import AuthError, GinnelError
 from ginnel.openvpn.auth_token import EXPIRED, AuthTokens, is_token, session_of
@@ -61,6 +61,8 @@ class Admission:
         self._decide = decide
         self._inform = inform
         self._waiting: dict[int, asyncio.Task[None]] = {}
+        # Whose new address is not on the disk yet.
+        self._noted: set[int] = set()
         # Each takes 64 MiB while it lasts.
         self._hashing = asyncio.Semaphore(MOST_HASHING)
         # What everyone is pushed, by whether it is over TCP.
@@ -100,11 +102,14 @@ class Admission:
                 return self._refuse(login, "the token was used before, and has been replaced", told=EXPIRED)
             asked = False
         if not asked and (self._config.connected is None or login.again):
-            return self._take_over(login, self._let_in(login, user, token))
+            verdict = self._let_in(login, user, token)
+            if login.peer not in self._noted or isinstance(verdict, Refusal):
+                return self._take_over(login, verdict)
+            self._later(login, self._conclude(login, verdict))
+            return None
         if login.peer in self._waiting:
             return self._refuse(login, "another login is being looked at")
-        task = asyncio.get_running_loop().create_task(self._settle(login, user, token, asked=asked))
-        self._waiting[login.peer] = task
+        self._later(login, self._settle(login, user, token, asked=asked))
         return None
 
     def use(self, config: ServerConfig) -> None:
@@ -120,6 +125,7 @@ class Admission:
         """The session is over: whoever is asked is asked no longer, and the addresses are free."""
         if (task := self._waiting.pop(peer, None)) is not None:
             task.cancel()
+        self._noted.discard(peer)
         client = self._clients.pop(peer, None)
         if client is not None:
             self._pool.give_back(peer, client.lease)
@@ -174,6 +180,18 @@ class Admission:
                     return client
         return None
 
+    def _later(self, login: ClientLogin, steps: Coroutine[Any, Any, None]) -> None:
+        self._waiting[login.peer] = asyncio.get_running_loop().create_task(steps)
+
+    async def _conclude(self, login: ClientLogin, verdict: Verdict) -> None:
+        """Tells what was decided, when the client's address is on the disk: it counts on that. A disk that is slow or
+        full holds nobody up."""
+        if login.peer in self._noted and isinstance(verdict, PushReply):
+            self._noted.remove(login.peer)
+            await asyncio.to_thread(self._store.settle, NOTING)
+        del self._waiting[login.peer]
+        self._decide(login.peer, self._take_over(login, verdict))
+
     async def _settle(self, login: ClientLogin, user: User, token: str | None, *, asked: bool) -> None:
         """What takes its time."""
         try:
@@ -188,7 +206,6 @@ class Admission:
             if self._config.connected is not None and isinstance(verdict, PushReply) and not login.again:
                 more = await self._config.connected(self._clients[login.peer])
                 verdict = PushReply.parse([*verdict.options(), *(more or ())])
-            verdict = self._take_over(login, verdict)
         except UndecidedError as error:
             verdict = self._undecided(login, error)
         except AuthError as error:
@@ -199,8 +216,7 @@ class Admission:
             # A hook is not ours: whatever it raises is a refusal, and never the server's end.
             log.exception("a hook failed")
             verdict = self._refuse(login, f"a hook failed: {error!r}", told="")
-        del self._waiting[login.peer]
-        self._decide(login.peer, verdict)
+        await self._conclude(login, verdict)
 
     async def _ask(self, login: ClientLogin, user: User) -> None:
         """The password, the program and the hook, in this order. Raises AuthError and UndecidedError."""
@@ -239,14 +255,15 @@ class Admission:
                 backoff = round(1.5 * self._config.keepalive[0])
                 return self._refuse(login, reason, told="already logged in elsewhere", backoff=backoff)
         try:
-            last, reserved = self._store.lease(user.name)[0], self._store.fixed_addresses()
+            held, reserved = self._store.lease(user.name), self._store.fixed_addresses()
         except Exception as error:
             return self._undecided(login, error)
-        lease = self._pool.take(login.peer, user.address, user.address6, last, reserved, over)
+        lease = self._pool.take(login.peer, user.address, user.address6, held[0], reserved, over)
         if lease is None:
             return self._refuse(login, self._why_no_address(user), told="no address is free", backoff=BACKOFF)
-        if user.address is None and not self._config.duplicate_cn:
+        if user.address is None and not self._config.duplicate_cn and held != (lease.address, lease.address6):
             self._store.set_lease(user.name, lease.address, lease.address6)
+            self._noted.add(login.peer)
         self._clients[login.peer] = Client(
             peer=login.peer,
             name=user.name,
@@ -336,6 +353,8 @@ log = logging.getLogger(__name__)
 WRONG = "wrong user name or password"
 # Passwords that are looked at at a time.
 MOST_HASHING = 4
+# Seconds that a client waits for its address to be written down.
+NOTING = 0.5
 # Seconds after which a client that was refused for our sake may try again.
 BACKOFF = 30
 MAX_TOKENS = 10_000

@@ -1,7 +1,8 @@
 """A running server's control socket: a request and an answer, one JSON object a line each.
 
-It is a unix socket that its user alone can open. Requests are ``{"command": "status"}`` and
-``{"command": "kick", "name": NAME}``; an answer has ``error`` where one was no request.
+It is a unix socket that its user alone can open. Requests are ``{"command": "status"}``,
+``{"command": "kick", "name": NAME}``, and ``{"command": "look"}`` of who has changed the users: what was revoked counts
+before the answer. An answer has ``error`` where one was no request.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ class Control:
                 return describe(self._server)
             case {"command": "kick", "name": str(name)}:
                 return {"kicked": self._server.kick(name)}
-        return {"error": "no request: write status or kick"}
+            case {"command": "look"}:
+                self._server.look()
+                return {"looked": True}
+        return {"error": "no request: write status, kick or look"}
 
 
 def ask(directory: Path, request: dict[str, Any]) -> dict[str, Any]:

@@ -120,6 +120,10 @@ class Server:
         self._advance()
         return len(clients)
 
+    def look(self) -> None:
+        """Ends the sessions of those who were revoked: at once, and not when the store is looked at next."""
+        self._expel_revoked()
+
     def change(self, config: ServerConfig) -> tuple[int, int]:
         """Takes what is pushed (``routes``, ``redirect_gateway``, ``dns``, ``push``) from another configuration.
 
