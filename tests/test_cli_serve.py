@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from cryptography import x509
 
 import ginnel
 from ginnel.cli.reporter import MAX_LINES, Lines
@@ -197,3 +199,39 @@ async def test_who_is_revoked_is_out_within_a_second(tmp_path: Path) -> None:
             await asyncio.gather(talking, return_exceptions=True)
             print(f"the last reply came {heard - revoked:.3f} s after `ginnel user revoke` had ended")
             assert heard < revoked + 1
+
+
+async def test_the_file_of_who_was_revoked_opens_no_session_and_one_that_was_replaced_says_so(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("w") as file, serving(tmp_path, "--json", out=file, err=subprocess.DEVNULL) as served:
+        await served.serves()
+        async with served.connecting("alice") as alice:
+            await asyncio.to_thread(served.user, "renew", "alice", "-o", tmp_path / "new.ovpn")
+            with pytest.raises(AuthError, match="replaced by a new one"):
+                await asyncio.wait_for(alice.wait_closed(), 20)
+        with pytest.raises(AuthError, match="replaced by a new one"):
+            await ginnel.connect(read_ovpn(tmp_path / "alice.ovpn"), timeout=20).__aenter__()
+        crl = tmp_path / "state" / "crl.pem"
+        await until(lambda: crl.exists() and len(x509.load_pem_x509_crl(crl.read_bytes())) == 1)
+        await asyncio.to_thread(served.user, "revoke", "alice")
+        # Twice: silence to one who asks again is no accident.
+        for _ in range(2):
+            with pytest.raises(UnreachableError):
+                await ginnel.connect(read_ovpn(tmp_path / "new.ovpn"), timeout=2).__aenter__()
+        told = [event for event in map(json.loads, log.read_text().splitlines()) if event["event"] == "turned_away"]
+        assert [(event["name"], event["reason"]) for event in told] == [("alice", "the user is revoked")]
+        assert ask(tmp_path / "state", {"command": "status"})["counters"]["endpoint"]["created"] == 2
+        await until(lambda: len(x509.load_pem_x509_crl(crl.read_bytes())) == 2)
+
+
+async def test_a_port_that_is_published_of_nobody_is_said(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    options = ("--json", "--publish", "0:alice:80")
+    with log.open("w") as file, serving(tmp_path, *options, out=file, err=subprocess.PIPE) as served:
+        assert await asyncio.to_thread(served.process.wait, 20) == 2
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        options = ("--json", "--publish", f"{free.getsockname()[1]}:alice:80")
+    with log.open("w") as file, serving(tmp_path, *options, out=file, err=subprocess.DEVNULL) as served:
+        await served.serves()
+        assert '"publish_nobody"' in log.read_text()

@@ -331,6 +331,7 @@ async def test_a_port_is_published() -> None:
     ):
         await alice.stack.start_server(greet, port=80)
         await reaches(alice, server)
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        assert await reader.read() == b"from inside"
-        writer.close()
+        for host in ("127.0.0.1", "::1"):
+            reader, writer = await asyncio.open_connection(host, port)
+            assert await reader.read() == b"from inside"
+            writer.close()

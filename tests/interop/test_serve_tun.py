@@ -160,18 +160,18 @@ def test_a_published_port_leads_to_a_client_while_it_is_there(
 ) -> None:
     """From outside and from the machine itself; the client knows no way to who asks."""
     before = state(network.server)
-    own = ["env", f"--chdir={tmp_path}", sys.executable, "-u", "-m", "http.server", "8000"]
+    own = ["env", f"--chdir={tmp_path}", sys.executable, "-u", "-m", "http.server", "--bind", "::", "8000"]
     Path(tmp_path, "index.html").write_text(PAGE)
     outside = ["nsenter", f"--net=/proc/{internet.pid}/ns/net"]
 
-    def status(prefix: list[str], *options: str) -> tuple[int, str]:
-        words = [*prefix, "curl", "--silent", "--max-time", "5", *options, f"http://{OUTSIDE}:8081/"]
+    def status(prefix: list[str], *options: str, host: str = OUTSIDE) -> tuple[int, str]:
+        words = [*prefix, "curl", "--silent", "--max-time", "5", *options, f"http://{host}:8081/"]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout
 
     here = ["nsenter", f"--net=/proc/{network.server.pid}/ns/net"]
     with TunServer(network, tmp_path, "--publish", "8081:alice:8000") as server:
-        assert status(outside) == status(here) == REFUSED
+        assert status(outside) == status(here) == status(outside, host=f"[{OUTSIDE6}]") == REFUSED
         # It is held for her.
         assert subprocess.run([*here, *own[:-1], "8081"], capture_output=True, timeout=20, check=False).returncode == 1
         with network.client.start(own) as service:
@@ -179,6 +179,7 @@ def test_a_published_port_leads_to_a_client_while_it_is_there(
             with connected(network, tmp_path):
                 wait_until(lambda: status(outside) == (0, PAGE), 10, lambda: (status(outside), server.process))
                 assert status(here) == (0, PAGE)
+                assert status(outside, host=f"[{OUTSIDE6}]") == status(here, host=f"[{OUTSIDE6}]") == (0, PAGE)
                 # Clients can't reach such an address; who is there may ask all the same.
                 assert status(outside, "--interface", PRIVATE) == (0, PAGE)
                 visitor = str(server.up["address"])

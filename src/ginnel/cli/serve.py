@@ -22,6 +22,7 @@ from ginnel.gateways.relay import Address, Listener
 from ginnel.network import rights
 from ginnel.server.client_file import split_host
 from ginnel.server.config import Listen, Publish, ServerConfig
+from ginnel.server.crl import RevocationList
 from ginnel.server.directory import state_directory
 from ginnel.server.easyrsa import Imported, read_pki
 from ginnel.server.exporter import Exporter
@@ -140,6 +141,7 @@ async def _serve(
         imported = None if pki is None else read_pki(pki)
         store = await stack.enter_async_context(opened(directory, imported))
         _tell_imported(store, imported)
+        _tell_nobody(store, config)
         listener = None if exported is None else stack.enter_context(contextlib.closing(Listener(exported)))
         if routed is not None:
             ended = routed.helper_descriptor
@@ -147,6 +149,8 @@ async def _serve(
             stack.callback(loop.remove_reader, ended)
         server = await stack.enter_async_context(running(store, directory, config, routed))
         stack.push_async_callback(Monitor(server, directory).aclose)
+        if store.can_sign:
+            stack.push_async_callback(RevocationList(store, directory).aclose)
         if listener is not None:
             stack.push_async_callback(Exporter(server, listener).aclose)
         pool = server.pool
@@ -195,6 +199,15 @@ def _tell_imported(store: Store, imported: Imported | None) -> None:
     taken = {user.name for user in users}
     for name in (user.name for user in imported.users if user.name not in taken):
         tell("not_imported", level=logging.WARNING, what=f"{name}, which is no name for a user here")
+
+
+def _tell_nobody(store: Store, config: ServerConfig) -> None:
+    """A port that is published of somebody who is no user, or not yet."""
+    for published in config.publish:
+        user = store.user(published.user)
+        if user is None or user.revoked:
+            what = "is no user here" if user is None else "is revoked"
+            tell("publish_nobody", level=logging.WARNING, port=published.port, name=published.user, reason=what)
 
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:

@@ -44,7 +44,7 @@ def command() -> None:
 @click.option("--public", metavar="HOST[:PORT]", help="How the server is reached, where it has not been told.")
 def add(name: str, directory: Path | None, output: Path | None, days: int, password: bool, public: str | None) -> None:
     """Add a user, and print the file that any OpenVPN client from 2.6 on opens."""
-    with _Opened(directory, make=True) as store, _Delivery(store, output, public, password=password) as delivery:
+    with _Opened(directory, make=True) as store, _Delivery(store, name, output, public, password=password) as delivery:
         store.check_free(name)
         asked = _ask() if password else None
         store.add_user(name, days=days, password=asked, deliver=delivery.take)
@@ -61,7 +61,7 @@ def renew(name: str, directory: Path | None, output: Path | None, days: int, pub
     with _Opened(directory) as store:
         user = store.user(name)
         has_password = user is not None and user.has_password
-        with _Delivery(store, output, public, password=has_password) as delivery:
+        with _Delivery(store, name, output, public, password=has_password) as delivery:
             store.renew_user(name, days=days, deliver=delivery.take)
     _tell_server(directory)
 
@@ -201,7 +201,7 @@ class _Opened:
 class _Delivery:
     """A user's file on its way: whole at its place at the end of the block, or not there at all."""
 
-    def __init__(self, store: Store, output: Path | None, public: str | None, *, password: bool) -> None:
+    def __init__(self, store: Store, name: str, output: Path | None, public: str | None, *, password: bool) -> None:
         """Raises ConfigError for a ``public`` that cannot be, and for an ``output`` that is no file's place."""
         from ginnel.server.client_file import remotes
 
@@ -210,7 +210,7 @@ class _Delivery:
         listeners, known = store.listeners()
         self._places, self._warning = remotes(listeners, public or known)
         # Before a transaction, in which nothing else is asked of the store.
-        self._identity, self._wrap_key = store.identity, store.make_wrap_key()
+        self._identity, self._wrap_key = store.identity, store.make_wrap_key(name)
         self._password = password
         self._until = ""
 

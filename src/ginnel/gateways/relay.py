@@ -100,6 +100,16 @@ class Listener:
                     path.unlink()
 
 
+def listen_everywhere(port: int) -> Listener:
+    """At every address of this machine: of both families, or of IPv4 where there is no IPv6. Raises DeviceError."""
+    try:
+        return Listener(Address("::", port))
+    except DeviceError as error:
+        if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            raise
+    return Listener(Address("0.0.0.0", port))
+
+
 class Acceptor:
     """Gives each connection of a listener to a handler, in a task of its own.
 
@@ -185,6 +195,9 @@ def _tcp_socket(address: Address) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if address.host == "::":
+            # IPv4 too, whatever the system's default is.
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         listener.bind((address.host, address.port))
         listener.listen(_BACKLOG)
         listener.setblocking(False)

@@ -12,7 +12,7 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ class Forward:
     """A TCP port of this machine that leads to a client's."""
 
     port: int
-    address: IPv4Address
+    address: IPv4Address | IPv6Address
     target: int
 
 
@@ -84,8 +84,7 @@ def rules(device: str, gate: Gate) -> str:
     ported = f"meta l4proto {{ tcp, udp }} masquerade to :{first}-{last} fully-random"
     leaving = [f'{_matches("saddr", [network])} oifname != "{device}"' for network in gate.inside]
     hidden = [f"{each} {action}" for each in leaving for action in (ported, "masquerade")]
-    local = "meta nfproto ipv4 fib daddr type local"
-    led = [f"{local} tcp dport {each.port} dnat ip to {each.address}:{each.target}" for each in gate.forwards]
+    led = [_lead(each) for each in gate.forwards]
     # Of what other tables lead to a client nothing is let in here.
     let_in = [f'oifname "{device}" {_target(each, "d")} ct status dnat accept' for each in gate.forwards]
     let_out = [f"{_target(each, 's')} ct direction reply ct status dnat accept" for each in gate.forwards]
@@ -124,6 +123,7 @@ table inet {name} {{
     chain output {{
         type nat hook output priority -100; policy accept;
         oifname "lo" ip daddr 127.0.0.0/8 return
+        oifname "lo" ip6 daddr ::1 return
         {_lines(led)}
     }}
     chain postrouting {{
@@ -178,7 +178,7 @@ def undo(entry: Entry) -> None:
 def _forward(port: int, address: str, target: int) -> Forward:
     if not (0 < int(port) < 65536 and 0 < int(target) < 65536):
         raise ValueError("no port")
-    return Forward(int(port), IPv4Address(address), int(target))
+    return Forward(int(port), ipaddress.ip_address(address), int(target))
 
 
 def _forwarding(version: int) -> Iterator[Entry]:
@@ -213,7 +213,16 @@ def _matches(field: str, networks: Sequence[IpNetwork]) -> str:
 
 
 def _target(forward: Forward, end: Literal["s", "d"]) -> str:
-    return f"ip {end}addr {forward.address} tcp {end}port {forward.target}"
+    family = "ip" if forward.address.version == 4 else "ip6"
+    return f"{family} {end}addr {forward.address} tcp {end}port {forward.target}"
+
+
+def _lead(forward: Forward) -> str:
+    if forward.address.version == 4:
+        family, to = "ipv4", f"ip to {forward.address}:{forward.target}"
+    else:
+        family, to = "ipv6", f"ip6 to [{forward.address}]:{forward.target}"
+    return f"meta nfproto {family} fib daddr type local tcp dport {forward.port} dnat {to}"
 
 
 def _lines(lines: Sequence[str]) -> str:

@@ -43,6 +43,17 @@ class Metadata:
     def made_at(cls, unix_time: float) -> Metadata:
         return cls(TIMESTAMP, struct.pack(">q", int(unix_time)))
 
+    @classmethod
+    def of_user(cls, name: str) -> Metadata:
+        return cls(USER, USER_LABEL + name.encode())
+
+    @property
+    def user(self) -> str | None:
+        """Whose key it is, where `of_user` has said so."""
+        if self.kind != USER or not self.data.startswith(USER_LABEL):
+            return None
+        return self.data.removeprefix(USER_LABEL).decode(errors="replace")
+
     @property
     def timestamp(self) -> int | None:
         if self.kind != TIMESTAMP or len(self.data) < 8:
@@ -238,6 +249,7 @@ def _encode_pem(data: bytes, name: str) -> str:
 
 
 USER = 0
+USER_LABEL = b"user="
 TIMESTAMP = 1
 CLIENT_NAME = "OpenVPN tls-crypt-v2 client key"
 SERVER_NAME = "OpenVPN tls-crypt-v2 server key"

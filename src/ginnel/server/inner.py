@@ -19,7 +19,7 @@ from ginnel._core import DataPlane
 from ginnel.device.memory import MemoryDevice
 from ginnel.errors import DeviceError, LocalProtocolError
 from ginnel.gateways.egress import Egress
-from ginnel.gateways.relay import Address, Listener
+from ginnel.gateways.relay import listen_everywhere
 from ginnel.network.masquerade import Forward, Gate
 from ginnel.network.plan import Settings, Wish
 from ginnel.network.rights import Rights
@@ -78,7 +78,7 @@ class UserSpace:
         allow = [str(network) for network in self._config.allow]
         self._egress = await self._exit.enter_async_context(Egress(self._stack, allow=allow))
         for published in self._config.publish:
-            listener = Listener(Address("0.0.0.0", published.port))
+            listener = listen_everywhere(published.port)
             self._egress.publish(listener, partial(address_of, published.user), published.target)
 
     def lead_to(self, client: Client) -> None:
@@ -180,22 +180,39 @@ class Routed:
     def _forward(self) -> None:
         # Of several sessions of one user the latest counts.
         forwards = {
-            published.port: Forward(published.port, client.address, published.target)
+            (published.port, address.version): Forward(published.port, address, published.target)
             for client in self._there.values()
             for published in self._config.publish
             if client.name == published.user
+            for address in (client.address, client.address6)
+            if address is not None
         }
         gate = replace(self._gate, forwards=tuple(forwards.values()))
         self._asking.submit(self._rights.open_way_out, gate).add_done_callback(_tell_failure)
 
 
 def _hold(port: int) -> socket.socket:
-    held = socket.socket()
+    """At every address: of both families, or of IPv4 where there is no IPv6."""
     try:
-        held.bind(("0.0.0.0", port))
+        return _bound(socket.AF_INET6, "::", port)
+    except DeviceError as error:
+        if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            raise
+    return _bound(socket.AF_INET, "0.0.0.0", port)
+
+
+def _bound(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
+    try:
+        held = socket.socket(family)
+        try:
+            if family == socket.AF_INET6:
+                held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            held.bind((host, port))
+        except BaseException:
+            held.close()
+            raise
     except OSError as error:
-        held.close()
-        raise DeviceError(error.errno or errno.EIO, f"cannot listen on 0.0.0.0:{port}") from error
+        raise DeviceError(error.errno or errno.EIO, f"cannot listen on port {port} of every address") from error
     return held
 
 

@@ -52,8 +52,8 @@ class Monitor:
     def _write(self, description: Mapping[str, Any]) -> None:
         """A disk that is full is said once, and once more when it is not."""
         try:
-            _replace(self._directory / STATUS, status_file(description, VERSION))
-            _replace(self._directory / METRICS, metrics(description))
+            replace_file(self._directory / STATUS, status_file(description, VERSION))
+            replace_file(self._directory / METRICS, metrics(description))
         except OSError as error:
             if not self._failed:
                 tell("status_failed", level=logging.ERROR, reason=f"{self._directory}: {error.strerror}")
@@ -64,7 +64,8 @@ class Monitor:
             self._failed = False
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
+    """The file is there with all of the text, or as it was before. Raises OSError."""
     part = path.with_suffix(".part")
     try:
         part.write_text(text)

@@ -19,7 +19,7 @@ from ginnel.openvpn.endpoint import Endpoint, Limits
 from ginnel.openvpn.server import ServerPolicy, ServerSettings, Verdict
 from ginnel.openvpn.strangers import locks
 from ginnel.openvpn.tls import TlsContext, TlsSettings
-from ginnel.openvpn.tls_crypt_v2 import ServerKey, TlsCryptV2Server
+from ginnel.openvpn.tls_crypt_v2 import Metadata, ServerKey, TlsCryptV2Server
 from ginnel.server.admission import Admission
 from ginnel.server.clients import Client
 from ginnel.server.config import Listen, ServerConfig
@@ -161,6 +161,9 @@ class Server:
         most, period = config.connect_freq_initial
         self._plane.limit_strangers(STRANGERS * most, period)
         self._settings = _settings(config, self.store)
+        wrap = self._settings.wrap
+        if isinstance(wrap, TlsCryptV2Server) and wrap.verify is None:
+            self._settings = replace(self._settings, wrap=replace(wrap, verify=self._may_knock))
         self._plane.guard_strangers(locks(self._settings.wrap))
         self._listeners = Listeners(self._plane, config.listen, patience=config.hand_window)
         self._exit.callback(self._listeners.close)
@@ -299,6 +302,15 @@ class Server:
 
     def _tell_turned_away(self, what: str, path: events.Path) -> None:
         self._turned_away[what].tell(remote=f"{path[1]}:{path[2]}", reason=TURNED_AWAY[what])
+
+    def _may_knock(self, metadata: Metadata) -> bool:
+        """Who was revoked opens no session any longer: the key of her file says that it is hers."""
+        name = metadata.user
+        user = None if name is None else self._stored(None, self.store.user, name)
+        if user is not None and user.revoked:
+            self._turned_away["revoked"].tell(name=name, reason=TURNED_AWAY["revoked"])
+            return False
+        return True
 
     def _decide(self, peer: int, verdict: Verdict) -> None:
         now = self._loop.time()
@@ -475,6 +487,7 @@ TURNED_AWAY = {
     "no_early_negotiation": "a client before OpenVPN 2.6 can't prove its address with tls-crypt-v2",
     "full": "too many are on their way in, or are told that the server is full",
     "over_connect_freq": "more clients came than connect_freq lets in",
+    "revoked": "the user is revoked",
 }
 # Sessions beyond max_clients.
 TOLD_FULL = 32

@@ -269,10 +269,17 @@ class Store:
         can_sign = self._authority.can_sign
         return f"ginnel user renew {name}" if can_sign else "a new one from the authority's own easy-rsa"
 
-    def make_wrap_key(self) -> str:
-        """A tls-crypt-v2 key for a client, in PEM."""
+    def make_wrap_key(self, name: str | None = None) -> str:
+        """A tls-crypt-v2 key for a client, in PEM. With the user's name in it a server does not even answer who was
+        revoked."""
         key = ServerKey.parse(self.identity.tls_crypt_v2)
-        return key.make_client_key(Metadata.made_at(time.time()), os.urandom).emit()
+        metadata = Metadata.made_at(time.time()) if name is None else Metadata.of_user(name)
+        return key.make_client_key(metadata, os.urandom).emit()
+
+    @property
+    def can_sign(self) -> bool:
+        """Whether the authority's key is here."""
+        return self._authority.can_sign
 
     def check_password(self, name: str, password: str) -> bool:
         rows = self._query("SELECT password FROM users WHERE name = ?", name)
