@@ -255,12 +255,16 @@ impl Secret {
     }
 
     fn key(&self, cipher: Cipher) -> Key {
-        let mut material = [0; MATERIAL_LEN];
-        let key = &mut material[..cipher.key_len()];
-        expand_label(&self.bytes, b"data_key", key);
-        let mut iv = [0; NONCE_LEN];
-        expand_label(&self.bytes, b"data_iv", &mut iv);
+        let (material, iv) = self.material(cipher);
         Key { epoch: self.epoch, key: cipher.bind(&material), iv, blocks: 0, failures: 0 }
+    }
+
+    /// The cipher's key, at the front, and the IV.
+    fn material(&self, cipher: Cipher) -> ([u8; MATERIAL_LEN], [u8; NONCE_LEN]) {
+        let (mut key, mut iv) = ([0; MATERIAL_LEN], [0; NONCE_LEN]);
+        expand_label(&self.bytes, b"data_key", &mut key[..cipher.key_len()]);
+        expand_label(&self.bytes, b"data_iv", &mut iv);
+        (key, iv)
     }
 }
 

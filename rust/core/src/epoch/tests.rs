@@ -46,18 +46,50 @@ fn hex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
 
-/// RFC 5869, appendix A, and OpenVPN's `test_crypto.c`.
+/// RFC 5869, appendices A.1 to A.3, and OpenVPN's `test_crypto.c`.
 #[test]
 fn known_expansions() {
-    let secret: [u8; 32] =
-        hex("077709362c2e32df0ddc3f0dc47bba6390b6c73bb50f9c3122ec844ad7c2b3e5").try_into().unwrap();
-    let mut output = [0; 42];
-    expand(&secret, &hex("f0f1f2f3f4f5f6f7f8f9"), &mut output);
-    let expected = "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865";
-    assert_eq!(output.to_vec(), hex(expected));
+    let first = "077709362c2e32df0ddc3f0dc47bba6390b6c73bb50f9c3122ec844ad7c2b3e5";
+    let second = "06a6b88c5853361a06104c9ceb35b45cef760014904671014a193f40c15fc244";
+    let third = "19ef24a32c717b167f33a91d6f648bdf96596776afdb6377ac434c1c293ccb04";
+    let long: String = (0xb0..=0xff).map(|byte: u8| format!("{byte:02x}")).collect();
+    for (secret, info, expected) in [
+        (
+            first,
+            "f0f1f2f3f4f5f6f7f8f9",
+            "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865",
+        ),
+        (
+            second,
+            &long,
+            "b11e398dc80327a1c8e7f78c596a49344f012eda2d4efad8a050cc4c19afa97c59045a99cac7827271cb41c65e590e09\
+             da3275600c2f09b8367793a9aca3db71cc30c58179ec3e87c14c01d5c1f3434f1d87",
+        ),
+        (third, "", "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d9d201395faa4b61a96c8"),
+        (
+            first,
+            "001b0e6f76706e20756e6974207465737400",
+            "875a8eec18556380b8d933ed323c2df8e8eccf4972e683f06a83ac",
+        ),
+    ] {
+        let mut output = vec![0; expected.len() / 2];
+        expand(&hex(secret).try_into().unwrap(), &hex(info), &mut output);
+        assert_eq!(output, hex(expected), "{info}");
+    }
     let mut output = [0; 16];
-    expand_label(&secret, b"unit test", &mut output);
+    expand_label(&hex(first).try_into().unwrap(), b"unit test", &mut output);
     assert_eq!(output.to_vec(), hex("185eaa1c7f228ab8eb29773214d92046"));
+}
+
+/// OpenVPN's `test_crypto.c`, `epoch_test_derive_data_key`.
+#[test]
+fn a_known_key_of_an_epoch() {
+    let mut bytes = [0; SECRET_LEN];
+    bytes[..2].copy_from_slice(&[19, 12]);
+    let (key, iv) = Secret { epoch: 17, bytes }.material(Cipher::Aes192Gcm);
+    assert_eq!(key[..24].to_vec(), hex("ed8533db1c28ace418e9006ab29c17417d60ebe6cd90bf0a"));
+    assert_eq!(key[24..], [0; MATERIAL_LEN - 24]);
+    assert_eq!(iv.to_vec(), hex("86890aabf032cb59f4cfa34e"));
 }
 
 #[test]
