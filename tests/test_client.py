@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import random
+import resource
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -482,3 +483,34 @@ async def test_the_mtu_is_the_servers_and_goes_back_with_the_next(people: People
                 await events.next(Up)
                 assert vpn.stack.mtu == mtu
                 await server.aclose()
+
+
+async def test_a_reconnection_waits_for_descriptors(people: People) -> None:
+    """Where there is none, nothing can be opened: that is a reason to wait, not to end."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+
+    def take_all() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+
+    async with serving(people) as server:
+        vpn = connecting(people, "bob", f"remote 127.0.0.1 {port(server)}", "connect-retry 1 1")
+        events = Events(vpn)
+        async with vpn:
+            await events.next(Up)
+            try:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 20, hard))
+                vpn.reconnect()
+                # The last session's socket is free again by then.
+                assert "asked to connect anew" in str((await events.next(Reconnecting)).error)
+                take_all()
+                assert os.strerror(errno.EMFILE) in str((await events.next(Reconnecting)).error)
+                assert vpn.state is State.RECONNECTING
+            finally:
+                for descriptor in taken:
+                    os.close(descriptor)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            await events.next(Up)
+            await vpn.ping("10.8.0.1", timeout=10)

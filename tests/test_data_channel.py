@@ -58,6 +58,22 @@ def drops(channel):
     return {name: statistics[name] for name in names.split() if statistics[name]}
 
 
+def test_before_there_is_a_key_nothing_moves_a_peer():
+    """A float was once handled where there was no key to look at (OpenVPN, CVE-2020-11810)."""
+    left, _ = pair()
+    right = DataChannel()
+    right.new_peer(1, LEFT, 5, 0.0)
+    datagram = sent(left, ipv4(b"early"))
+    for path in (ELSEWHERE, LEFT):
+        assert right.receive_datagram(datagram, path, 0.0) == []
+    assert drops(right) == {"rx_no_key": 2}
+    assert right.events() == []
+    right.new_key(1, 1, 0, "AES-256-GCM", material("back 1"), material("there 1"))
+    right.swap(1, 1)
+    [(_, path)] = right.send_packet(ipv4(b"back"), 1.0)
+    assert path == LEFT
+
+
 @pytest.mark.parametrize("peer_id", [None, 0, 0xFFFFFF])
 @pytest.mark.parametrize("cipher", [*CIPHERS, "aes-256-gcm"])
 def test_packets_pass_both_ways(cipher, peer_id):
