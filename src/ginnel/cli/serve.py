@@ -30,6 +30,7 @@ from ginnel.server.inner import Routed
 from ginnel.server.journal import tell
 from ginnel.server.monitor import Monitor
 from ginnel.server.running import opened, running
+from ginnel.server.server_file import SERVER_FILE, read_server_file
 from ginnel.server.store import Store
 from ginnel.threads import for_many_peers
 
@@ -90,6 +91,7 @@ def command(
             publish=tuple(map(Publish.parse, publish)),
         )
         directory = state_directory(directory)
+        config = read_server_file(directory / SERVER_FILE, config)
         if dev is not None and not tun:
             raise ConfigError("--dev is for a kernel's device", instead="add --tun, or leave it out")
         if not tun:

@@ -23,7 +23,7 @@ from ginnel.openvpn.push import PushReply
 from ginnel.openvpn.push_values import Ifconfig, IfconfigIpv6, Route, RouteIpv6
 from ginnel.openvpn.server import ClientLogin, Refusal, Verdict
 from ginnel.server.clients import Client
-from ginnel.server.config import ServerConfig
+from ginnel.server.config import ServerConfig, parse_push
 from ginnel.server.guesses import Guesses
 from ginnel.server.journal import tell
 from ginnel.server.pool import Lease, Pool
@@ -205,7 +205,7 @@ class Admission:
             verdict = self._let_in(login, user, token)
             if self._config.connected is not None and isinstance(verdict, PushReply) and not login.again:
                 more = await self._config.connected(self._clients[login.peer])
-                verdict = PushReply.parse([*verdict.options(), *(more or ())])
+                verdict = parse_push([*verdict.options(), *(more or ())])
         except UndecidedError as error:
             verdict = self._undecided(login, error)
         except AuthError as error:
@@ -318,7 +318,7 @@ class Admission:
 
     def _make_common(self, *, tcp: bool) -> PushReply:
         config, pool = self._config, self._pool
-        reply = PushReply.parse(config.push)
+        reply = parse_push(config.push)
         if pool.topology == "subnet":
             reply = replace(reply, topology="subnet", route_gateway=pool.address)
         else:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from ginnel.errors import ConfigError
 from ginnel.openvpn.data_format import MssFix
+from ginnel.openvpn.push import PushReply
 from ginnel.openvpn.server import ClientLogin
 from ginnel.openvpn.wrap import Wrap
 
@@ -121,6 +122,14 @@ class ServerConfig:
     authenticate: Authenticate | None = field(default=None, repr=False)
     connected: Connected | None = field(default=None, repr=False)
     disconnected: Disconnected | None = field(default=None, repr=False)
+
+
+def parse_push(options: Sequence[str]) -> PushReply:
+    """What a server pushes. Raises ConfigError for an option that a client would ignore."""
+    reply = PushReply.parse(options)
+    for option, reason in reply.ignored:
+        raise ConfigError(f"'{option}' can't be pushed: {reason}", option="push")
+    return reply
 
 
 DEFAULT_PORT = 1194

@@ -1,0 +1,186 @@
+"""``server.toml``: what it sets, what it refuses and where."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+
+import pytest
+
+import ginnel
+from ginnel.errors import AuthError, ConfigError
+from ginnel.openvpn.ovpn_file import read_ovpn
+from ginnel.openvpn.server import Refusal
+from ginnel.server import ServerConfig
+from ginnel.server.server_file import FIELDS, read_server_file
+from tests.harness.process import Process, parse_event, run
+from tests.test_server_admission import House
+
+ALL = """
+network = "10.9.0.0/20"
+network6 = false
+topology = "net30"
+routes = ["192.0.2.0/24", "2001:db8::/64"]
+redirect_gateway = false
+dns = ["10.9.0.1"]
+push = ["dhcp-option DOMAIN example.org"]
+client_to_client = true
+duplicate_cn = true
+takeover = true
+max_clients = 20
+connect_freq = [10, 60]
+connect_freq_initial = [200, 10.0]
+keepalive = [5, 30]
+reneg_sec = 0
+hand_window = 20
+token_lifetime = false
+tun_mtu = 1400
+auth_program = "/bin/true"
+connected = ["/bin/echo", "up"]
+disconnected = ["/bin/true"]
+
+[user.alice]
+routes = ["10.1.0.0/16", "fd00:1::/64"]
+push = ["dhcp-option DNS 10.9.0.7"]
+"""
+
+
+def read(tmp_path: Path, text: str) -> ServerConfig:
+    (tmp_path / "server.toml").write_text(text)
+    return read_server_file(tmp_path / "server.toml", ServerConfig(public="kept"))
+
+
+def variables(path: str) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in Path(path).read_text().splitlines())
+
+
+def test_every_key_counts(tmp_path: Path) -> None:
+    config = read(tmp_path, ALL)
+    assert {line.partition(" ")[0] for line in ALL.partition("[user")[0].split("\n") if line} == set(FIELDS)
+    default = ServerConfig()
+    assert all(getattr(config, key) != getattr(default, key) for key in FIELDS)
+    assert config.public == "kept"
+    assert (config.network, config.network6) == (IPv4Network("10.9.0.0/20"), None)
+    assert config.routes == (ip_network("192.0.2.0/24"), IPv6Network("2001:db8::/64"))
+    assert (config.dns, config.redirect_gateway) == ((IPv4Address("10.9.0.1"),), None)
+    assert (config.auth_program, config.token_lifetime) == (("/bin/true",), None)
+    assert read_server_file(tmp_path / "nothing", default) is default
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("max_clients = 1\nmax_clients = 2\n", "server.toml:2: "),
+        ("\nclients = 1", "server.toml:2: clients is not known; write one of auth_program, "),
+        ("listen = []", "server.toml:1: listen is no key of this file; give --listen"),
+        ("# x\n\nmax_clients = 0", "server.toml:3: max_clients is a whole number"),
+        ("max_clients = true", "server.toml:1: max_clients is a whole number"),
+        ("client_to_client = 1", "server.toml:1: client_to_client is true or false"),
+        ('network = "fd00::/64"', "server.toml:1: network is an IPv4 network"),
+        ('network = "10.8.0.1/24"', "server.toml:1: network is no network: .*host bits"),
+        ("connect_freq = [1]", "server.toml:1: connect_freq is a number and the seconds"),
+        ('push = ["rm -rf"]', "server.toml:1: push "),
+        ('redirect_gateway = ["no such"]', "server.toml:1: redirect_gateway "),
+        ('auth_program = "check"', "server.toml:1: auth_program is a program"),
+        ("user = 1", "server.toml:1: user is no table"),
+        ('push = []\n[user.alice]\npush = ["x y"]', "server.toml:3: push "),
+        ('[user."a.b"]\nnetwork = "10.0.0.0/8"', "server.toml:2: network is not known; write one of push, routes"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        read(tmp_path, text)
+
+
+async def test_a_user_is_pushed_what_is_hers_and_what_the_program_adds(tmp_path: Path) -> None:
+    program = tmp_path / "connect"
+    program.write_text('#!/bin/sh\nenv > "$0.env"\necho "push \\"route 10.3.0.0 255.255.0.0\\"" > "$1"\n')
+    program.chmod(0o755)
+    house = House()
+    config = read(tmp_path, f'connected = "{program}"\n[user.alice]\nroutes = ["10.1.0.0/16", "fd00:1::/64"]')
+    house.admission.use(config)
+    own = ["route 10.1.0.0 255.255.0.0", "route-ipv6 fd00:1::/64"]
+    info = {"IV_VER": "2.6.3", "IV_EVIL": "x\ny", "PATH": "/tmp"} | {
+        f"IV_{number}": "x" * 9999 for number in range(500)
+    }
+    options = (await house.enter(house.login("alice", 1, "secret", peer_info=info))).options()
+    assert [option for option in options if option in own] == own
+    assert "route 10.3.0.0 255.255.0.0" in options
+    environment = variables(f"{program}.env")
+    wanted = {
+        "script_type": "client-connect",
+        "common_name": "alice",
+        "username": "alice",
+        "trusted_ip": "192.0.2.1",
+        "trusted_port": "4001",
+        "ifconfig_pool_remote_ip": "10.8.0.2",
+        "ifconfig_pool_remote_ip6": "fd67:696e:6e65:6c::2",
+        "IV_VER": "2.6.3",
+    }
+    assert wanted.items() <= environment.items()
+    assert "IV_EVIL" not in environment
+    assert environment["PATH"] != "/tmp"
+    options = (await house.enter(house.login("bob", 2))).options()
+    assert "route 10.3.0.0 255.255.0.0" in options
+    assert not set(own) & set(options)
+
+
+@pytest.mark.parametrize(
+    ("script", "refusal"),
+    [
+        ("exit 1", Refusal("")),
+        ('echo disable > "$1"', Refusal("")),
+        ('echo "iroute 10.0.0.0 255.0.0.0" > "$1"', Refusal("try again later", backoff=30)),
+        ('echo "push \\"no such option\\"" > "$1"', Refusal("")),
+    ],
+)
+async def test_a_program_that_refuses_or_fails_lets_nobody_in(tmp_path: Path, script: str, refusal: Refusal) -> None:
+    program = tmp_path / "connect"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    house = House()
+    house.admission.use(read(tmp_path, f'connected = "{program}"'))
+    assert await house.ask(house.login("bob", 1)) == refusal
+
+
+async def test_ginnel_serve_takes_what_its_file_says(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    program = tmp_path / "told"
+    program.write_text('#!/bin/sh\n[ "$common_name" = mallory ] && exit 1\nenv > "$0.$script_type"\n')
+    program.chmod(0o755)
+    text = f'network = "10.9.0.0/24"\nconnected = "{program}"\ndisconnected = "{program}"\n'
+    ginnel_ = [sys.executable, "-m", "ginnel"]
+    (state / "server.toml").write_text(text + "max_clients = 0\n")
+    serve = [*ginnel_, "serve", "--json", "--dir", state, "--listen", "udp:127.0.0.1:0"]
+    with Process(serve) as process:
+        assert process.wait(30) == 2
+        assert f"{state / 'server.toml'}:4: max_clients" in process.err.all()[-1]
+    (state / "server.toml").write_text(text)
+    with Process(serve) as process:
+        assert parse_event(process.wait_line('"event": "up"', 30))["address"] == "10.9.0.1"
+        for name in ("alice", "mallory"):
+            add = [*ginnel_, "user", "add", name, "--dir", state, "-o", tmp_path / f"{name}.ovpn"]
+            await asyncio.to_thread(run, add)
+        with pytest.raises(AuthError):
+            await ginnel.connect(read_ovpn(tmp_path / "mallory.ovpn"), timeout=30).__aenter__()
+        async with ginnel.connect(read_ovpn(tmp_path / "alice.ovpn"), timeout=30) as alice:
+            assert alice.info.address == "10.9.0.3/24"
+            await alice.ping("10.9.0.1", timeout=20)
+        process.wait_line('"event": "disconnected"', 30)
+        assert process.stop() == 0
+    gone = variables(f"{program}.client-disconnect")
+    assert (gone["common_name"], gone["ifconfig_pool_remote_ip"]) == ("alice", "10.9.0.3")
+    assert int(gone["bytes_received"]) > 0
+    assert variables(f"{program}.client-connect")["common_name"] == "alice"
+
+
+def test_the_documentation_shows_every_key(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs/serve.md").read_text()
+    (text,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    read(tmp_path, text)
+    shown = set(re.findall(r"^(\w+) = ", text.partition("[user")[0], re.MULTILINE))
+    assert shown == set(FIELDS)
