@@ -373,6 +373,38 @@ def test_a_server_that_moves_is_found_past_the_tunnel(
         assert machine.state() == before
 
 
+def test_a_name_server_that_does_not_answer_is_named(network: Network, machine: Machine, server: StockServer) -> None:
+    before = machine.state()
+    text = replace(server.profile, address="vpn.example").client_file()
+    with (
+        NameServer(network.server) as names,
+        machine.asking(names.resolv_conf),
+        machine.start(text, "--timeout", "1") as client,
+    ):
+        assert client.process.wait(10) == 3, str(client.process)
+        assert "cannot resolve vpn.example: no answer" in client.process.err.all()[-1]
+    assert machine.state() == before
+
+
+def test_where_ipv6_is_switched_off_the_tunnel_carries_ipv4(machine: Machine, server: StockServer) -> None:
+    """And IPv6 that others have is not forgotten: it leaves past the tunnel, and a line says so."""
+    switch = "/proc/sys/net/ipv6/conf/default/disable_ipv6"
+    machine.namespace.run(["sh", "-c", f"echo 1 > {switch}"])
+    try:
+        before = machine.state()
+        with machine.start(server.profile) as client:
+            client.wait_next("up")
+            fetch = ("curl", "--silent", "--show-error", "--max-time", "10", f"http://{office.ADDRESS}/")
+            assert client.run(*fetch).encode() == office.PAGE
+            client.stop()
+            told = client.process.err.all()
+            assert any("IPv6 is switched off here" in line for line in told), told
+            assert any("IPv6 leaves past the tunnel" in line for line in told), told
+        assert machine.state() == before
+    finally:
+        machine.namespace.run(["sh", "-c", f"echo 0 > {switch}"])
+
+
 def test_a_name_that_nobody_knows_any_more_is_where_it_was(
     network: Network, machine: Machine, server: StockServer
 ) -> None:

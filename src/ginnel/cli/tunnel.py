@@ -8,6 +8,7 @@ import importlib
 import logging
 import pkgutil
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -15,7 +16,7 @@ from typing import Any
 
 from ginnel.errors import ConfigError, DeviceError
 from ginnel.network import rights
-from ginnel.network.outside import ports
+from ginnel.network.outside import has_names, ports
 from ginnel.network.session import KernelVpn
 from ginnel.openvpn.config import ClientConfig
 
@@ -95,7 +96,7 @@ def held(tunnel: Tunnel, config: ClientConfig) -> Iterator[Machine]:
             log.warning("an earlier run was killed: what it had changed of this machine's network is put back")
         helper.tell_ports(ports(config.remotes))
         device = helper.device(tunnel.name, config.dev_type)
-        _import_all()
+        _import_all(config)
         rights.drop(low_ports=any(0 < remote.local_port < FREE_PORTS for remote in config.remotes))
         machine = Machine(config, helper, device, kill_switch=tunnel.kill_switch, guarded=is_guarded)
         yield machine
@@ -115,12 +116,18 @@ def _leave(number: int, frame: FrameType | None) -> None:
     raise SystemExit(0)
 
 
-def _import_all() -> None:
+def _import_all(config: ClientConfig) -> None:
     """Loads what would be loaded later: once the rights are gone, ginnel's own files may be unreadable."""
     for package in ("ginnel.openvpn", "ginnel.transports", "ginnel.gateways", "ginnel.stack"):
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
             importlib.import_module(module.name)
-    for name in ("encodings.idna", "email.parser", "concurrent.futures.thread", "getpass"):
+    names = ["encodings.idna", "email.parser", "concurrent.futures.thread", "getpass"]
+    # These take long, or much memory, and are not always used.
+    if has_names(config):
+        names.append("ginnel.network.names")
+    if sys.stderr.isatty():
+        names.append("ginnel.cli.live")
+    for name in names:
         importlib.import_module(name)
 
 

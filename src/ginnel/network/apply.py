@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -18,7 +19,7 @@ from ginnel.errors import DeviceError
 from ginnel.network import dns, kill_switch, masquerade
 from ginnel.network.journal import Entry, Journal, recover
 from ginnel.network.leaks import leaks, unmade
-from ginnel.network.plan import AddressChange, Change, IpAddress, RouteChange, Settings, plan, way_to
+from ginnel.network.plan import AddressChange, Change, IpAddress, RouteChange, Settings, plan, way_to, without_ipv6
 from ginnel.network.routes import Table
 
 
@@ -87,9 +88,13 @@ class Applied:
             if wanted.mtu is not None:
                 _ask(lambda: ip.link("set", index=socket.if_nametoindex(self.device), mtu=wanted.mtu))
             _ask(lambda: ip.link("set", index=socket.if_nametoindex(self.device), state="up"))
+            told = []
+            if wanted.address6 is not None and not _has_ipv6(self.device):
+                wanted = without_ipv6(wanted)
+                told.append(f"{self.device} carries IPv4 alone: IPv6 is switched off here, or its MTU is below 1280")
             present = [route for route in table.read() if route not in self._changes]
             planned = plan(wanted, self.device, present)
-            told = [*unmade(planned, present)]
+            told += unmade(planned, present)
             if not self._guarded:
                 told += leaks(wanted, self.device, planned, present)
             theirs = {(route.destination, route.metric) for route in present}
@@ -267,6 +272,13 @@ def _change(entry: Entry) -> Change:
     )
 
 
+def _has_ipv6(device: str) -> bool:
+    try:
+        return (IPV6 / device / "disable_ipv6").read_text().strip() == "0"
+    except OSError:
+        return False
+
+
 def _host(text: str) -> IpAddress | None:
     try:
         return ip_address(text)
@@ -283,4 +295,5 @@ def _ask(call: Callable[[], object]) -> None:
         raise DeviceError(error.errno or errno.ENODEV, "the tunnel's device") from None
 
 
+IPV6 = Path("/proc/sys/net/ipv6/conf")
 IFA_F_NODAD = 0x02

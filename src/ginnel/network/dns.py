@@ -159,8 +159,11 @@ def _replace(path: Path, content: bytes) -> None:
     """Atomically, behind symbolic links, with the mode and owner there were."""
     target = path.resolve()
     status = target.stat() if target.exists() else None
-    fresh = target.with_name(f".{target.name}.ginnel")
-    fresh.unlink(missing_ok=True)
+    # Another ginnel may be at it, and one that was killed may have left its own.
+    fresh = target.with_name(f".{target.name}.ginnel-{os.getpid()}")
+    for left in target.parent.glob(f".{target.name}.ginnel-*"):
+        if left == fresh or not Path("/proc", left.name.rpartition("-")[2]).exists():
+            left.unlink(missing_ok=True)
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         with open(descriptor, "wb") as file:

@@ -33,14 +33,15 @@ class Outside(ways.Outside):
         *,
         kill_switch: bool,
         guarded: bool,
-        set_up: Callable[[], Awaitable[set[str]]],
+        set_up: Callable[[], Awaitable[None]],
     ) -> None:
-        """``guarded``: a kill switch is up already. ``set_up`` has the machine's routes follow `servers`, and returns
-        the tunnel's own addresses."""
+        """``guarded``: a kill switch is up already. ``set_up`` has the machine's routes follow `servers`."""
         self.servers: tuple[str, ...] = ()
         """The addresses that packets of the tunnel go to."""
         self.is_changed = guarded
         """Whether names, or the way to their servers, may be the tunnel's by now."""
+        self.inside: set[str] = set()
+        """The tunnel's own addresses."""
         self._rights = rights
         self._config = config
         self._kill_switch = kill_switch
@@ -62,6 +63,11 @@ class Outside(ways.Outside):
             return [(address, port) for address in self._known[host, family]]
         return await self._look_up(host, port, family)
 
+    def source(self, address: str) -> str | None:
+        """None where the tunnel itself leads there."""
+        found = source_address(address)
+        return None if found in self.inside else found
+
     async def open(self, way: ways.Way) -> None:
         """Raises DeviceError, and UnreachableError where only the tunnel itself leads there."""
         self.servers = tuple(address for address, _ in way.addresses)
@@ -71,8 +77,8 @@ class Outside(ways.Outside):
                 await asyncio.to_thread(self._rights.guard, through)
                 self._let_through = through
                 self.is_changed = True
-        inside = await self._set_up()
-        if self.servers and all(source_address(server) in inside for server in self.servers):
+        await self._set_up()
+        if self.servers and all(source_address(server) in self.inside for server in self.servers):
             raise UnreachableError(f"no way to {self.servers[0]} but through the tunnel itself")
 
     def follow(self, address: str) -> None:
@@ -119,6 +125,11 @@ def ports(remotes: Iterable[Remote]) -> Iterator[Port]:
             if not remote.tcp:
                 # Which port of its own relays datagrams, the proxy says later.
                 yield ANY_PORT, "udp"
+
+
+def has_names(config: ClientConfig) -> bool:
+    """Whether a server, or the proxy before it, is named and not addressed."""
+    return not all(_is_address(ways.where(remote)[0]) for remote in config.remotes)
 
 
 def _is_address(host: str) -> bool:

@@ -203,6 +203,12 @@ def plan(wanted: Settings, device: str, present: Sequence[RouteChange]) -> list[
     return list(changes.values())
 
 
+def without_ipv6(wanted: Settings) -> Settings:
+    """For a device that can't carry it."""
+    routes = tuple(wish for wish in wanted.routes if wish.network is None or wish.network.version == 4)
+    return replace(wanted, address6=None, gateway6=None, routes=routes)
+
+
 def way_to(address: IpAddress, routes: Iterable[RouteChange]) -> RouteChange | None:
     """The route that a packet takes: the longest prefix, then the least metric."""
     fitting = [r for r in routes if r.destination.version == address.version and address in r.destination]

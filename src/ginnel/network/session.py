@@ -128,14 +128,14 @@ class KernelVpn(Vpn):
             if change is not None:
                 super()._on_change(change)
 
-    async def _set_up(self) -> set[str]:
-        """Has the machine follow what was pushed, and where the servers are. Returns the tunnel's own addresses."""
+    async def _set_up(self) -> None:
+        """Has the machine follow what was pushed, and where the servers are."""
         if self._push is None:
-            return set()
+            return
         wanted = self._wanted(self._push)
         self._outside.is_changed = True
+        self._outside.inside = {str(own.ip) for own in (wanted.address, wanted.address6) if own is not None}
         self._tell(await asyncio.to_thread(self._rights.configure, wanted))
-        return {str(own.ip) for own in (wanted.address, wanted.address6) if own is not None}
 
     def _tell(self, sentences: list[str]) -> None:
         """Once each, however often the machine is set up."""

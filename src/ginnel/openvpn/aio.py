@@ -30,7 +30,6 @@ from ginnel.openvpn.ovpn_file import read_login, read_revocation_lists
 from ginnel.openvpn.session import Session
 from ginnel.openvpn.tls import KeyPasswordError, TlsContext
 from ginnel.transports import watch
-from ginnel.transports.dial import source_address
 from ginnel.transports.ways import Opened, Outside, Unresolved, Way, Ways, describe, open_way, pause
 
 log = logging.getLogger(__name__)
@@ -92,6 +91,7 @@ class Client:
         # Our address towards where packets go now.
         self._leaves_from: str | None = None
         self._failure: GinnelError | None = None
+        self._ways = Ways(config.remotes, outside, shuffled=config.remote_random)
         self._nudge = asyncio.Event()
         self._questions: set[asyncio.Task[None]] = set()
         self._users_time = 0.0
@@ -140,6 +140,8 @@ class Client:
         """How far the attempt under way has come, or why the last one failed: the beginning of a message."""
         if self._attempt is not None:
             return self._attempt.progress
+        if self._ways.resolving is not None:
+            return f"cannot resolve {self._ways.resolving}: no answer"
         where = describe(self._way.remote) if self._way else "the server"
         return str(self._failure or f"no connection to {where}")
 
@@ -159,12 +161,11 @@ class Client:
         failures = tries = 0
         was_up = False
         most = self._config.connect_retry_max
-        ways = Ways(self._config.remotes, self._outside, shuffled=self._config.remote_random)
         advance: events.Advance = "address"
         self._tls = await self._open_key()
         while True:
             await self._complete_login()
-            self._way = await ways.next(advance)
+            self._way = await self._ways.next(advance)
             closed, rose = await self._try(self._way)
             if closed.error is None:
                 return
@@ -172,7 +173,7 @@ class Client:
             failures = 0 if rose else failures + 1
             advance = closed.advance
             # A remote was tried when each of its addresses was.
-            tries = 0 if rose else tries + (advance != "address" or ways.at_last_address)
+            tries = 0 if rose else tries + (advance != "address" or self._ways.at_last_address)
             if not closed.retry or (not was_up and not self._worth_another(closed.error, failures)):
                 raise closed.error
             if most is not None and tries >= most * len(self._config.remotes):
@@ -430,9 +431,9 @@ class Client:
     def _source(self) -> str | None:
         """Our own address towards the server, or towards anywhere while it has none that is known."""
         if self._attempt is not None:
-            return source_address(self._attempt.path[1])
+            return self._outside.source(self._attempt.path[1])
         known = [address for address, _ in self._way.addresses] if isinstance(self._way, Way) else []
-        return next(filter(None, map(source_address, [*known, *_ANYWHERE])), None)
+        return next(filter(None, map(self._outside.source, [*known, *_ANYWHERE])), None)
 
 
 class _Attempt:

@@ -15,7 +15,7 @@ from ginnel.openvpn.config import HttpProxy, Remote, SocksProxy
 from ginnel.openvpn.events import Advance
 from ginnel.socks5 import datagram_header
 from ginnel.transports import http_proxy, socks
-from ginnel.transports.dial import Address, Local, dial, resolve, udp_socket
+from ginnel.transports.dial import Address, Local, dial, resolve, source_address, udp_socket
 
 ProxyLogin = Callable[[HttpProxy], Awaitable[tuple[str, str] | None]]
 
@@ -47,6 +47,10 @@ class Outside:
         """As `dial.resolve`."""
         return await resolve(host, port, family)
 
+    def source(self, address: str) -> str | None:
+        """As `dial.source_address`."""
+        return source_address(address)
+
     async def open(self, way: Way) -> None:
         """Raises UnreachableError where the way can't be opened now, DeviceError where none can."""
 
@@ -64,6 +68,8 @@ class Ways:
         self._left: list[Way] = []
         self._current: Way | Unresolved | None = None
         self._rounds = 0
+        self.resolving: str | None = None
+        """The name that is asked for now."""
 
     async def next(self, advance: Advance) -> Way | Unresolved:
         if advance == "stay" and isinstance(self._current, Way):
@@ -90,10 +96,13 @@ class Ways:
 
     async def _resolve(self, remote: Remote) -> list[Way] | Unresolved:
         host, port, family = where(remote)
+        self.resolving = host
         try:
             addresses = await self._outside.resolve(host, port, family)
         except OSError as error:
             return Unresolved(remote, host, error)
+        finally:
+            self.resolving = None
         races = remote.tcp or remote.proxy is not None
         groups = [tuple(addresses)] if races else [(address,) for address in addresses]
         alone = len(self._remotes) == len(groups) == 1
