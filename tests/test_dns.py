@@ -41,7 +41,9 @@ class DnsServer:
             return None
         response = dns.message.make_response(query)
         found = RECORDS.get((name, kind))
-        if found:
+        if name.endswith(".refused.example."):
+            response.set_rcode(dns.rcode.REFUSED)
+        elif found:
             response.answer.append(dns.rrset.from_text_list(question.name, 60, "IN", kind, found))
         elif not any(known == name for known, _ in RECORDS):
             response.set_rcode(dns.rcode.NXDOMAIN)
@@ -109,6 +111,15 @@ async def test_answers_are_kept(stacks: Stacks) -> None:
 async def test_search_domains(stacks: Stacks) -> None:
     left, _, _ = stacks
     assert await left.resolve("inside", socket.AF_INET) == ["10.8.0.2"]
+
+
+async def test_a_search_domain_that_the_server_refuses_leaves_the_others(stacks: Stacks) -> None:
+    left, _, server = stacks
+    left.set_dns(["10.8.0.2"], ["refused.example", "corp.example"])
+    assert await left.resolve("inside", socket.AF_INET) == ["10.8.0.2"]
+    assert "inside.refused.example. A" in server.asked
+    with pytest.raises(socket.gaierror, match=r"x\.refused\.example\.: refused or failed through the tunnel's"):
+        await left.resolve("x.refused.example.")
 
 
 async def test_names_in_a_domain_are_asked_of_its_own_servers_alone(stacks: Stacks) -> None:

@@ -38,6 +38,7 @@ class GinnelClient(JsonProgram):
         old: bool = False,
         files: dict[str, str | bytes] | None = None,
         threads: int = 1,
+        env: dict[str, str] | None = None,
     ) -> None:
         self.network = network
         self._folder = tempfile.TemporaryDirectory(prefix="ginnel-client-")
@@ -53,7 +54,7 @@ class GinnelClient(JsonProgram):
         self.process = network.client.start(
             [*program, "connect", _write(self.folder / "office.ovpn", text), "--json", *words],
             ordinary=True,
-            env=_ENVIRONMENT | {"GINNEL_THREADS": str(threads)},
+            env=_ENVIRONMENT | {"GINNEL_THREADS": str(threads)} | (env or {}),
             cwd=self.folder,
         )
 

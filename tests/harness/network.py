@@ -20,7 +20,7 @@ from tests.harness.process import Process, run
 
 class Namespace:
     """A network namespace with loopback up. Where ``without_tun`` is set it has a mount namespace too,
-    in which there is no /dev/net/tun and no name server."""
+    in which there is no /dev/net/tun and no name server, and /etc/hosts is its own."""
 
     def __init__(self, *, without_tun: bool = False) -> None:
         mount, hide = (["--mount"], _HIDE) if without_tun else ([], "")
@@ -71,6 +71,11 @@ class Namespace:
     def ip(self, *lines: str) -> None:
         """Runs commands of ip(8) in one batch."""
         self.run(["ip", "-batch", "-"], input="\n".join(lines), timeout=10)
+
+    def names(self, **known: Sequence[str]) -> None:
+        """What the system's resolver knows from now on, where there is a mount namespace: names in ``.example``."""
+        lines = [f"{address} {name}.example" for name, addresses in known.items() for address in addresses]
+        Path(f"/proc/{self.pid}/root/etc/hosts").write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
@@ -177,4 +182,7 @@ ORDINARY = [
     "--pdeathsig",
     "KILL",
 ]
-_HIDE = "mkdir -p /dev/net; mount -t tmpfs none /dev/net; mount --bind /dev/null /etc/resolv.conf;"
+_HIDE = (
+    "mkdir -p /dev/net; mount -t tmpfs none /dev/net; mount --bind /dev/null /etc/resolv.conf;"
+    "echo 127.0.0.1 localhost > /dev/net/hosts; mount --bind /dev/net/hosts /etc/hosts;"
+)

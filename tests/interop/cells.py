@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 from ginnel.errors import AuthError, ConfigError, RemoteProtocolError, UnreachableError
+from tests.harness import office
 from tests.harness.pki import Authority, rsa_authority
 from tests.harness.profile import COMMON_KEYS, Profile
-from tests.harness.shapes import KEY_PASSWORD, bundle
+from tests.harness.shapes import KEY_PASSWORD, bundle, encrypt
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Cell:
     login: bool = False
     without: str = ""
     """A line of the client's file that the cell is without."""
+    page: str = "http://wiki.office/"
+    """Where the page is that must come through."""
 
     def make_profile(self) -> Profile:
         profile = self.profile()
@@ -85,6 +88,10 @@ def bare() -> Profile:
 
 def encrypted_bundle() -> dict[str, str | bytes]:
     return {"own.p12": bundle(COMMON_KEYS.ca_signed, KEY_PASSWORD), "key-password": KEY_PASSWORD + "\n"}
+
+
+def encrypted_key() -> dict[str, str | bytes]:
+    return {"own.key": encrypt(COMMON_KEYS.ca_signed.client.key), "key-password": KEY_PASSWORD + "\n"}
 
 
 def _known_authority() -> Any:
@@ -145,6 +152,14 @@ CELLS = [
     ),
     Cell(
         "TLS",
+        "tls-version-min above the server's least",
+        "which side decides",
+        ours=("tls-version-min 1.3",),
+        theirs=("tls-version-min 1.2",),
+        up={"tls": "TLSv1.3"},
+    ),
+    Cell(
+        "TLS",
         "RSA of 1,024 bits, SECLEVEL=0 in the file",
         "OpenSSL refuses such a certificate by itself",
         theirs=("tls-cipher DEFAULT:@SECLEVEL=0",),
@@ -202,6 +217,23 @@ CELLS = [
         ours=("pkcs12 own.p12", "askpass key-password"),
         files=encrypted_bundle,
         without="cert key",
+    ),
+    Cell(
+        "certificates",
+        "an encrypted key with askpass",
+        "what is no key without its password must not be taken for a damaged one",
+        ours=("key own.key", "askpass key-password"),
+        files=encrypted_key,
+        without="key",
+    ),
+    Cell(
+        "certificates",
+        "an encrypted key with a wrong password",
+        "must say so, before it connects",
+        ours=("key own.key", "askpass own.key"),
+        files=encrypted_key,
+        without="key",
+        fails=(ConfigError, "password"),
     ),
     Cell(
         "certificates", "verify-x509-name, name", "what is compared with what", ours=("verify-x509-name server name",)
@@ -308,6 +340,45 @@ CELLS = [
         up={"address": "10.8.0.2/24"},
     ),
     Cell("push", "topology net30", "two addresses, no mask", theirs=("topology net30",), up={"address": "10.8.0.6"}),
+    Cell(
+        "push",
+        "block-ipv6",
+        "an address that leads nowhere makes every connection wait",
+        theirs=('push "block-ipv6"',),
+        up={"address": "10.8.0.2", "address6": "None"},
+    ),
+    Cell(
+        "push",
+        "redirect-gateway with a flag that is not known",
+        "one word more must not leave everything outside",
+        theirs=('push "redirect-gateway def1 bypass-dhcp of-2030"',),
+    ),
+    Cell(
+        "push",
+        "dhcp-option DOMAIN-SEARCH",
+        "a name without a dot",
+        theirs=('push "dhcp-option DOMAIN-SEARCH office"',),
+        ours=('pull-filter ignore "dhcp-option DOMAIN "',),
+        page="http://wiki/",
+    ),
+    Cell(
+        "push",
+        "dns search-domains",
+        "a name without a dot, in the newer language",
+        theirs=('push "dns search-domains elsewhere office"',),
+        ours=('pull-filter ignore "dhcp-option DOMAIN "',),
+        page="http://wiki/",
+    ),
+    Cell(
+        "push",
+        "dns server with resolve-domains",
+        "its domains are its own, the others another's",
+        theirs=(
+            'push "dns server 1 address 10.99.0.1"',
+            f'push "dns server 2 address {office.ADDRESS}"',
+            'push "dns server 2 resolve-domains office"',
+        ),
+    ),
     Cell("push", "topology p2p", "one address and a peer's", theirs=("topology p2p",), up={"address": "10.8.0."}),
     Cell(
         "push",

@@ -77,6 +77,38 @@ ROWS = [
         "how long the first is waited for",
         "test_transports::test_the_second_remote_when_nothing_listens_at_the_first",
     ),
+    Row(
+        "transports",
+        "server-poll-timeout; a name with a dead family, UDP and TCP",
+        "the system's favourite may be the dead one",
+        "test_ways::test_a_name_with_a_dead_family",
+    ),
+    Row(
+        "transports",
+        "remote-random, two of three remotes dead",
+        "whichever comes first",
+        "test_ways::test_a_remote_of_several_wherever_it_comes",
+    ),
+    Row(
+        "transports",
+        "connect-retry, connect-retry-max; nobody is there",
+        "how often, and how long between",
+        "test_ways::test_connect_retry_max",
+        "ends with status 3 after as many attempts",
+    ),
+    Row(
+        "transports",
+        "resolv-retry infinite; a name that is known later",
+        "a machine may start before its network",
+        "test_ways::test_a_name_that_nobody_knows_yet",
+    ),
+    Row(
+        "transports",
+        "resolv-retry 0; a name that nobody knows",
+        "must not go on for ever",
+        "test_ways::test_a_name_for_which_nobody_waits",
+        "ends with status 3: “… cannot resolve …”",
+    ),
     Row("transports", "local and lport", "bound before connecting", "test_transports::test_where_the_socket_is_bound"),
     Row(
         "transports",
@@ -211,6 +243,27 @@ ROWS = [
     ),
     Row(
         "login",
+        "auth-retry none and nointeract; the first login is refused",
+        "the same again, or the end",
+        "test_login::test_auth_retry",
+        "ends with status 4; connects at the second",
+    ),
+    Row(
+        "login",
+        "from the environment, an encrypted key's password too; the server goes and comes back",
+        "there is no terminal to ask on, with auth-nocache or without",
+        "test_login::test_a_login_from_the_environment",
+        "connects again",
+    ),
+    Row(
+        "login",
+        "auth-nocache and a typed password; the server goes and comes back",
+        "forgotten, it must be asked for",
+        "test_login::test_what_was_typed_is_asked_for_again_with_auth_nocache",
+        "asks, and connects again",
+    ),
+    Row(
+        "login",
         "static-challenge, scrv1 and concat",
         "two encodings of one answer",
         "test_login::test_user_password_and_code_are_asked_for_and_the_secret_is_hidden",
@@ -260,6 +313,13 @@ ROWS = [
         "a refusal that is none: no password is wrong",
         "test_questions::test_a_server_that_is_busy_for_a_moment",
         "waits as long as it says, then connects",
+    ),
+    Row(
+        "login",
+        "AUTH_FAILED,TEMP with advance no, addr, remote",
+        "where to go next is the server's to say",
+        "test_ways::test_a_busy_server_sends_us_on",
+        "goes where it says",
     ),
     Row(
         "staying up",
@@ -467,6 +527,10 @@ What `ginnel connect` is tried with, against a stock OpenVPN 2.6 server in a net
 
 “Connects” means that a page came through the tunnel, found by its name. What must fail does so with the exit status and
 the words given. Where a test is named, it is in `tests/interop` and needs more than options.
+
+What OpenVPN 2.6 does not have can't be tried with it: PUSH_UPDATE and epoch keys are of 2.7. They are tried with
+ginnel's own server, and held to OpenVPN's published values (`tests/vectors/SOURCES.md`). What `connect --tun` does to a
+machine is in `tests/interop/test_tun.py`.
 """.splitlines()
 
 

@@ -42,7 +42,7 @@ def test_cell(network: Network, ordinary_env: Environment, cell: Cell) -> None:
         up = client.wait_up()
         for key, value in cell.up.items():
             assert str(up[key]).startswith(value), up
-        assert client.curl("http://wiki.office/") == office.PAGE.decode()
+        assert client.curl(cell.page) == office.PAGE.decode()
         assert server.wait_log(cell.server)
         client.stop()
 

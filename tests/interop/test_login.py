@@ -15,8 +15,9 @@ from tests.harness import office
 from tests.harness.client import GinnelClient, program_folder, wait_until
 from tests.harness.environment import Environment
 from tests.harness.network import Network
-from tests.harness.profile import LOGIN, Profile
+from tests.harness.profile import COMMON_KEYS, LOGIN, Profile
 from tests.harness.server import StockServer
+from tests.harness.shapes import KEY_PASSWORD, encrypt
 from tests.interop.test_terminal import read_to_end, read_until
 
 USER_ALONE = ("verify-client-cert none", "username-as-common-name")
@@ -83,6 +84,63 @@ def test_user_password_and_code_are_asked_for_and_the_secret_is_hidden(
         assert program.wait(10) == 0
     assert "123456" in seen
     assert "secret" not in seen
+
+
+@pytest.mark.parametrize("nocache", [True, False])
+def test_what_was_typed_is_asked_for_again_with_auth_nocache(
+    network: Network, ordinary_env: Environment, nocache: bool
+) -> None:
+    options = ("auth-nocache",) if nocache else ()
+    profile = Profile(password=True, keepalive=(1, 3), client_options=options)
+    with (
+        StockServer(network, profile) as server,
+        at_a_terminal(network, ordinary_env, profile) as (terminal, program),
+    ):
+        read_until(terminal, "User: ")
+        os.write(terminal, f"{LOGIN[0]}\n".encode())
+        read_until(terminal, f"Password for {LOGIN[0]}: ")
+        os.write(terminal, f"{LOGIN[1]}\n".encode())
+        read_until(terminal, "up: 10.8.0.")
+        server.kill()
+        server.start()
+        seen = ""
+        if nocache:
+            seen = read_until(terminal, f"Password for {LOGIN[0]}: ")
+            os.write(terminal, f"{LOGIN[1]}\n".encode())
+        seen += read_until(terminal, "up: 10.8.0.")
+        assert seen.count("Password") == nocache
+        program.send_signal(signal.SIGINT)
+        read_to_end(terminal)
+        assert program.wait(10) == 0
+
+
+@pytest.mark.parametrize("options", [(), ("auth-nocache",)])
+def test_a_login_from_the_environment(network: Network, ordinary_env: Environment, options: tuple[str, ...]) -> None:
+    """An encrypted key's password as well. There is no terminal."""
+    profile = Profile(password=True, keepalive=(1, 3), client_options=options)
+    key = COMMON_KEYS.ca_signed.client.key
+    text = profile.client_file().replace(key.rstrip("\n"), encrypt(key).rstrip("\n"))
+    env = dict(zip(("GINNEL_USERNAME", "GINNEL_PASSWORD"), LOGIN, strict=True)) | {"GINNEL_KEY_PASSWORD": KEY_PASSWORD}
+    with StockServer(network, profile) as server, GinnelClient(network, ordinary_env, text, env=env) as client:
+        come_back(server, client)
+        assert client.curl("http://wiki.office/") == office.PAGE.decode()
+        client.stop()
+
+
+@pytest.mark.parametrize(("retry", "times"), [("none", 1), ("nointeract", 2)])
+def test_auth_retry(network: Network, ordinary_env: Environment, tmp_path: Path, retry: str, times: int) -> None:
+    """The first login is refused, the same again is not."""
+    check = script(tmp_path, f"echo x >> {tmp_path}/tries; [ $(wc -l < {tmp_path}/tries) = 2 ]")
+    (tmp_path / "tries").touch()
+    options = ("auth-user-pass", f"auth-retry {retry}")
+    profile = Profile(server_options=(f"auth-user-pass-verify {check} via-file",), client_options=options)
+    with StockServer(network, profile), GinnelClient(network, ordinary_env, profile, login=LOGIN) as client:
+        if times == 1:
+            assert client.fail()[0] == 4
+        else:
+            assert client.curl("http://wiki.office/") == office.PAGE.decode()
+            client.stop()
+    assert (tmp_path / "tries").read_text().count("x") == times
 
 
 def test_a_signal_at_the_question_ends_it(network: Network, ordinary_env: Environment) -> None:

@@ -96,7 +96,8 @@ class Resolver:
             except dns.exception.Timeout:
                 raise _error(name, f"no answer{servers}", socket.EAI_AGAIN) from None
             except dns.resolver.NoNameservers:
-                raise _error(name, f"refused or failed{servers}", socket.EAI_AGAIN) from None
+                # Of a domain that it knows nothing of a server may refuse to talk.
+                failure = failure or _error(name, f"refused or failed{servers}", socket.EAI_AGAIN)
             except dns.exception.DNSException as error:
                 raise _error(name, f"not a name that can be asked for ({error})") from None
         raise failure or _error(name, "not a name that can be asked for")
