@@ -150,6 +150,36 @@ def test_ping_through_a_device_is_answered_by_pong(shell: Shell, tmp_path: Path)
     assert sum(packet[0] >> 4 == 6 and packet[40] in (128, 129) for packet in echoes) == 10
 
 
+# A stack sends from the address whose network it sends to: to these from 10.0.0.1, 10.1.0.1 and so on.
+SEVERAL = ("10.0.0.9", "10.1.0.9", "10.2.0.9", "fd00::9", "fd01::9")
+OWN_OF_SEVERAL = ("10.0.0.1/24", "10.1.0.1/24", "10.2.0.1/24", "fd00::1/64", "fd01::1/64")
+
+
+@pytest.mark.parametrize("what", ["pong", "echo"])
+@pytest.mark.parametrize("column", ["named", "named-tap", "lent"])
+def test_several_sources_at_once_are_answered_each_to_itself(shell: Shell, column: str, what: str) -> None:
+    answering = ("pong",) if what == "pong" else ("echo", "server")
+    if column == "lent":
+        server = lend(shell, *GINNEL, *answering, "--json")
+        for own in ("10.1.0.1/24", "10.2.0.1/24", "fd01::1/64"):
+            shell("device", "set", "tun0", "address", own)
+    else:
+        addresses = [word for own in OWN_OF_SEVERAL for word in ("--address", own)]
+        shell.own("tun0", *addresses, *(["--tap"] if column == "named-tap" else []))
+        words = ("pong", "tun0") if what == "pong" else ("echo", "server", "--device", "tun0", "--end", "application")
+        server = shell.hold("tun0", *words, "--json")
+    asking = ("ping",) if what == "pong" else ("echo", "client", "--end", "interface")
+    words = ("-c", "20", "-i", "0", "-W", "30", "--json")
+    clients = [shell.start(*asking, "--device", "tun0", address, *words) for address in SEVERAL]
+    for client in clients:
+        assert client.wait(60) == 0, str(client)
+        seen = last("\n".join(client.out.all()))
+        assert (seen["sent"], seen["received"]) == (20, 20)
+    assert server.stop(signal.SIGINT, 30) == 0, str(server)
+    seen = parse_event(server.out.all()[-1])
+    assert seen["sources"] == {own.partition("/")[0]: 20 for own in OWN_OF_SEVERAL}
+
+
 @pytest.mark.parametrize("address", ["10.0.0.1", "fd00::1"])
 def test_ping_of_the_devices_own_address_is_answered_by_its_stack(shell: Shell, address: str) -> None:
     shell.own("tun0", *ADDRESSES)
@@ -380,6 +410,40 @@ def test_a_lent_device_is_captured_and_deleted_by_its_name(shell: Shell, tmp_pat
     shell("device", "delete", "tun0")
     assert lent.wait(30) == 0, str(lent)
     assert [packet.direction for packet in CaptureFile(path).packets] == ["out", "in"] * 3
+
+
+def test_each_device_of_a_lent_program_is_an_interface_of_its_capture(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "lent.pcapng"
+    text = """
+import fcntl, os, socket, struct
+asking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for name, flags, packet in ((b"tun0", 0x1001, b"E" + bytes(19)), (b"tap0", 0x1002, bytes(60))) * 2:
+    device = os.open("/dev/net/tun", os.O_RDWR)
+    fcntl.ioctl(device, 0x400454CA, struct.pack("16sH22x", name, flags))
+    fcntl.ioctl(asking, 0x8914, struct.pack("16sH22x", name, 1))
+    os.write(device, packet)
+    os.close(device)
+"""
+    shell("lend", "--capture", path, "--", sys.executable, "-c", text)
+    found = CaptureFile(path)
+    assert [(each.link_type, each.name) for each in found.interfaces] == [(101, "tun0"), (1, "tap0")]
+    taken = [(packet.interface, len(packet.data)) for packet in found.packets if packet.direction == "in"]
+    assert taken == [(0, 20), (1, 60)] * 2
+
+
+def test_programs_that_try_a_device_capture_what_they_see(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "pong.pcapng"
+    shell.own("tap0", "--tap", *ADDRESSES)
+    pong = shell.hold("tap0", "pong", "tap0", "--capture", str(path), "--json")
+    shell("ping", "--device", "tap0", "10.0.0.9", "-c", "3", "-i", "0", "-W", "30")
+    report(pong)
+    found = CaptureFile(path)
+    assert (found.link_type, found.name) == (1, "tap0")
+    # Who has 10.0.0.9, three requests and three replies.
+    mine = [packet.direction for packet in found.packets if packet.data[12:14] == b"\x08\x00"]
+    assert mine == ["out", "in"] * 3
+    line = shell.fails(2, "echo", "server", "--device", "tap0", "--capture", path)
+    assert "add --end application" in line
 
 
 def test_a_terminal_shows_rates_and_is_left_as_it_was(shell: Shell) -> None:

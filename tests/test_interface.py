@@ -152,6 +152,23 @@ def test_what_finds_no_room_in_a_descriptor_is_dropped_and_counted_there(batch: 
         assert end.write_batch([PACKET] * 3) == 3
 
 
+@pytest.mark.parametrize("unread", [0, 5])
+def test_what_a_program_writes_before_it_ends_arrives_whatever_it_has_not_read(unread: int) -> None:
+    for _ in range(50):
+        with Joined() as joined:
+            for _ in range(unread):
+                joined.device.interface.write(PACKET)
+            if unread:
+                assert readable(joined.program.fileno())
+            for _ in range(100):
+                joined.program.send(PACKET)
+            joined.program.close()
+            assert readable(joined.link.fileno())
+            assert joined.link.events() == [("gone", joined.number)]
+            counted = joined.device.statistics()
+            assert len(joined.device.interface.read_batch(200)) == 100, counted
+
+
 def test_a_program_whose_device_dies_with_packets_unread_sees_the_end_and_no_error() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with DescriptorEnd(theirs.detach()) as end:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,18 +10,23 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ginnel.device.forge import checksum
+from ginnel.testing.probes import Background
 from tests.harness.client import wait_until
 from tests.harness.network import Namespace
 from tests.harness.process import Process, parse_event
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
+# Who is asked, and from which address the kernel asks.
+SEVERAL = ("10.7.0.9", "10.8.0.9", "fd07::9", "fd08::9")
+OWN = ("10.7.0.1", "10.8.0.1", "fd07::1", "fd08::1")
 # An interface has its carrier from the moment that a program attaches; the kernel notices a little later, and drops
 # what it would have sent until then.
 FIRST_ROUND = 4
@@ -40,6 +46,8 @@ class Kernel:
             f"tuntap add {name} mode {kind}",
             f"addr add 10.7.0.1/24 dev {name}",
             f"addr add fd07::1/64 dev {name} nodad",
+            f"addr add 10.8.0.1/24 dev {name}",
+            f"addr add fd08::1/64 dev {name} nodad",
             f"link set {name} up",
         )
 
@@ -103,10 +111,11 @@ def report(process: Process) -> dict[str, Any]:
 def test_pong_answers_the_kernels_ping(kernel: Kernel, kind: str) -> None:
     kernel.make(kind)
     pong = kernel.start_held(f"{kind}7", "-m", "ginnel", "pong", f"{kind}7", "--json")
-    for address in ("10.7.0.9", "fd07::9"):
-        kernel.ping(address, 5)
+    with contextlib.ExitStack() as at_once:
+        asking = [at_once.enter_context(Background(partial(kernel.ping, address, 20))) for address in SEVERAL]
+    assert [each.outcome for each in asking] == [[None]] * len(SEVERAL)
     seen = report(pong)
-    assert (seen["answered"], seen["sources"]) == (10, {"10.7.0.1": 5, "fd07::1": 5})
+    assert (seen["answered"], seen["sources"]) == (80, dict.fromkeys(OWN, 20))
 
 
 @pytest.mark.parametrize("kind", ["tun", "tap"])
@@ -139,11 +148,15 @@ def test_echo_by_forging_of_what_the_kernel_sends(kernel: Kernel, kind: str) -> 
     kernel.make(kind)
     words = ("-m", "ginnel", "echo", "server", "--device", f"{kind}7", "--end", "application", "--json")
     server = kernel.start_held(f"{kind}7", *words)
-    for address in ("10.7.0.9", "fd07::9"):
-        words = ("--end", "interface", "-c", "20", "-i", "0", "-W", "30")
-        seen = kernel.run("echo", "client", "--device", f"{kind}7", address, *words)
+    asking = []
+    for address in SEVERAL:
+        words = ("--end", "interface", "-c", "20", "-i", "0", "-W", "30", "--json")
+        asking.append(kernel.start("-m", "ginnel", "echo", "client", "--device", f"{kind}7", address, *words))
+    for each in asking:
+        assert each.wait(60) == 0, str(each)
+        seen = parse_event(each.out.all()[-1])
         assert (seen["sent"], seen["received"]) == (20, 20)
-    assert report(server)["sources"] == {"10.7.0.1": 20, "fd07::1": 20}
+    assert report(server)["sources"] == dict.fromkeys(OWN, 20)
 
 
 def test_the_examples_on_the_kernels_device(kernel: Kernel) -> None:

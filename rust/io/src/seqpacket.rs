@@ -138,21 +138,27 @@ impl Inbox {
                 header.msg_controllen = size_of_val(&controls[index]) as _;
             }
         }
-        // SAFETY: every header points to vectors, buffers and a control block of the lengths it
-        // states, which live in `self` and on the stack until the call has returned.
-        let received = unsafe {
-            libc::recvmmsg(
-                socket.descriptor.as_raw_fd(),
-                headers.as_mut_ptr(),
-                MESSAGES as _,
-                libc::MSG_DONTWAIT as _,
-                std::ptr::null_mut(),
-            )
-        };
-        let Ok(received) = usize::try_from(received) else {
-            // ECONNRESET: it closed without reading all that we had sent. All else is for good, too.
-            let ended = !matches!(last_error(), Errno::AGAIN | Errno::INTR);
-            return Received { ended, ..Received::default() };
+        let received = loop {
+            // SAFETY: every header points to vectors, buffers and a control block of the lengths it
+            // states, which live in `self` and on the stack until the call has returned.
+            let received = unsafe {
+                libc::recvmmsg(
+                    socket.descriptor.as_raw_fd(),
+                    headers.as_mut_ptr(),
+                    MESSAGES as _,
+                    libc::MSG_DONTWAIT as _,
+                    std::ptr::null_mut(),
+                )
+            };
+            match usize::try_from(received).map_err(|_| last_error()) {
+                Ok(received) => break received,
+                // It closed without reading all that we had sent. That is said once, and before what it wrote itself.
+                Err(Errno::CONNRESET) => {}
+                Err(errno) => {
+                    let ended = !matches!(errno, Errno::AGAIN | Errno::INTR);
+                    return Received { ended, ..Received::default() };
+                }
+            }
         };
         self.sort_out(socket, &headers[..received], pool, packets)
     }

@@ -7,6 +7,7 @@ import errno
 import functools
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
@@ -44,8 +45,11 @@ def command() -> None:
 @target.tap_option
 @target.end_option
 @port_option
+@target.capture_option
 @target.json_option
-def server_command(name: str | None, tap: bool, side: Side | None, port: int, as_json: bool) -> int:
+def server_command(
+    name: str | None, tap: bool, side: Side | None, port: int, capture: Path | None, as_json: bool
+) -> int:
     """Send every datagram back to where it came from.
 
     By the stack on the interface end of the device NAME; with --end application, or without NAME, as a program at its
@@ -55,10 +59,11 @@ def server_command(name: str | None, tap: bool, side: Side | None, port: int, as
     seen = Answered()
     with reporting_answered(seen, "datagrams", as_json):
         if (side or ("interface" if name else "application")) == "interface":
+            target.refuse_capture(capture)
             with _messages(name, port) as messages:
                 respond(messages, answer_message, seen)
         else:
-            with open_target(name, tap) as opened:
+            with open_target(name, tap, capture) as opened:
                 respond(opened.packets, functools.partial(answer_datagram, port=port), seen)
     return 0
 
@@ -75,6 +80,7 @@ def server_command(name: str | None, tap: bool, side: Side | None, port: int, as
 @click.option("-s", "--size", type=click.IntRange(12, 65_000), default=56, show_default=True, help="Bytes of payload.")
 @click.option("-S", "--source", metavar="ADDR", help="Who sends, where it is forged; the next address without.")
 @click.option("--sources", type=click.IntRange(1, 1000), default=1, help="As many send at once, from --source on.")
+@target.capture_option
 @target.json_option
 def client_command(
     address: str,
@@ -88,6 +94,7 @@ def client_command(
     size: int,
     source: str | None,
     sources: int,
+    capture: Path | None,
     as_json: bool,
 ) -> int:
     """Send datagrams to ADDRESS and count what comes back.
@@ -99,6 +106,7 @@ def client_command(
     pace = Pace(count, interval, timeout)
     on_reply = target.reply_printer(address, as_json)
     if side == "interface":
+        target.refuse_capture(capture)
         if source is not None or sources > 1:
             raise ConfigError("--source and --sources are for forged datagrams", instead="add --end application")
         by_stack = MessageProbe("the device", address, port, size)
@@ -110,7 +118,7 @@ def client_command(
             target.own_addresses(name)
         forged = DatagramProbe(target.choose_sources(address, source, sources), address, port, size)
         seen = Asked(forged.sources)
-        with reporting_asked(seen, as_json), open_target(name, tap) as opened:
+        with reporting_asked(seen, as_json), open_target(name, tap, capture) as opened:
             ask(opened.packets, forged, pace, seen, on_reply)
     return 0 if sum(seen.received) else 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 
@@ -25,6 +26,7 @@ from ginnel.errors import ConfigError
 @click.option("-s", "--size", type=click.IntRange(0, 65_000), default=56, show_default=True, help="Bytes of payload.")
 @click.option("-S", "--source", metavar="ADDR", help="Who asks, where requests are forged; the next address without.")
 @click.option("--sources", type=click.IntRange(1, 1000), default=1, help="As many ask at once, from --source on.")
+@target.capture_option
 @target.json_option
 def command(
     address: str,
@@ -37,6 +39,7 @@ def command(
     size: int,
     source: str | None,
     sources: int,
+    capture: Path | None,
     as_json: bool,
 ) -> int:
     """Send echo requests to ADDRESS through the device NAME.
@@ -52,6 +55,7 @@ def command(
     pace = Pace(count, interval, timeout)
     on_reply = target.reply_printer(address, as_json)
     if side == "interface":
+        target.refuse_capture(capture)
         if source is not None or sources > 1:
             raise ConfigError("--source and --sources are for forged requests", instead="add --end application")
         if name is None or not target.is_named(name):
@@ -64,7 +68,7 @@ def command(
     else:
         probe = EchoProbe(target.choose_sources(address, source, sources), address, size)
         seen = Asked(probe.sources)
-        with reporting_asked(seen, as_json), open_target(name, tap) as opened:
+        with reporting_asked(seen, as_json), open_target(name, tap, capture) as opened:
             ask(opened.packets, probe, pace, seen, on_reply)
     return 0 if sum(seen.received) else 1
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from ginnel.cli.target import json_option, open_target, reporting_answered, tap_option
+from ginnel.cli.target import capture_option, json_option, open_target, reporting_answered, tap_option
 from ginnel.device.echo import Answered, answer_echo, respond
 
 
 @click.command(name="pong")
 @click.argument("name", required=False)
 @tap_option
+@capture_option
 @json_option
-def command(name: str | None, tap: bool, as_json: bool) -> int:
+def command(name: str | None, tap: bool, capture: Path | None, as_json: bool) -> int:
     """Answer the echo requests that the interface of the device NAME sends, to whatever address, IPv4 and IPv6.
 
     NAME is a device in user space (see `ginnel device`) or the kernel's; without it a new one of /dev/net/tun.
     Runs until SIGINT or SIGTERM, or until the device is deleted, and says then whom it has answered.
     """
     seen = Answered()
-    with reporting_answered(seen, "echo requests", as_json), open_target(name, tap) as target:
+    with reporting_answered(seen, "echo requests", as_json), open_target(name, tap, capture) as target:
         respond(target.packets, answer_echo, seen)
     return 0

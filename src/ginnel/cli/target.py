@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface
+from pathlib import Path
 from typing import Any, Literal
 
 import click
@@ -17,6 +18,7 @@ import click
 from ginnel._core import DescriptorEnd
 from ginnel.device import named
 from ginnel.device.base import DeviceEnd, Kind
+from ginnel.device.capture import Capture, CapturedEnd
 from ginnel.device.echo import Answered, Asked, Packets
 from ginnel.device.ethernet import EthernetEnd
 from ginnel.device.kernel import FLAGS, IFF_NO_PI, NODE, attach
@@ -31,6 +33,9 @@ tap_option = click.option("--tap", is_flag=True, help="A new device of the kerne
 end_option = click.option(
     "--end", "side", type=click.Choice(["application", "interface"]), help="Forge packets here, or use the stack there."
 )
+capture_option = click.option(
+    "--capture", metavar="FILE.pcapng", type=click.Path(path_type=Path), help="Write all packets there."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line on stdout.")
 
 
@@ -43,11 +48,11 @@ class Target:
 
 
 @contextlib.contextmanager
-def open_target(name: str | None, tap: bool) -> Iterator[Target]:
+def open_target(name: str | None, tap: bool, capture: Path | None = None) -> Iterator[Target]:
     """Opens the named device, or where there is none the kernel's, for the time of the block."""
     if name is not None and is_named(name):
-        with named.open(name) as end:
-            yield Target(name, _packets(end, end.kind))
+        with named.open(name) as end, _packets(end, end.kind, name, capture) as packets:
+            yield Target(name, packets)
         return
     kind: Kind = "tap" if tap else "tun"
     is_there = name in [known for _, known in socket.if_nameindex()]
@@ -61,7 +66,8 @@ def open_target(name: str | None, tap: bool) -> Iterator[Target]:
     with queue:
         if not is_there:
             print(f"{found} is a new device of {NODE}, and down", file=sys.stderr, flush=True)
-        yield Target(found, _packets(queue, kind))
+        with _packets(queue, kind, found, capture) as packets:
+            yield Target(found, packets)
 
 
 def is_named(name: str) -> bool:
@@ -89,6 +95,15 @@ def choose_sources(address: str, first: str | None, count: int) -> list[str]:
     if start.version != parse_address(address).version:
         raise ConfigError(f"{first} and {address} are of two versions of IP")
     return [str(start + number) for number in range(count)]
+
+
+def refuse_capture(path: Path | None) -> None:
+    """Of a program at the interface end, which has datagrams and no packets."""
+    if path is not None:
+        raise ConfigError(
+            "--capture is for the application end",
+            instead="capture it where it is made, or add --end application",
+        )
 
 
 def parse_address(text: str) -> IPv4Address | IPv6Address:
@@ -157,8 +172,13 @@ def reply_printer(address: str, as_json: bool) -> Callable[[str, int, float], No
     return print_reply
 
 
-def _packets(end: DeviceEnd, kind: Kind) -> Packets:
-    return EthernetEnd(end) if kind == "tap" else end
+@contextlib.contextmanager
+def _packets(end: DeviceEnd, kind: Kind, name: str, path: Path | None) -> Iterator[Packets]:
+    with contextlib.ExitStack() as stack:
+        seen: DeviceEnd | CapturedEnd = end
+        if path is not None:
+            seen = CapturedEnd(end, stack.enter_context(Capture(path, kind, name)))
+        yield EthernetEnd(seen) if kind == "tap" else seen
 
 
 def _attach(name: str, kind: Kind, is_there: bool) -> tuple[DescriptorEnd, str, Kind]:

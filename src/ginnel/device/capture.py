@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ginnel._core import Capture as CoreCapture
 from ginnel._core import DataPlane
-from ginnel.device.base import Kind
+from ginnel.device.base import DeviceEnd, Kind
 from ginnel.device.memory import MemoryDevice
 from ginnel.errors import ConfigError, DeviceError, LocalProtocolError
 
@@ -110,6 +110,25 @@ class Capture:
             log.warning("cannot write %s: %s; what is lost is counted", self.path, os.strerror(number))
 
     _failure: int | None = None
+
+
+class CapturedEnd:
+    """An application end whose packets are noted as they are read and written here, whatever device it is of."""
+
+    def __init__(self, end: DeviceEnd, capture: Capture) -> None:
+        self._end = end
+        self._capture = capture
+
+    def read(self, timeout: float | None = None) -> bytes:
+        packet = self._end.read(timeout)
+        if packet:
+            self._capture.note(packet, outbound=True)
+        return packet
+
+    def write(self, packet: bytes) -> int:
+        written = self._end.write(packet)
+        self._capture.note(packet, outbound=False)
+        return written
 
 
 def _open(path: str) -> int:

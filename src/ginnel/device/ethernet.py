@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ginnel.device.base import DeviceEnd
+from ginnel.device.capture import CapturedEnd
 from ginnel.device.forge import ICMPV6, checksum, emit_ip, parse_ip
 
 
@@ -25,7 +26,7 @@ class EthernetEnd:
     for a neighbour, or found no room to wait, and what the device refused of it while it was reading.
     """
 
-    def __init__(self, end: DeviceEnd) -> None:
+    def __init__(self, end: DeviceEnd | CapturedEnd) -> None:
         self._end = end
         self._mac = bytes([0x02]) + secrets.token_bytes(5)
         self._neighbours: dict[bytes, bytes] = {}
@@ -77,9 +78,6 @@ class EthernetEnd:
         if wanted.asked == 0:
             self._ask_for(destination, wanted)
         return len(packet)
-
-    def fileno(self) -> int:
-        return self._end.fileno()
 
     def _read_frame(self, timeout: float | None) -> bytes:
         """Asks again meanwhile for the addresses that packets wait for: the first request may have been lost."""
