@@ -31,10 +31,8 @@ fn main() -> ExitCode {
     let (far_device, right) = party();
     meet(&left, &right, 1, 2);
     meet(&right, &left, 2, 1);
-    for peer in 2..=unit.peers {
-        crowd(&left, peer);
-        crowd(&right, peer);
-    }
+    crowd(&left, unit.peers);
+    crowd(&right, unit.peers);
     let mut buffer = vec![0; 1 << 17];
     for _ in 0..units {
         rustix::io::write(&device, &unit.bytes).expect("the left plane's device takes it");
@@ -144,17 +142,21 @@ fn meet(one: &Party, other: &Party, encrypt: u8, decrypt: u8) {
     });
 }
 
-/// A peer that has been let in and says nothing, as a server has it.
-fn crowd(party: &Party, peer: u32) {
-    let path = Path { socket: party.socket, address: SocketAddr::from(([127, 0, 0, 2], peer as u16)) };
-    let key = [peer as u8; MATERIAL_LEN];
-    let inner = format!("10.9.{}.{}", peer >> 8, peer & 0xff).parse().expect("an address");
+/// Peers that have been let in and say nothing, as a server has them, until there are so many in all. One command
+/// makes them, for how often many would wake the plane's thread is chance.
+fn crowd(party: &Party, peers: u32) {
     party.pump.command(|plane, now| {
-        plane.new_peer(peer, path, Some(peer), now).expect("a new peer");
-        plane.new_key(peer, 1, 0, Format::Aead(Cipher::Aes256Gcm), &key, &key).expect("a new key");
-        plane.swap(peer, 1).expect("the key");
-        plane.set_peer(peer, 3_600 * SECOND, 7_200 * SECOND, 0, Framing::None, now).expect("the peer");
-        plane.set_routes(peer, &[inner], Some(&[inner])).expect("the peer");
+        for peer in 2..=peers {
+            let path =
+                Path { socket: party.socket, address: SocketAddr::from(([127, 0, 0, 2], peer as u16)) };
+            let key = [peer as u8; MATERIAL_LEN];
+            let inner = format!("10.9.{}.{}", peer >> 8, peer & 0xff).parse().expect("an address");
+            plane.new_peer(peer, path, Some(peer), now).expect("a new peer");
+            plane.new_key(peer, 1, 0, Format::Aead(Cipher::Aes256Gcm), &key, &key).expect("a new key");
+            plane.swap(peer, 1).expect("the key");
+            plane.set_peer(peer, 3_600 * SECOND, 7_200 * SECOND, 0, Framing::None, now).expect("the peer");
+            plane.set_routes(peer, &[inner], Some(&[inner])).expect("the peer");
+        }
     });
 }
 

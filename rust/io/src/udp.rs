@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -160,11 +161,15 @@ impl Receiver {
     /// Receives what waits, without blocking: about [`TURN_BYTES`], so that whoever comes next has not long to
     /// wait. Returns how many [`Receiver::message`]s there are.
     pub fn receive(&mut self, socket: &UdpSocket) -> Result<usize, Errno> {
-        let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: BUFFER_LEN }; RECEIVED];
-        let mut headers = [EMPTY_HEADER; RECEIVED];
+        // Most calls ask for few of so many: the others are not filled.
+        let mut vectors = [const { MaybeUninit::<libc::iovec>::uninit() }; RECEIVED];
+        let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; RECEIVED];
         let slots = self.buffers.chunks_mut(BUFFER_LEN).zip(&mut self.names).zip(&mut self.controls);
-        for (((buffer, name), control), (header, vector)) in slots.zip(headers.iter_mut().zip(&mut vectors)) {
-            vector.iov_base = buffer.as_mut_ptr().cast();
+        let slots = slots.zip(headers.iter_mut().zip(&mut vectors)).take(self.asked_for);
+        for (((buffer, name), control), (header, vector)) in slots {
+            let vector =
+                vector.write(libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: BUFFER_LEN });
+            let header = header.write(EMPTY_HEADER);
             header.msg_hdr.msg_iov = vector;
             header.msg_hdr.msg_iovlen = 1;
             header.msg_hdr.msg_name = name.bytes.as_mut_ptr().cast();
@@ -172,12 +177,12 @@ impl Receiver {
             header.msg_hdr.msg_control = control.bytes.as_mut_ptr().cast();
             header.msg_hdr.msg_controllen = control.bytes.len() as _;
         }
-        // SAFETY: every header points to a buffer, a name and a control block of the length it
-        // states, which live in `self` and in `vectors` until the call has returned.
+        // SAFETY: the first `asked_for` headers are written, and each points to a buffer, a name and a control block
+        // of the length it states, which live in `self` and in `vectors` until the call has returned.
         let received = unsafe {
             libc::recvmmsg(
                 socket.descriptor.as_raw_fd(),
-                headers.as_mut_ptr(),
+                headers.as_mut_ptr().cast(),
                 self.asked_for as _,
                 libc::MSG_DONTWAIT as _,
                 std::ptr::null_mut(),
@@ -185,6 +190,8 @@ impl Receiver {
         };
         let received = usize::try_from(received).map_err(|_| last_error())?;
         for (lengths, header) in self.lengths.iter_mut().zip(&headers[..received]) {
+            // SAFETY: no more are received than were asked for, and those are written.
+            let header = unsafe { header.assume_init_ref() };
             let hdr = &header.msg_hdr;
             *lengths = (header.msg_len as usize, hdr.msg_namelen as usize, hdr.msg_controllen as _);
         }

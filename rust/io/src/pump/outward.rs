@@ -27,6 +27,7 @@ pub struct Outward {
     lane: usize,
     /// Where it reads packets; others are handed over by other threads.
     source: Option<Source>,
+    has_failed: bool,
     members: BTreeMap<u32, Member>,
     /// How many of them wait for room, and the epoll that tells when they have it.
     blocked: usize,
@@ -56,6 +57,7 @@ impl Outward {
             shared: shared.clone(),
             lane,
             source,
+            has_failed: false,
             members: BTreeMap::new(),
             blocked: 0,
             room: epoll::create(epoll::CreateFlags::CLOEXEC)?,
@@ -120,6 +122,23 @@ impl Outward {
         self.waits = true;
     }
 
+    /// The kernel's device, which this epoll watches, has something to say. One that has failed is not watched any
+    /// longer.
+    pub fn look_at_device(&mut self, epoll: &OwnedFd) {
+        self.waits = true;
+        if self.has_failed
+            && let Some(source) = self.source.take()
+            && let Some(descriptor) = source.descriptor()
+        {
+            let _ = epoll::delete(epoll, descriptor);
+        }
+    }
+
+    /// Whether it reads a kernel's device.
+    pub fn has_device(&self) -> bool {
+        self.source.as_ref().is_some_and(|source| source.descriptor().is_some())
+    }
+
     /// Whether [`Outward::send_batch`] is to be called. Where what writes to the device may wait, nothing is read
     /// while no socket has room.
     pub fn has_work(&self) -> bool {
@@ -150,7 +169,10 @@ impl Outward {
             let limit = self.packets.len() + BATCH;
             match source.receive(&mut self.packets, limit, &mut self.pool) {
                 Ok(more) => self.waits = more,
-                Err(errno) => self.shared.device_closed(errno),
+                Err(errno) => {
+                    self.has_failed = true;
+                    self.shared.device_closed(errno);
+                }
             }
         }
         self.seal();

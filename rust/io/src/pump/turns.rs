@@ -57,8 +57,8 @@ impl Turns {
         if let Some(source) = &source {
             source.set_reader(self.wake.clone());
             if let Some(descriptor) = source.descriptor() {
-                let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
-                epoll::add(&self.epoll, descriptor, epoll::EventData::new_u64(DEVICE), edge)?;
+                let data = epoll::EventData::new_u64(DEVICE);
+                epoll::add(&self.epoll, descriptor, data, epoll::EventFlags::IN)?;
             }
         }
         let outward = Outward::new(&self.shared, lane, source)?;
@@ -84,9 +84,13 @@ impl Turns {
                         inward.iter_mut().for_each(Inward::receive_handed);
                         outward.iter_mut().for_each(Outward::look);
                     }
-                    (DEVICE, _, Some(outward)) => outward.look(),
+                    (DEVICE, _, Some(outward)) => outward.look_at_device(&self.epoll),
                     (ROOM, _, Some(outward)) => outward.flush_ready(),
-                    (number, Some(inward), _) => inward.serve(number as u32, event.flags),
+                    (number, Some(inward), outward) => {
+                        inward.serve(number as u32, event.flags);
+                        // What came in was answered, most likely, before the kernel's device had taken all of it.
+                        outward.iter_mut().filter(|outward| outward.has_device()).for_each(Outward::look);
+                    }
                     _ => {}
                 }
             }
