@@ -149,8 +149,19 @@ async def test_monitors_find_their_files(tmp_path: Path) -> None:
         assert "ginnel_clients 1" in (tmp_path / METRICS).read_text()
         await monitor.aclose()
         text = metrics(describe(server))
-        assert "ginnel_client_since" not in text
-        assert 'ginnel_client_received_bytes_total{name="alice",peer="0",transport="udp"}' in text
+        lines = text.splitlines()
+        for expected in (
+            "ginnel_sessions 1",
+            "ginnel_sessions_negotiating 0",
+            "ginnel_egress_open 0",
+            'ginnel_client_sessions{name="alice"} 1',
+        ):
+            assert expected in lines
+        (info,) = [line for line in lines if line.startswith("ginnel_client_info{")]
+        for label in ('name="alice"', 'transport="udp"', 'cipher="AES-256-GCM"', 'tls="TLSv1.3"', 'version="ginnel'):
+            assert label in info
+        assert not any("peer=" in line for line in lines)
+        assert len({line.rpartition(" ")[0] for line in lines}) == len(lines), "no series twice"
         described = describe(server)
         described["clients"][0]["username"] = "x\nCLIENT_LIST\tadmin"
         shown = status_file(described, "0")
@@ -158,6 +169,25 @@ async def test_monitors_find_their_files(tmp_path: Path) -> None:
         assert shown.count("\nCLIENT_LIST\t") == 1
         assert "x\\nCLIENT_LIST\\tadmin" in shown
     assert left_in(tmp_path) == []
+
+
+async def test_a_users_bytes_are_counted_over_all_sessions() -> None:
+    people = People()
+    people.add("alice")
+
+    def received() -> int:
+        (line,) = [line for line in metrics(describe(server)).splitlines() if line.startswith("ginnel_client_received")]
+        return int(line.rpartition(" ")[2])
+
+    async with serving(people, duplicate_cn=True) as server:
+        async with connecting(server, people, "alice") as first:
+            await reaches(first, server)
+            one = received()
+            async with connecting(server, people, "alice") as second:
+                await reaches(second, server)
+                two = received()
+        await until(lambda: not server.clients)
+        assert 0 < one < two <= received()
 
 
 async def test_prometheus_fetches_counters(tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ class Server:
         self._clients: dict[int, Client] = {}
         self._policies: dict[int, ServerPolicy] = {}
         self._left: set[int] = set()
+        # Of sessions that are over, by the user's name.
+        self._traffic: dict[str, tuple[int, int]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._turned_away = {what: Rarely("turned_away") for what in TURNED_AWAY}
@@ -104,6 +106,14 @@ class Server:
         """Brings the clients' counters up to this moment; without, they are looked at every few seconds."""
         for client in self.clients:
             self._count(client.peer)
+
+    def traffic(self) -> dict[str, tuple[int, int]]:
+        """The bytes from and to each user since the start, by name, of all sessions, as of `count`."""
+        counted = dict(self._traffic)
+        for client in self.clients:
+            rx, tx = counted.get(client.name, (0, 0))
+            counted[client.name] = rx + client.rx, tx + client.tx
+        return counted
 
     def kick(self, name: str, reason: str = "ended by the administrator") -> int:
         """Ends a user's sessions, and their data at once; the number of them. Clients are asked to connect again, and
@@ -368,6 +378,8 @@ class Server:
         else:
             tell("disconnected", name=client.name, remote=client.remote, rx=client.rx, tx=client.tx, reason=reason)
             session = client.session
+            rx, tx = self._traffic.get(client.name, (0, 0))
+            self._traffic[client.name] = rx + client.rx, tx + client.tx
             self._stored(None, self.store.account, session, client.rx, client.tx)
             self._stored(None, self.store.end_session, session, reason)
             if self.config.disconnected is not None:

@@ -21,6 +21,7 @@ def describe(server: Server) -> dict[str, Any]:
         "since": round(server.started, 3),
         "listen": [str(place) for place in server.places],
         "clients": [client.described() for client in server.clients],
+        "users": {name: {"rx": rx, "tx": tx} for name, (rx, tx) in server.traffic().items()},
         "counters": server.statistics(),
     }
 
