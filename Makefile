@@ -56,9 +56,9 @@ soak: $(VENV)/.built
 	GINNEL_PACKETS=10000000 cargo test --release --locked --quiet -p ginnel-core --test many
 	GINNEL_PACKETS=10000000 cargo test --release --locked --quiet -p ginnel-io --test descriptors
 	GINNEL_CASES=2000000 cargo test --release --locked --quiet -p ginnel-core --test hostile
-	GINNEL_SEEDS=10000 GINNEL_FIRST_PACKETS=1000000 GINNEL_CLIENTS=500 GINNEL_KILLS=50 GINNEL_SECONDS=120 \
+	GINNEL_SEEDS=10000 GINNEL_FIRST_PACKETS=1000000 GINNEL_CLIENTS=500 GINNEL_KILLS=50 GINNEL_SECONDS=120 GINNEL_SIGNALS=100 \
 		$(BIN)/pytest -n $(WORKERS) --timeout 3600 tests/test_noisy_wire.py tests/test_endpoint.py \
-		tests/test_server_faults.py tests/test_server_crowd.py
+		tests/test_server_faults.py tests/test_server_crowd.py tests/test_cli_serve.py
 	GINNEL_REKEYS=100 GINNEL_RECONNECTS=100 $(BIN)/pytest -n $(WORKERS) --timeout 3600 \
 		tests/interop/test_renegotiation.py tests/interop/test_restart.py
 	GINNEL_PACKETS=1000000 GINNEL_KILLS=200 $(BIN)/pytest -n $(WORKERS) --timeout 3600 \

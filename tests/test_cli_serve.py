@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import os
+import random
 import resource
 import signal
 import socket
@@ -26,8 +27,11 @@ from ginnel.errors import AuthError, UnreachableError
 from ginnel.openvpn.ovpn_file import read_ovpn
 from ginnel.server.control import ask
 from ginnel.vpn import Vpn
+from tests.harness.process import Process, parse_event
 from tests.test_egress import until
 
+# So many that are started and ended.
+SIGNALS = int(os.environ.get("GINNEL_SIGNALS", "6"))
 GINNEL = [sys.executable, "-m", "ginnel"]
 
 
@@ -235,3 +239,32 @@ async def test_a_port_that_is_published_of_nobody_is_said(tmp_path: Path) -> Non
     with log.open("w") as file, serving(tmp_path, *options, out=file, err=subprocess.DEVNULL) as served:
         await served.serves()
         assert '"publish_nobody"' in log.read_text()
+
+
+def test_a_signal_at_any_stage_ends_it_and_leaves_nothing(tmp_path: Path) -> None:
+    """And a second one while it ends."""
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    choose = random.Random(seed)
+    options = ["--dir", tmp_path / "state", "--listen", "127.0.0.1:0", "--metrics", f"unix:{tmp_path / 'metrics'}"]
+    starting = 1.0
+    for number in range(SIGNALS):
+        began = time.monotonic()
+        with Process([*GINNEL, "serve", "--json", *options]) as process:
+            if number == 0:
+                process.wait_line('"event": "up"', 30)
+                starting = time.monotonic() - began
+            # Whenever that is: what counts is that it is at any time.
+            time.sleep(choose.uniform(0, 1.2 * starting))
+            process.send_signal(signal.SIGTERM)
+            time.sleep(choose.uniform(0, 0.3))
+            process.send_signal(choose.choice([signal.SIGTERM, signal.SIGINT]))
+            # Before it has begun, when nobody listens for signals, it dies of one.
+            assert process.wait(10) in (0, -signal.SIGTERM, -signal.SIGINT), str(process)
+            if process.out.all():
+                assert process.wait(0) == 0, str(process)
+                assert parse_event(process.out.all()[-1])["event"] in ("up", "down"), str(process)
+            assert "Traceback" not in str(process) or "KeyboardInterrupt" in str(process), str(process)
+        left = {path.name for path in (tmp_path / "state").glob("*")}
+        assert left <= {"server.db", "server.lock", "crl.pem"}
+        assert not (tmp_path / "metrics").exists()

@@ -22,6 +22,9 @@ from ginnel.server.admission import Admission
 from tests.harness.people import People
 from tests.harness.process import no_descriptors
 
+# A program that decides later, with 1 or 0.
+DEFERRED = '(sleep 0.1; printf {} > "$auth_control_file") & exit 2'
+
 
 class House:
     """An admission, and what it says."""
@@ -65,13 +68,15 @@ async def test_a_token_stands_in_for_the_password_and_an_older_one_is_used_up(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house = House()
-    began = time.time()
+    began = time.monotonic()
     tokens = []
     first = await house.enter(house.login("alice", 1, "secret"))
     assert first.auth_token is not None
     tokens.append(first.auth_token)
     for step in (1, 2):
-        monkeypatch.setattr(time, "time", lambda step=step: began + 1800 * step)
+        monkeypatch.setattr(time, "monotonic", lambda step=step: began + 1800 * step)
+        # The wall clock is set back, and forward.
+        monkeypatch.setattr(time, "time", lambda step=step: 1e9 * step)
         reply = await house.ask(house.login("alice", 1, tokens[-1], again=True))
         assert isinstance(reply, PushReply)
         assert reply.auth_token is not None
@@ -90,7 +95,7 @@ async def test_tokens_that_are_refused(wrong: str) -> None:
     house.people.add("carol", "other")
     key = bytes(32) if wrong == "another server's" else house.people.identity.token_key
     made = time.time() - (3 * 3600 if wrong == "too old" else 0)
-    token = AuthTokens(key, bytes).first("carol" if wrong == "another user's" else "alice", made)
+    token = AuthTokens(key, bytes).first("carol\0000.0" if wrong == "another user's" else "alice\0000.0", made)
     assert await house.ask(house.login("alice", 1, token)) == Refusal("SESSION: token expired")
 
 
@@ -98,12 +103,20 @@ async def test_a_token_of_before_the_password_was_changed_counts_no_more(caplog:
     house = House()
     first = await house.enter(house.login("alice", 1, "secret"))
     alice = house.people.users["alice"]
-    alice.password, alice.password_since = "new", time.time() + 1
+    # By a clock that goes wrong.
+    alice.password, alice.password_since = "new", 5.0
     assert first.auth_token is not None
     for again in (True, False):
         refusal = await house.ask(house.login("alice", 1, first.auth_token, again=again))
         assert refusal == Refusal("SESSION: token expired")
     assert "the password was changed" in caplog.text
+
+
+async def test_a_token_of_now_counts(caplog: pytest.LogCaptureFixture) -> None:
+    """As the ones above are made, but for what is wrong with them."""
+    house = House()
+    token = AuthTokens(house.people.identity.token_key, bytes).first("alice\0000.0", time.time())
+    assert isinstance(await house.ask(house.login("alice", 1, token)), PushReply)
 
 
 async def test_tokens_outlive_the_server() -> None:
@@ -257,6 +270,54 @@ async def test_passwords_can_not_be_guessed_one_after_the_other(
     began = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: began + 301)
     await house.enter(house.login("alice", 15, "secret"))
+
+
+@pytest.mark.parametrize(
+    ("program", "hook", "refusal"),
+    [
+        ("exit 0", None, None),
+        (DEFERRED.format(1), None, None),
+        (DEFERRED.format(0), None, Refusal("")),
+        (DEFERRED.format(1), AuthError("no", "come back on Monday"), Refusal("come back on Monday")),
+        (DEFERRED.format(1), ZeroDivisionError(), Refusal("")),
+        (DEFERRED.format(0), AuthError("is not asked", "is not asked"), Refusal("")),
+        ("exit 7", None, Refusal("")),
+    ],
+)
+async def test_all_who_are_asked_must_accept(
+    tmp_path: Path, program: str, hook: Exception | None, refusal: Refusal | None
+) -> None:
+    """Password, program and hook, each of which may take its time; at the first login and in renegotiations."""
+    file = tmp_path / "check"
+    file.write_text(f"#!/bin/sh\n{program}\n")
+    file.chmod(0o755)
+
+    async def authenticate(login: ClientLogin) -> None:
+        await asyncio.sleep(0)
+        if hook is not None:
+            raise hook
+
+    house = House(token_lifetime=None)
+    await house.enter(house.login("alice", 1, "secret"))
+    changes = {"auth_program": (str(file),), "authenticate": authenticate}
+    house.admission.use(replace(ServerConfig(takeover=True, token_lifetime=None), **changes))  # type: ignore[arg-type]
+    for login in (house.login("alice", 1, "secret", again=True), house.login("alice", 2, "secret")):
+        verdict = await house.ask(login)
+        assert verdict == refusal if refusal is not None else isinstance(verdict, PushReply)
+        wrong = await house.ask(replace(login, password="wrong"))
+        assert wrong == Refusal("wrong user name or password"), "whatever the others say"
+
+
+async def test_what_strangers_call_themselves_begins_no_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    house = House()
+    evil = "x\nrefused name=admin\x1b[2J\u2028y"
+    house.people.users[evil] = house.people.users.pop("bob")
+    del house.people.users[evil]
+    login = replace(house.login("alice", 1), name=evil, username=evil)
+    assert isinstance(await house.ask(login), Refusal)
+    (record,) = [record for record in caplog.records if getattr(record, "event", None) == "refused"]
+    assert record.getMessage().isprintable()
+    assert record.getMessage().splitlines() == [record.getMessage()]
 
 
 async def test_no_address_is_free_for_now() -> None:

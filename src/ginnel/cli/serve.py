@@ -104,6 +104,9 @@ def command(
         reporter.event("error", code=error.exit_status, message=str(error))
         raise
     finally:
+        # All is put back: whoever asks once more what is done already is not to see it die.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         reporter.flush_all()
     return 0
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 @dataclass(frozen=True)
 class AuthTokens:
     """``secret`` has 32 bytes. ``lifetime``: seconds for which the first token's login counts, 0 for ever.
-    ``renewal``: seconds after which a new token is due; one counts for twice as long."""
+    ``renewal``: seconds after which a new token is due; one counts for twice as long. One that seems to come from the
+    next `SKEW` seconds counts: a server's clock may have been set back since."""
 
     secret: bytes = field(repr=False)
     random: Callable[[int], bytes] = field(repr=False)
@@ -40,7 +41,7 @@ class AuthTokens:
         if not hmac.compare_digest(tag, self._tag(username, body)):
             return None
         session, began, made = struct.unpack(LAYOUT, body)
-        fresh = began <= made <= unix_time < made + 2 * self.renewal
+        fresh = began <= made <= unix_time + SKEW and unix_time < made + 2 * self.renewal
         if not fresh or (self.lifetime and unix_time > began + self.lifetime):
             return None
         return self._emit(username, session, began, int(unix_time))
@@ -64,6 +65,7 @@ def is_token(password: str) -> bool:
     return password.startswith(PREFIX) and len(password) == len(PREFIX) + SIZE * 4 // 3
 
 
+SKEW = 300
 PREFIX = "SESS_ID_AT_"
 LAYOUT = ">12sqq"
 SESSION_SIZE = 12

@@ -70,6 +70,8 @@ class Admission:
         # When the token that each session showed last was made: those before it are used up.
         self._shown: OrderedDict[bytes, int] = OrderedDict()
         self._guesses = Guesses()
+        # The wall clock may be set while we run: tokens go by the time since the start.
+        self._clock = time.time() - time.monotonic()
         self._tokens: AuthTokens | None = None
         if config.token_lifetime is not None:
             self._tokens = AuthTokens(
@@ -93,11 +95,10 @@ class Admission:
         token: str | None = None
         asked = user.has_password or not self._config.client_certificate or self._asks_others
         if asked and self._tokens is not None and is_token(login.password):
-            token = self._tokens.renew(login.password, login.username, time.time())
+            token = self._tokens.renew(login.password, _subject(login, user), self._clock + time.monotonic())
             if token is None:
-                return self._refuse(login, "the token is not valid, or no longer", told=EXPIRED)
-            if session_of(login.password)[1] < user.password_since:
-                return self._refuse(login, "the password was changed since the token was made", told=EXPIRED)
+                reason = "the token is not valid or no longer, or the password was changed since"
+                return self._refuse(login, reason, told=EXPIRED)
             if not self._is_latest(login.password):
                 return self._refuse(login, "the token was used before, and has been replaced", told=EXPIRED)
             asked = False
@@ -201,7 +202,8 @@ class Admission:
                 found = _stored(self._identify, login)
                 if isinstance(found, Refusal):
                     raise AuthError(found.reason, found.reason)
-                token = None if self._tokens is None else self._tokens.first(login.username, time.time())
+                if self._tokens is not None:
+                    token = self._tokens.first(_subject(login, user), self._clock + time.monotonic())
             verdict = self._let_in(login, user, token)
             if self._config.connected is not None and isinstance(verdict, PushReply) and not login.again:
                 more = await self._config.connected(self._clients[login.peer])
@@ -338,6 +340,11 @@ class Admission:
             tun_mtu=config.tun_mtu,
             explicit_exit_notify=None if tcp else 1,
         )
+
+
+def _subject(login: ClientLogin, user: User) -> str:
+    """Whom a token is for: one of before a change of the password is for somebody else, whatever the clocks say."""
+    return f"{login.username}\0{user.password_since!r}"
 
 
 def _stored(ask: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:

@@ -96,7 +96,7 @@ async def run_disconnected(command: Sequence[str], client: Client, reason: str) 
         **_of_client("client-disconnect", client),
         "bytes_received": str(client.rx),
         "bytes_sent": str(client.tx),
-        "time_duration": str(int(time.time() - client.since)),
+        "time_duration": str(max(0, int(time.time() - client.since))),
         "signal": reason,
     }
     async with asyncio.timeout(TELLING):
