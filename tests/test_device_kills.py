@@ -151,6 +151,8 @@ async def test_killed_at_each_step_of_each_answer(interfaces: Interfaces, monkey
         for name in names:
             monkeypatch.setattr(kind, name, stumbling(getattr(kind, name)))
     async with lent(interfaces, ONCE) as running:
+        # The trial that comes before the program has steps of its own.
+        step = 0
         assert await running.line() == "done"
         total = step
         running.tell()
@@ -159,8 +161,8 @@ async def test_killed_at_each_step_of_each_answer(interfaces: Interfaces, monkey
     before = None
     # Each in `make soak`; a few of them, spread over all, in the tests.
     for victim in sorted({1 + number * total // min(KILLS, total) for number in range(min(KILLS, total))}):
-        step = 0
         async with lent(interfaces, ONCE) as running:
+            step = 0
             act = kill_at(victim, running)
             status = await asyncio.wait_for(running.program.wait(), 30)
             assert status == 128 + signal.SIGKILL, f"at step {victim} of {total}"

@@ -517,6 +517,35 @@ async def test_where_the_system_refuses(interfaces, monkeypatch):
         await LentProgram(["true"], interfaces).start()
 
 
+async def test_what_the_system_refuses_of_it_shows_before_the_program_runs(interfaces, tmp_path):
+    """In a sandbox that lets nobody have another's descriptors (pidfd_getfd), as containers' often do."""
+    program = f"""
+import asyncio, ctypes, struct
+from pathlib import Path
+from ginnel.device.interface import Interfaces
+from ginnel.device.lend import LentProgram
+
+libc = ctypes.CDLL(None, use_errno=True)
+assert not libc.prctl(38, 1, 0, 0, 0)
+rules = [(0x20, 0, 0, 0), (0x15, 0, 1, 438), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *rule) for rule in rules))
+assert not libc.prctl(22, 2, ctypes.create_string_buffer(struct.pack("@HP", len(rules), ctypes.addressof(code))))
+
+async def main():
+    async with LentProgram(["touch", {str(tmp_path / "ran")!r}], Interfaces()) as running:
+        await running.wait()
+try:
+    asyncio.run(main())
+except OSError as error:
+    print(error)
+"""
+    done = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", program], capture_output=True, text=True)
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("a trial failed, of lending a device to a program (TUNSETIFF); what works without: ")
+    assert line.endswith(": Operation not permitted")
+    assert not (tmp_path / "ran").exists()
+
+
 async def until(condition):
     async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110

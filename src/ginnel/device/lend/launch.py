@@ -8,9 +8,11 @@ without a filter: it is where the program's orphans come (PR_SET_CHILD_SUBREAPER
 program ends, or when ginnel does, however that may be.
 
 The control socket is SOCK_SEQPACKET and carries JSON. In: ``filter`` (hexadecimal), ``seccomp`` (the number of the
-call), ``flags`` (in the order they are tried), ``mask`` (of signals), then an empty object when the program may
-start. Out: ``listener`` (with the descriptor) and ``pid``; or ``failed`` (what) and ``errno``; at the end
-``status`` (as waitpid(2)'s) and ``left`` (how many orphans were killed).
+call), ``flags`` (in the order they are tried), ``mask`` (of signals), ``node`` and ``set`` (of the trial: what is
+opened, and the struct ifreq of TUNSETIFF, hexadecimal, or None), then twice an empty object, when the trial and when
+the program may start. Out: ``listener`` (with the descriptor) and ``pid``, of the trial, then ``tried``; the same of
+the program; or ``failed`` (what) and ``errno``; at the end ``status`` (as waitpid(2)'s) and ``left`` (how many orphans
+were killed).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import array
 import contextlib
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import select
@@ -26,6 +29,7 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from typing import Any
 
 
@@ -40,12 +44,10 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     become_subreaper()
     parent = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            _become(control, order, program, parent)
-        finally:
-            os._exit(125)
+    trial = _fork(lambda: _try(control, order, parent))
+    if os.waitstatus_to_exitcode(os.waitpid(trial, 0)[1]) != 0:
+        return
+    pid = _fork(lambda: _become(control, order, program, parent))
     status = _wait(control, pid)
     left = kill_orphans()
     if status is not None:
@@ -73,19 +75,50 @@ def kill_orphans() -> int:
     return killed
 
 
-def _become(control: socket.socket, order: dict[str, Any], program: list[str], parent: int) -> None:
+def _fork(child: Callable[[], None]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            child()
+        finally:
+            os._exit(125)
+    return pid
+
+
+def _try(control: socket.socket, order: dict[str, Any], parent: int) -> None:
+    """Opens and attaches the device as a program does: what the system refuses of it shows now."""
+    if not _enter(control, order, parent):
+        return
+    step = "open"
+    try:
+        device = os.open(order["node"], os.O_RDWR)
+        if order["set"] is not None:
+            step = "TUNSETIFF"
+            fcntl.ioctl(device, _TUNSETIFF, bytes.fromhex(order["set"]))
+        _tell(control, {"tried": True})
+        os._exit(0)
+    except OSError as error:
+        _tell(control, {"failed": step, "errno": error.errno})
+
+
+def _enter(control: socket.socket, order: dict[str, Any], parent: int) -> bool:
+    """Installs the filter and hands the listener over; whether to go on then."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
-        return
+        return False
     try:
         listener = _install(bytes.fromhex(order["filter"]), order["seccomp"], order["flags"])
     except OSError as error:
         _tell(control, {"failed": "filter", "errno": error.errno})
-        return
+        return False
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener]))
     control.sendmsg([json.dumps({"listener": True, "pid": os.getpid()}).encode()], [rights])
     os.close(listener)
-    if not control.recv(64):
+    return bool(control.recv(64))
+
+
+def _become(control: socket.socket, order: dict[str, Any], program: list[str], parent: int) -> None:
+    if not _enter(control, order, parent):
         return
     signal.pthread_sigmask(signal.SIG_SETMASK, order["mask"])
     # What Python changed for itself.
@@ -155,6 +188,7 @@ def _tell(control: socket.socket, what: dict[str, Any]) -> None:
 _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
 _SET_MODE_FILTER = 1
+_TUNSETIFF = 0x400454CA
 
 if __name__ == "__main__":
     main()

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -17,10 +18,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from ginnel.device.interface import Interfaces
+from ginnel.device.ioctls import IFF_NO_PI, IFF_TUN
 from ginnel.device.lend import launch
 from ginnel.device.lend.memory import Caller
 from ginnel.device.lend.node import Node
-from ginnel.device.lend.numbers import this_machine
+from ginnel.device.lend.numbers import Machine, this_machine
 from ginnel.device.lend.seccomp import NEW_LISTENER, WAIT_KILLABLE, Listener, build_filter, is_available
 from ginnel.device.lend.supervisor import Supervisor
 from ginnel.errors import DeviceError
@@ -62,8 +64,10 @@ class LentProgram:
         return dict(self._supervisor.counts) if self._supervisor else {}
 
     async def start(self) -> None:
-        """Raises DeviceError where the system refuses user notification, OSError (E2BIG) for a command that is too
-        long."""
+        """Lends a device to a child that is thrown away, then starts the program.
+
+        Raises DeviceError where the system refuses any of it, OSError (E2BIG) for a command that is too long.
+        """
         machine = this_machine()
         if sys.byteorder != "little" or not is_available(machine):
             raise _refused(errno.ENOSYS, "this kernel has no seccomp user notification as of Linux 5.14")
@@ -78,9 +82,12 @@ class LentProgram:
             # Without the first, a signal makes a program repeat the call that it has interrupted (Linux 5.19).
             "flags": [NEW_LISTENER | WAIT_KILLABLE, NEW_LISTENER],
             "mask": sorted(self._signal_mask),
+            "node": os.fspath(self._node.path),
+            "set": None if self._node.attaches else struct.pack("=16sH22x", b"", IFF_TUN | IFF_NO_PI).hex(),
         }
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(ours, json.dumps(order).encode())
+        await self._try(ours, machine)
         listener = await self._receive_listener(ours)
         self._ended = loop.create_future()
         self._supervisor = Supervisor(listener, machine, self._interfaces, self._node)
@@ -138,7 +145,22 @@ class LentProgram:
                 raise
             raise OSError(errno.E2BIG, os.strerror(errno.E2BIG), self._command[0]) from None
 
-    async def _receive_listener(self, control: socket.socket) -> Listener:
+    async def _try(self, control: socket.socket, machine: Machine) -> None:
+        interfaces = Interfaces(first_index=1 << 20)
+        supervisor = Supervisor(await self._receive_listener(control), machine, interfaces, self._node)
+        try:
+            await asyncio.get_running_loop().sock_sendall(control, b"{}")
+            async with asyncio.timeout(PATIENCE):
+                message, _ = await self._receive(control)
+        except TimeoutError:
+            raise _refused(errno.ETIMEDOUT, "a trial was not answered") from None
+        finally:
+            supervisor.close()
+            await interfaces.aclose()
+        if "failed" in message:
+            raise _refused(message["errno"], f"a trial failed, of lending a device to a program ({message['failed']})")
+
+    async def _receive(self, control: socket.socket) -> tuple[dict[str, Any], list[int]]:
         loop = asyncio.get_running_loop()
         readable = asyncio.Event()
         loop.add_reader(control, readable.set)
@@ -147,7 +169,10 @@ class LentProgram:
         finally:
             loop.remove_reader(control)
         data, descriptors, _, _ = socket.recv_fds(control, 1 << 16, 1)
-        message: dict[str, Any] = json.loads(data) if data else {"failed": "launch", "errno": errno.ECHILD}
+        return json.loads(data) if data else {"failed": "launch", "errno": errno.ECHILD}, descriptors
+
+    async def _receive_listener(self, control: socket.socket) -> Listener:
+        message, descriptors = await self._receive(control)
         if "failed" in message:
             raise _explain(message["errno"])
         self.pid = message["pid"]
@@ -200,4 +225,5 @@ def _refused(code: int, why: str) -> DeviceError:
     return DeviceError(code, f"{why}; what works without: {INSTEAD}")
 
 
+PATIENCE = 20.0
 INSTEAD = "'ginnel connect', OpenVPN 2.7's '--dev-node unix:PROGRAM', openconnect's '--script-tun'"
