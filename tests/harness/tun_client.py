@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -119,6 +120,12 @@ class TunClient(JsonProgram):
         status = self.process.wait(8)
         assert status == 0, str(self.process)
         assert parse_event(self.process.out.all()[-1])["event"] == "down", str(self.process)
+
+
+def way(client: TunClient, address: str) -> str:
+    """The device that packets to an address leave by."""
+    (route,) = json.loads(client.run("ip", "-json", "route", "get", address))
+    return str(route["dev"])
 
 
 _ROOT = Path(__file__).parents[2]

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import stat
-import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,8 @@ from tests.harness.process import run
 from tests.harness.profile import Profile
 from tests.harness.relay import Relay
 from tests.harness.server import Office, StockServer
-from tests.harness.tun_client import RESOLV_CONF, Machine, TunClient
+from tests.harness.tun_client import RESOLV_CONF, Machine, TunClient, way
+from tests.harness.wire import Wire
 
 # Everything is drawn into the tunnel, the server's own address by name: it has to stay outside.
 EVERYTHING = (
@@ -119,112 +119,6 @@ def test_an_ethernet_tunnel_on_a_device_of_the_kernels() -> None:
             assert "10.8.0.1" in client.run("ip", "neighbour", "show", "dev", "office1")
             client.stop()
         assert machine.state() == before
-
-
-RESOLVCONF = """#!/bin/sh
-{ echo "resolvconf $*"; [ "$1" != -a ] || cat; } >> "$(dirname "$0")/said"
-"""
-RESOLVECTL = """#!/bin/sh
-echo "resolvectl $*" >> "$(dirname "$0")/said"
-"""
-
-
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("who", ["resolvconf", "resolvectl"])
-def test_who_keeps_the_name_servers_is_asked(
-    machine: Machine, server: StockServer, tmp_path: Path, who: str, end: signal.Signals
-) -> None:
-    """The programs' own words, which were tried with openresolv 3.12 and systemd-resolved 252."""
-    install(tmp_path, who)
-    with machine.start(server.profile, "--dev", "office0", programs=tmp_path) as client:
-        client.wait_next("up")
-        said = (tmp_path / "said").read_text().splitlines()
-        if who == "resolvconf":
-            assert said[0] == "resolvconf -a tun.office0 -m 0 -x"
-            assert [line for line in said[1:] if not line.startswith("#")] == ["nameserver 10.77.0.1", "search office"]
-        else:
-            assert said == ["resolvectl dns office0 10.77.0.1", "resolvectl domain office0 ~. office"]
-        assert machine.resolv_conf.read_text() == RESOLV_CONF
-        if end is signal.SIGTERM:
-            client.stop()
-        else:
-            helper = client.helper
-            os.kill(client.pid, end)
-            wait_until(lambda: not Path(f"/proc/{helper}").exists(), 10, lambda: "the helper stays")
-    last = (tmp_path / "said").read_text().splitlines()[-1]
-    assert last == ("resolvconf -d tun.office0" if who == "resolvconf" else "resolvectl revert office0")
-
-
-NO_OTHERS = 'pull-filter ignore "dhcp-option DNS"'
-
-
-@pytest.mark.parametrize(
-    ("who", "options", "said", "told"),
-    [
-        (
-            "resolvectl",
-            ("dns server 1 address 10.77.0.1:5353 [fd77::1]:5353", "dns server 1 resolve-domains corp.example .office"),
-            [
-                "resolvectl dns office0 10.77.0.1:5353 [fd77::1]:5353",
-                "resolvectl domain office0 ~corp.example ~office office",
-            ],
-            "",
-        ),
-        (
-            "resolvectl",
-            (
-                "dns server 1 address 10.77.0.1",
-                "dns server 2 address 10.77.0.2",
-                "dns server 2 resolve-domains corp.example",
-            ),
-            ["resolvectl dns office0 10.77.0.1", "resolvectl domain office0 ~. office"],
-            "the name servers for corp.example are not asked",
-        ),
-        (
-            "resolvconf",
-            ("dns server 1 address 10.77.0.1 10.77.0.2:5353",),
-            ["resolvconf -a tun.office0 -m 0 -x", "nameserver 10.77.0.1", "search office"],
-            "other ports than 53 are not asked",
-        ),
-        (
-            "resolvconf",
-            ("dns server 1 address 10.77.0.1", "dns server 1 resolve-domains corp.example"),
-            [],
-            "the name servers for corp.example are not asked: that takes systemd-resolved",
-        ),
-    ],
-    ids=["for-some-domains", "for-all-and-some", "other-ports", "for-some-domains-resolvconf"],
-)
-def test_name_servers_for_some_names(
-    machine: Machine,
-    server: StockServer,
-    tmp_path: Path,
-    who: str,
-    options: tuple[str, ...],
-    said: list[str],
-    told: str,
-) -> None:
-    """Each is asked where it can be; where not a line says so."""
-    install(tmp_path, who)
-    text = server.profile.client_file() + "\n".join((NO_OTHERS, *options, ""))
-    with machine.start(text, "--dev", "office0", programs=tmp_path) as client:
-        client.wait_next("up")
-        file = tmp_path / "said"
-        lines = file.read_text().splitlines() if file.exists() else []
-        assert [line for line in lines if not line.startswith("#")] == said
-        client.stop()
-        warnings = "\n".join(client.process.err.all())
-        assert told in warnings
-        assert ("name servers" in warnings) == bool(told)
-
-
-def install(folder: Path, who: str) -> None:
-    """A program that notes how it was called."""
-    program = folder / who
-    program.write_text(RESOLVCONF if who == "resolvconf" else RESOLVECTL)
-    program.chmod(0o755)
-    if who == "resolvectl":
-        (folder / "run/resolve").mkdir(parents=True)
 
 
 def test_a_capture_has_every_packet_as_it_was_on_the_way(machine: Machine, server: StockServer, tmp_path: Path) -> None:
@@ -339,53 +233,6 @@ def test_a_new_address_comes_to_the_same_device(network: Network, machine: Machi
     assert machine.state() == before
 
 
-@pytest.mark.parametrize("options", [(), ("--kill-switch",)], ids=["open", "kill-switch"])
-def test_a_server_that_moves_is_found_past_the_tunnel(
-    network: Network, machine: Machine, server: StockServer, options: tuple[str, ...]
-) -> None:
-    """Its name has to be asked for while everything, the name servers too, is led into a tunnel that is down."""
-    by_name = replace(server.profile, address="vpn.example").client_file()
-    other = replace(server.profile, address="192.0.2.9")
-    with contextlib.ExitStack() as stack:
-        names = stack.enter_context(NameServer(network.server, {"vpn.example": places.SERVER}))
-        stack.enter_context(machine.asking(names.resolv_conf))
-        before = machine.state()
-        client = stack.enter_context(machine.start(by_name, *options))
-        assert client.wait_next("up")["server"] == f"{places.SERVER}:1194"
-        assert way(client, names.ADDRESS) == "tun0"
-        network.server.ip(f"address add {other.address}/24 dev eth0")
-        stack.callback(network.server.ip, f"address delete {other.address}/24 dev eth0")
-        stack.callback(server.start)
-        server.kill()
-        wire = stack.enter_context(Wire(network))
-        with StockServer(network, other):
-            names.known["vpn.example"] = other.address
-            assert client.wait_next("up")["server"] == f"{other.address}:1194"
-            assert way(client, other.address) == "eth0"
-            # It is nobody's now, and what the server pushes counts.
-            assert way(client, places.SERVER) == "tun0"
-            client.stop()
-        if options:
-            assert {kind for kind in wire.take() if kind[0] not in (places.SERVER, other.address)} == {
-                (names.ADDRESS, socket.IPPROTO_UDP)
-            }
-        assert names.askers == {places.CLIENT}
-        assert machine.state() == before
-
-
-def test_a_name_server_that_does_not_answer_is_named(network: Network, machine: Machine, server: StockServer) -> None:
-    before = machine.state()
-    text = replace(server.profile, address="vpn.example").client_file()
-    with (
-        NameServer(network.server) as names,
-        machine.asking(names.resolv_conf),
-        machine.start(text, "--timeout", "1") as client,
-    ):
-        assert client.process.wait(10) == 3, str(client.process)
-        assert "cannot resolve vpn.example: no answer" in client.process.err.all()[-1]
-    assert machine.state() == before
-
-
 def test_where_ipv6_is_switched_off_the_tunnel_carries_ipv4(machine: Machine, server: StockServer) -> None:
     """And IPv6 that others have is not forgotten: it leaves past the tunnel, and a line says so."""
     switch = "/proc/sys/net/ipv6/conf/default/disable_ipv6"
@@ -403,25 +250,6 @@ def test_where_ipv6_is_switched_off_the_tunnel_carries_ipv4(machine: Machine, se
         assert machine.state() == before
     finally:
         machine.namespace.run(["sh", "-c", f"echo 0 > {switch}"])
-
-
-def test_a_name_that_nobody_knows_any_more_is_where_it_was(
-    network: Network, machine: Machine, server: StockServer
-) -> None:
-    by_name = replace(server.profile, address="vpn.example").client_file()
-    with (
-        NameServer(network.server, {"vpn.example": places.SERVER}) as names,
-        machine.asking(names.resolv_conf),
-        machine.start(by_name, "--kill-switch") as client,
-    ):
-        client.wait_next("up")
-        names.known.clear()
-        names.asked.clear()
-        server.kill()
-        assert names.asked.wait(30), str(client.process)
-        server.start()
-        client.wait_next("up")
-        client.stop()
 
 
 def test_the_kill_switch_holds_while_it_reconnects(machine: Machine, server: StockServer) -> None:
@@ -515,9 +343,16 @@ def test_the_kill_switch_outlives_a_killed_session(machine: Machine, server: Sto
         client.process.stop(signal.SIGKILL)
     wait_until(lambda: machine.state()["routes"] == before["routes"], 10, machine.state)
     assert "table inet ginnel" in machine.state()["nft"]
-    with Wire(server.network) as wire, machine.start(server.profile, "--kill-switch") as client:
+    # By its name, for which nothing but the machine's name server can be asked.
+    by_name = replace(server.profile, address="vpn.example").client_file()
+    with (
+        NameServer(server.network.server, {"vpn.example": places.SERVER}) as names,
+        machine.asking(names.resolv_conf),
+        Wire(server.network) as wire,
+        machine.start(by_name, "--kill-switch") as client,
+    ):
         client.wait_next("up")
-        assert {kind for kind in wire.take() if kind[:2] != (places.SERVER, 17)} == set()
+        assert {kind[:2] for kind in wire.take()} == {(places.SERVER, 17), (names.ADDRESS, 17)}
         client.stop()
     wait_until(lambda: machine.state() == before, 10, lambda: (before, machine.state()))
 
@@ -575,36 +410,6 @@ def test_a_helper_lets_through_only_the_ports_that_it_was_told_first(machine: Ma
     assert machine.journals() == []
 
 
-class Wire:
-    """What arrives at the server's side of the link: destinations and protocols of IP packets."""
-
-    def __init__(self, network: Network) -> None:
-        self._socket = network.server.socket(socket.AF_PACKET, socket.SOCK_RAW)
-        self._socket.bind(("eth0", 3))
-        self._socket.setblocking(False)
-
-    def __enter__(self) -> Wire:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._socket.close()
-
-    def take(self) -> set[tuple[str, int]]:
-        seen = set()
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                frame, (_, _, direction, *_) = self._socket.recvfrom(2048)
-                (kind,) = struct.unpack_from("!H", frame, 12)
-                # Our own answers are not the client's; neighbours look for each other.
-                if direction == 4 or kind not in (0x0800, 0x86DD):
-                    continue
-                if kind == 0x0800:
-                    seen.add((socket.inet_ntoa(frame[30:34]), frame[23]))
-                elif not (frame[20] == 58 and frame[54] in range(133, 138)) and frame[20] != 0:
-                    seen.add((socket.inet_ntop(socket.AF_INET6, frame[38:54]), frame[20]))
-        return seen
-
-
 def send_anywhere(client: TunClient) -> None:
     """What programs send while nobody looks after them; that it fails is well."""
     with client.machine.namespace.entered():
@@ -621,9 +426,3 @@ def send_anywhere(client: TunClient) -> None:
                         sock.sendto(b"leak", (address, port))
                     else:
                         sock.connect((address, port))
-
-
-def way(client: TunClient, address: str) -> str:
-    """The device that packets to an address leave by."""
-    (route,) = json.loads(client.run("ip", "-json", "route", "get", address))
-    return str(route["dev"])

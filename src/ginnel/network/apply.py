@@ -158,7 +158,7 @@ class Applied:
     def _name(self, wanted: Settings) -> list[str]:
         """Has the tunnel's name servers asked. Returns sentences on those that are not."""
         named, told = dns.choose(wanted.names, wanted.domains)
-        if named == self._named:
+        if named == self._named and (self._names is None or dns.stands(self._names)):
             return told
         if self._names is not None:
             dns.undo(self._names)

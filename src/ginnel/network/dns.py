@@ -101,6 +101,16 @@ def make(entry: Entry, device: str, names: Names) -> None:
                 ) from None
 
 
+def stands(entry: Entry) -> bool:
+    """Whether the change is still there. A file may be written by whoever brings the machine into another network."""
+    if entry["undo"] != "resolv.conf":
+        return True
+    try:
+        return hashlib.sha256(RESOLV_CONF.read_bytes()).hexdigest() == str(entry["ours"])
+    except OSError:
+        return False
+
+
 def undo(entry: Entry) -> None:
     """Takes the change back. What somebody else has written since is left as it is."""
     with contextlib.suppress(DeviceError):
@@ -110,7 +120,7 @@ def undo(entry: Entry) -> None:
             _run(["resolvconf", "-d", f"tun.{entry['device']}"])
     if entry["undo"] == "resolv.conf":
         with contextlib.suppress(OSError):
-            if hashlib.sha256(RESOLV_CONF.read_bytes()).hexdigest() != entry["ours"]:
+            if not stands(entry):
                 return
             if entry["before"] is None:
                 RESOLV_CONF.unlink()
