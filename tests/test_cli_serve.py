@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import random
 import resource
@@ -22,7 +23,7 @@ import pytest
 from cryptography import x509
 
 import ginnel
-from ginnel.cli.reporter import MAX_LINES, Lines
+from ginnel.cli.reporter import MAX_LINES, Lines, Reporter
 from ginnel.errors import AuthError, UnreachableError
 from ginnel.openvpn.ovpn_file import read_ovpn
 from ginnel.server.control import ask
@@ -268,3 +269,20 @@ def test_a_signal_at_any_stage_ends_it_and_leaves_nothing(tmp_path: Path) -> Non
         left = {path.name for path in (tmp_path / "state").glob("*")}
         assert left <= {"server.db", "server.lock", "crl.pem"}
         assert not (tmp_path / "metrics").exists()
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_what_failed_is_in_the_log_with_its_trace_where_that_is_wanted(
+    capfd: pytest.CaptureFixture[str], verbose: bool
+) -> None:
+    reporter = Reporter(False, verbose=verbose)
+    try:
+        raise ZeroDivisionError("of ours")
+    except ZeroDivisionError:
+        record = logging.LogRecord("ginnel", logging.ERROR, "", 1, "a hook failed", (), sys.exc_info())
+    reporter.emit(record)
+    reporter.flush_all()
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0] == "ERROR: a hook failed: ZeroDivisionError('of ours')"
+    assert (len(lines) > 1) == verbose
+    assert any("test_cli_serve.py" in line for line in lines) == verbose

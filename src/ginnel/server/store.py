@@ -270,7 +270,7 @@ class Store:
         return f"ginnel user renew {name}" if can_sign else "a new one from the authority's own easy-rsa"
 
     def make_wrap_key(self, name: str | None = None) -> str:
-        """A tls-crypt-v2 key for a client, in PEM. With the user's name in it a server does not even answer who was
+        """A tls-crypt-v2 key for a client, in PEM. With the user's name in it a server opens no session for who was
         revoked."""
         key = ServerKey.parse(self.identity.tls_crypt_v2)
         metadata = Metadata.made_at(time.time()) if name is None else Metadata.of_user(name)
