@@ -81,6 +81,18 @@ def test_every_program_is_inside(machine: Machine, server: StockServer) -> None:
     assert machine.state() == before
 
 
+def test_a_default_route_of_the_file_counts_beside_the_machines(machine: Machine, server: StockServer) -> None:
+    """The kernel takes no second one of the same metric."""
+    lines = ('pull-filter ignore "redirect-gateway"', "route 0.0.0.0 0.0.0.0", "route-ipv6 ::/0", "")
+    before = machine.state()
+    with machine.start(server.profile.client_file() + "\n".join(lines), "--dev", "office0") as client:
+        client.wait_next("up")
+        assert {way(client, where) for where in ("1.2.3.4", "198.18.0.1", "2600::1", "fd12::1")} == {"office0"}
+        assert way(client, places.SERVER) == "eth0"
+        client.stop()
+    assert machine.state() == before
+
+
 @pytest.mark.parametrize(("topology", "peer"), [("net30", "10.8.0.5"), ("p2p", "10.8.0.1")])
 def test_a_point_to_point_topology(
     network: Network, machine: Machine, server: StockServer, topology: str, peer: str

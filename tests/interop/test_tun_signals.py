@@ -107,17 +107,20 @@ CASES = [
     *((stage, end) for stage in STAGES for end in ("SIGTERM", "SIGKILL")),
     *((stage, "SIGINT") for stage in ("resolving", "handshake", "up", "ending")),
     *((stage, end) for stage in ("kill switch", "configuring", "up", "ending") for end in ("helper", "both")),
+    *((stage, "SIGKILL-open") for stage in ("handshake", "configuring", "up", "reconnecting")),
 ]
 
 
 @pytest.mark.parametrize(("stage", "end"), CASES, ids=lambda value: value.replace(" ", "-"))
 def test_all_comes_back(machine: Machine, server: StockServer, tmp_path: Path, stage: str, end: str) -> None:
-    """``helper`` and ``both`` are killed, too: then the next run puts all back."""
+    """``helper`` and ``both`` are killed, too: then the next run puts all back. ``open`` is without a kill switch."""
     before = machine.state()
     programs = Programs(tmp_path, stage)
     with contextlib.ExitStack() as stack:
         stack.callback(programs.let_go)
-        client = stack.enter_context(_at(stage, machine, server, programs, stack))
+        client = stack.enter_context(
+            _at(stage, machine, server, programs, stack, () if "open" in end else ("--kill-switch",))
+        )
         helper = client.helper
         if end in ("helper", "both"):
             os.kill(helper, signal.SIGKILL)
@@ -125,7 +128,7 @@ def test_all_comes_back(machine: Machine, server: StockServer, tmp_path: Path, s
             programs.let_go()
             assert client.process.wait(10) == (0 if stage == "ending" else 6), str(client.process)
             assert "ended" in client.process.err.all()[-1] or "put back" in client.process.err.all()[-1]
-        elif end in ("SIGKILL", "both"):
+        elif end in ("SIGKILL", "SIGKILL-open", "both"):
             os.kill(client.pid, signal.SIGKILL)
             programs.let_go()
         elif stage == "ending":
@@ -149,7 +152,12 @@ def test_all_comes_back(machine: Machine, server: StockServer, tmp_path: Path, s
 
 
 def _at(
-    stage: str, machine: Machine, server: StockServer, programs: Programs, stack: contextlib.ExitStack
+    stage: str,
+    machine: Machine,
+    server: StockServer,
+    programs: Programs,
+    stack: contextlib.ExitStack,
+    options: tuple[str, ...],
 ) -> TunClient:
     """A client that has come so far."""
     text, port = PROFILE.client_file(), 1194
@@ -164,7 +172,7 @@ def _at(
             text = PROFILE.client_file(relay.PORT)
         case "configuring":
             text += ROUTES
-    client = machine.start(text, "--kill-switch", port=port, programs=programs.folder)
+    client = machine.start(text, *options, port=port, programs=programs.folder)
     try:
         if names is not None:
             assert names.asked.wait(30), str(client.process)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from ipaddress import ip_address
 
 from ginnel.errors import UnreachableError
-from ginnel.network.kill_switch import ANY_PORT, Port, Server
+from ginnel.network.kill_switch import ANY_PORT, Port
 from ginnel.network.plan import MAX_SERVERS
 from ginnel.network.rights import Rights
 from ginnel.openvpn.config import ClientConfig, Remote
@@ -45,7 +45,6 @@ class Outside(ways.Outside):
         self._rights = rights
         self._config = config
         self._kill_switch = kill_switch
-        self._let_through: list[Server] = []
         self._set_up = set_up
         self._known: dict[tuple[str, int], list[str]] = {}
 
@@ -72,11 +71,10 @@ class Outside(ways.Outside):
         """Raises DeviceError, and UnreachableError where only the tunnel itself leads there."""
         self.servers = tuple(address for address, _ in way.addresses)
         if self._kill_switch:
+            # Each time: who reloads the machine's rules takes it down.
             through = [(address, *port) for address in self.servers for port in ports([way.remote])]
-            if through != self._let_through:
-                await asyncio.to_thread(self._rights.guard, through)
-                self._let_through = through
-                self.is_changed = True
+            await asyncio.to_thread(self._rights.guard, through)
+            self.is_changed = True
         await self._set_up()
         if self.servers and all(source_address(server) in self.inside for server in self.servers):
             raise UnreachableError(f"no way to {self.servers[0]} but through the tunnel itself")
