@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import gc
@@ -9,6 +10,7 @@ import os
 import random
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,8 +20,11 @@ import pytest
 
 from ginnel._core import DescriptorEnd
 from ginnel.device import MemoryDevice
-from ginnel.device.base import Kind
+from ginnel.device.base import DeviceEnd, Kind
+from ginnel.device.ethernet import EthernetEnd
+from ginnel.device.forge import Echo, checksum, parse
 from ginnel.errors import DeviceError
+from ginnel.stack import Stack
 from ginnel.testing.lender import Lender
 from ginnel.testing.probes import packet, sound, until
 from ginnel.testing.subjects import SUBJECTS, Factory
@@ -148,3 +153,69 @@ def test_whatever_is_written_is_read_refused_or_counted(name: str, kind: Kind) -
         # The kernel does not count writes of nothing.
         until(lambda: subject.refused() == refused or column == "kernel")
         assert subject.device.statistics()["rx_packets"] == 3000 - refused
+
+
+OWN = (bytes([10, 0, 0, 1]), bytes.fromhex("fd00" + "00" * 13 + "01"))
+OTHERS = (bytes([10, 0, 0, 2]), bytes.fromhex("fd00" + "00" * 13 + "02"))
+
+
+@pytest.mark.parametrize("kind", ["tun", "tap"])
+async def test_no_packet_of_any_length_harms_a_stack(kind: Kind) -> None:
+    print(f"GINNEL_SEED={SEED}")
+    chance = random.Random(SEED)
+    with MemoryDevice(kind) as device:
+        async with Stack(device.interface) as stack:
+            stack.set_addresses(["10.0.0.1/24", "fd00::1/64"])
+            device.set_up(True)
+            server = await stack.start_server(lambda reader, writer: writer.close(), None, 80)
+            async with await stack.open_datagram(port=7):
+                for count in range(4000):
+                    each = frame(chance, stack.mac) if kind == "tap" else ip_packet(chance)
+                    device.application.write(each)
+                    while stack.statistics()["rx_packets"] < count + 1:  # noqa: ASYNC110 - nothing tells of it
+                        await asyncio.sleep(0)
+                    device.application.read_batch(1000)
+                # It answers as ever.
+                end = EthernetEnd(device.application) if kind == "tap" else device.application
+                for own, other in zip(OWN, OTHERS, strict=True):
+                    await asyncio.to_thread(is_answered, end, Echo(other, own, 77, 1, b"still there"))
+            server.close()
+
+
+def is_answered(end: EthernetEnd | DeviceEnd, request: Echo) -> None:
+    end.write(request.emit())
+    while (packet := end.read(20)) is None or parse(packet) != request.reply():
+        pass
+
+
+def ip_packet(chance: random.Random) -> bytes:
+    """Of any length; mostly with a header that is sound, or nearly."""
+    size = chance.choice((chance.randrange(200), chance.randrange(1501), chance.randrange(65_536)))
+    if chance.random() < 0.2:
+        return bytes([chance.choice((0x40, 0x45, 0x4F, 0x60))]) + chance.randbytes(max(size - 1, 0))
+    protocol = chance.choice((1, 6, 17, 58, 0, 43, 44, 60, 2, 255))
+    payload = chance.randbytes(max(size - 40, 0))
+    if protocol in (6, 17) and payload:
+        # To where somebody listens.
+        payload = struct.pack("!HH", chance.randrange(65_536), chance.choice((80, 7, 9))) + payload[4:]
+    claimed = chance.choice((0, 0, 0, -1, 1, 40, -40, 65_535))
+    if chance.random() < 0.5:
+        length = (20 + len(payload) + claimed) & 0xFFFF
+        part = chance.choice((0, 0x2000, 0x2001, 0x1FFF, 0x4000))
+        header = struct.pack("!BBHHHBBH", 0x45, 0, length, chance.randrange(4), part, 64, protocol, 0)
+        header += chance.choice((OTHERS[0], OWN[0], bytes(4), b"\xff" * 4)) + OWN[0]
+        return (header[:10] + checksum(header) + header[12:] + payload)[:65_535]
+    header = struct.pack("!IHBB", 6 << 28, (len(payload) + claimed) & 0xFFFF, protocol, 64)
+    source = chance.choice((OTHERS[1], OWN[1], bytes(16), b"\xff" * 16))
+    return (header + source + OWN[1] + payload)[:65_535]
+
+
+def frame(chance: random.Random, own: str | None) -> bytes:
+    destination = chance.choice((bytes.fromhex((own or "").replace(":", "")), b"\xff" * 6, b"\x33\x33\0\0\0\1"))
+    kind = chance.choice((b"\x08\x00", b"\x86\xdd", b"\x08\x06", b"\x81\x00", chance.randbytes(2)))
+    body = ip_packet(chance)
+    if kind == b"\x08\x06" and chance.random() < 0.8:
+        body = bytes.fromhex("0001080006040001") + body[:20]
+    elif kind in (b"\x08\x00", b"\x86\xdd") and chance.random() < 0.8:
+        kind = b"\x86\xdd" if body[:1] >= b"\x60" else b"\x08\x00"
+    return (destination + b"\x02\0\0\0\0\x02" + kind + body)[:65_535]

@@ -21,6 +21,7 @@ from ginnel.device.lend import LentProgram, Node
 from ginnel.errors import DeviceError
 from ginnel.testing.ioctl_cases import IOCTL_CASES
 from tests.harness.lend import PREAMBLE, lent
+from tests.test_rtnetlink import samples
 
 
 @pytest.fixture
@@ -465,6 +466,35 @@ say([kinds[-1], heard])
         end, heard = json.loads(await running.line())
         assert end == 3
         assert 20 <= heard < 4000
+
+
+async def test_netlink_truncated_at_every_byte(interfaces):
+    """By the program's own socket, which answers on after each."""
+    lines = await said(
+        interfaces,
+        f"""
+fd = os.open("/dev/net/tun", os.O_RDWR)
+attach(fd, "ours0")
+asking = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+asking.settimeout(20)
+sent = 0
+for whole in map(bytes.fromhex, {[sample.hex() for sample in samples()]!r}):
+    for cut in range(len(whole) + 1):
+        # As it was cut, and with a length that says so.
+        for data in (whole[:cut], struct.pack("=I", cut) + whole[4:cut]):
+            if data:
+                asking.send(data)
+        sent += 1
+        asking.send(struct.pack("=IHHIIBxHiII", 32, 16, 5, 1000 + sent, 0, 0, 0, 999999, 0, 0))
+        while True:
+            answer = asking.recv(1 << 17)
+            assert len(answer) >= 16
+            if struct.unpack_from("=I", answer, 8)[0] == 1000 + sent:
+                break
+say(sent)
+""",
+    )
+    assert int(lines[0]) > 500
 
 
 async def test_death_at_any_call(interfaces):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.client import wait_until
+from tests.harness.pcapng import CaptureFile
 from tests.harness.process import Process
 
 GINNEL = [sys.executable, "-m", "ginnel", "lend"]
@@ -55,6 +56,24 @@ with IPRoute() as ip:
     )
     assert status == 0, said
     assert out.splitlines() == ["[2, 0, 16]", "[1400]", "['10.9.0.1']", "['10.9.0.0', '10.77.0.0']"]
+
+
+def test_another_node_than_dev_net_tun(tmp_path: Path) -> None:
+    """Attached when it is opened, and named after the path; the path need not be there."""
+    node, path = tmp_path / "tap3", tmp_path / "seen.pcapng"
+    text = f"""
+import os, socket
+device = os.open({str(node)!r}, os.O_RDWR)
+os.write(device, bytes(60))
+print("tap3" in [name for _, name in socket.if_nameindex()])
+"""
+    words = ("--node", str(node), "--address", "10.0.0.1/24", "--capture", str(path), "--", *python(text))
+    status, out, said = run(*words)
+    assert (status, out) == (0, "True\n"), said
+    assert said.startswith(f"ginnel: {node} is lent to ")
+    found = CaptureFile(path)
+    assert (found.name, found.link_type) == ("tap3", 1)
+    assert [packet.data for packet in found.packets if packet.direction == "in"] == [bytes(60)]
 
 
 def test_whom_the_gateway_is_open_to() -> None:

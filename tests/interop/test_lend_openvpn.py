@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -173,6 +174,29 @@ def test_a_gateway_into_it(network: Network, ordinary_env: Environment) -> None:
         assert refused == "97", "a name went somewhere"
         assert client.process.stop(signal.SIGTERM) == 0
         wait_until(lambda: not network.client.ordinary_processes(), 10, network.client.ordinary_processes)
+
+
+def test_a_device_with_a_name(network: Network, ordinary_env: Environment) -> None:
+    """``ginnel lend --device``: it is shown, pinged through and deleted from elsewhere."""
+    server_file, client_file = openvpn_files(Profile())
+    with (
+        Lent(network.server, ordinary_env, SERVER, actions=[["up"]], files={"server.conf": server_file}) as server,
+        Lent(network.client, ordinary_env, CLIENT, "--device", "office0", files={"client.conf": client_file}) as client,
+    ):
+        server.wait_done("up", 30)
+        client.process.wait_line("Initialization Sequence Completed", 30)
+
+        def ginnel(*words: str) -> str:
+            return network.client.run([ordinary_env.ginnel, *words], ordinary=True, timeout=60)
+
+        shown = json.loads(ginnel("device", "show", "office0", "--json"))
+        assert (shown["state"], shown["addresses"]) == ("up", ["10.8.0.2/24", "fd08::1000/64"])
+        assert [holder["program"] for holder in shown["application"]] == ["openvpn"]
+        seen = json.loads(ginnel("ping", "--device", "office0", "10.8.0.1", "-c", "5", "--json").splitlines()[-1])
+        assert seen["received"] == 5
+        ginnel("device", "delete", "office0")
+        assert client.process.wait(30) == 0, str(client.process)
+        assert "office0" not in ginnel("device", "list")
 
 
 def routes(network: Network) -> str:

@@ -123,13 +123,15 @@ async def _lend(plan: Plan) -> int:
         listener = stack.enter_context(contextlib.closing(Listener(plan.socks))) if plan.socks else None
         interfaces = Interfaces(first_index=_FIRST_INDEX)
         interfaces.on_create.append(plan.configure)
-        await stack.enter_async_context(Seen(interfaces, plan.program[0], plan.name, plan.capture))
+        seen = await stack.enter_async_context(Seen(interfaces, plan.program[0], plan.name, plan.capture))
         stack.push_async_callback(interfaces.aclose)
         if listener is not None:
             stack.push_async_callback(Socks5Gateway(_Outlet(interfaces, plan.dns), listener).aclose)
         _say(_openness(plan, listener))
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
         program = await stack.enter_async_context(LentProgram(plan.program, interfaces, plan.node, signal_mask=before))
+        # A deleted device ends its owner. Most programs see their descriptor end; OpenVPN reads on and on.
+        seen.on_delete = lambda: asyncio.get_running_loop().call_later(GRACE, program.send_signal, signal.SIGTERM)
         _pass_signals_on(program)
         status = await program.wait()
     if program.left_behind:
@@ -245,6 +247,8 @@ def _set_up_logging(verbose: int) -> None:
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 
+# Seconds that a program has to end by itself when its device is deleted.
+GRACE = 2.0
 # How a program stays in the foreground.
 _FOREGROUND = {"openvpn": "leave `daemon` out of its file", "wireguard-go": "add -f"}
 # Far from the system's own, so that a number never means two interfaces.

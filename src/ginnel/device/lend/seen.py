@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,8 @@ class Seen:
         if capture is not None:
             # What is wrong with it is said before the program begins.
             Capture(capture, "tun", "").close()
+        self.on_delete: Callable[[], object] = lambda: None
+        """Called when somebody has deleted the device by its name."""
         self._interfaces = interfaces
         self._program = Holder(0, Path(program).name)
         self._path = capture
@@ -65,8 +68,12 @@ class Seen:
         if self._claim is not None:
             self._stop_serving()
             self._service = Service(
-                interface, self._claim, guest=self._program, on_delete=lambda: self._interfaces.delete(interface)
+                interface, self._claim, guest=self._program, on_delete=lambda: self._delete(interface)
             )
+
+    async def _delete(self, interface: Interface) -> None:
+        await self._interfaces.delete(interface)
+        self.on_delete()
 
     def _hide(self, interface: Interface) -> None:
         if self._service is not None and self._service.interface is interface:
