@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import random
 import resource
@@ -483,6 +484,30 @@ async def test_the_mtu_is_the_servers_and_goes_back_with_the_next(people: People
                 await events.next(Up)
                 assert vpn.stack.mtu == mtu
                 await server.aclose()
+
+
+async def test_the_files_own_addresses_count_where_the_server_gives_none(people: People) -> None:
+    lines = ('pull-filter ignore "ifconfig "', "topology subnet", "ifconfig 10.8.0.9 255.255.255.0", "block-ipv6")
+    async with (
+        serving(people) as server,
+        connecting(people, "bob", f"remote 127.0.0.1 {port(server)}", *lines) as vpn,
+    ):
+        assert (vpn.info.address, vpn.info.address6) == ("10.8.0.9/24", None)
+
+
+async def test_what_is_pushed_to_no_effect_is_said_once(people: People, caplog: pytest.LogCaptureFixture) -> None:
+    push = ("sndbuf 400000", "dhcp-option WINS 10.8.0.1", "dns server 1 address 10.8.0.1", "dns server 1 transport DoT")
+    async with serving(people, push=push) as server:
+        vpn = connecting(people, "bob", f"remote 127.0.0.1 {port(server)}")
+        events = Events(vpn)
+        async with vpn:
+            await events.next(Up)
+            vpn.reconnect()
+            await events.next(Up)
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    for word in ("sndbuf 400000", "dhcp-option WINS"):
+        assert sum(word in line for line in said) == 1, said
+    assert any("DoT is not supported" in line for line in said), said
 
 
 async def test_a_reconnection_waits_for_descriptors(people: People) -> None:

@@ -773,6 +773,16 @@ def test_logins_from_files(tmp_path: Path) -> None:
     assert parse_ovpn(text.format("stdin"), directory=tmp_path).auth_user_pass == AuthUserPass()
 
 
+def test_what_is_for_all_connections_is_not_for_one() -> None:
+    text = (
+        WHOLE + "connect-retry-max 3\n<connection>\nremote a\nconnect-retry 5 60\nconnect-retry-max 9\n</connection>\n"
+    )
+    config = parse_ovpn(text)
+    assert config.connect_retry_max == 3
+    assert config.for_remote(config.remotes[0]).connect_retry == (5, 60)
+    assert [option for _, option, _ in warnings(text)] == ["connect-retry-max", "remote"]
+
+
 # What is given twice, before, after, or as optional.
 
 
