@@ -132,6 +132,19 @@ async def test_what_was_typed_is_asked_for_again_and_the_state_says_that_it_is_d
             assert (await events.next(Reconnecting)).delay == 0
 
 
+async def test_a_login_that_a_program_gave_counts_more_than_the_files(people: People, tmp_path: Path) -> None:
+    login = tmp_path / "login"
+    login.write_text("alice\nwrong\n")
+    async with serving(people, **NO_TOKEN) as server:
+        lines = (f"remote 127.0.0.1 {port(server)}", f"auth-user-pass {login}")
+        vpn = connecting(people, "alice", *lines, auth_user_pass=("alice", "secret"))
+        events = Events(vpn)
+        async with vpn:
+            await events.next(Up)
+            vpn.reconnect()
+            await events.next(Up)
+
+
 @pytest.mark.parametrize("nocache", [True, False])
 async def test_a_file_with_the_login_is_read_for_each_connection(people: People, tmp_path: Path, nocache: bool) -> None:
     login = tmp_path / "login"

@@ -80,6 +80,8 @@ class Client:
         self._config = config
         self._outside = outside
         self._login = settings.login(config, login)
+        # What a program gave counts more than what the file names.
+        self._login_file = config.auth_user_pass.file if config.auth_user_pass and login is None else None
         self._tls: TlsContext | None = None
         self._crl_seen: tuple[int, ...] | None = ()
         self._proxy_logins: dict[HttpProxy, tuple[str, str]] = {}
@@ -316,11 +318,10 @@ class Client:
 
     def _renew_login(self) -> None:
         """A file that has the login is read anew for each connection: what stands in it may be good once."""
-        source = self._config.auth_user_pass
-        if source is None or source.file is None:
+        if self._login_file is None:
             return
         try:
-            self._login.renew(*read_login(source.file))
+            self._login.renew(*read_login(self._login_file))
         except ConfigError as error:
             log.warning("auth-user-pass: %s; what was read before counts", error)
 
