@@ -773,6 +773,16 @@ def test_logins_from_files(tmp_path: Path) -> None:
     assert parse_ovpn(text.format("stdin"), directory=tmp_path).auth_user_pass == AuthUserPass()
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("transport DoT", "it is not asked, as DoT"), ("dnssec yes", "not validated"), ("transport plain", None)],
+)
+def test_a_name_server_that_is_not_asked_as_the_file_says(line: str, said: str | None) -> None:
+    text = WHOLE + f"dns server 1 address 10.0.0.1\ndns server 1 {line}\n"
+    found = [text for _, option, text in warnings(text) if option == "dns"]
+    assert [said is not None and said in text for text in found] == ([] if said is None else [True])
+
+
 def test_what_is_for_all_connections_is_not_for_one() -> None:
     text = (
         WHOLE + "connect-retry-max 3\n<connection>\nremote a\nconnect-retry 5 60\nconnect-retry-max 9\n</connection>\n"

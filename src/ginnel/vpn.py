@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import TracebackType
@@ -32,8 +31,6 @@ from ginnel.stack import DatagramSocket, Server, Stack
 from ginnel.stack.sockets import ConnectedCallback
 from ginnel.threads import for_one_peer
 from ginnel.transports.ways import Outside
-
-log = logging.getLogger(__name__)
 
 
 class State(StrEnum):
@@ -393,8 +390,6 @@ class Vpn:
         assert self._device is not None
         self._device.set_mtu(self._tun_mtu if push.tun_mtu is None else push.tun_mtu)
         configure(self._stack, push, self._config.local, self._config.dev_type)
-        for text in _without_effect(push):
-            log.warning("%s", text)
 
     def _announce(self, change: Change) -> None:
         match change:
@@ -434,15 +429,6 @@ def _shown_addresses(push: PushReply, local: PushReply) -> tuple[str | None, str
     if push.block_ipv6 or local.block_ipv6:
         address6 = None
     return (str(address) if address else None, str(address6) if address6 else None)
-
-
-def _without_effect(push: PushReply) -> Iterator[str]:
-    """What is pushed and not done in user space."""
-    for server in push.dns_profiles:
-        if server.transport not in (None, "plain"):
-            yield f"the pushed name server {server.priority} is not asked: {server.transport} is not supported"
-        elif server.dnssec == "yes":
-            yield f"what the pushed name server {server.priority} answers is not validated (DNSSEC)"
 
 
 def _gateways(push: PushReply) -> list[tuple[str, str | None]]:

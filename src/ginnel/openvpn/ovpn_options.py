@@ -25,7 +25,7 @@ from ginnel.openvpn.ovpn_draft import MAX_INT, Draft, Taker, number, one_of
 from ginnel.openvpn.ovpn_lexer import Statement
 from ginnel.openvpn.push import PullFilter
 from ginnel.openvpn.push_options import DHCP_OPTIONS, complaint
-from ginnel.openvpn.push_values import Inactive
+from ginnel.openvpn.push_values import NO_DNSSEC, NO_TRANSPORT, Inactive
 from ginnel.openvpn.words import escape, quote
 
 
@@ -242,6 +242,11 @@ def _local(draft: Draft, statement: Statement) -> None:
     reason = complaint(text)
     if reason is None:
         draft.local.append(text)
+        match statement.words:
+            case ("server", _, "transport", "DoT" | "DoH" as transport):
+                draft.warn(NO_TRANSPORT.format(transport))
+            case ("server", _, "dnssec", "yes"):
+                draft.warn(NO_DNSSEC)
         return
     if statement.name == "dhcp-option" and statement.words[0] not in DHCP_OPTIONS:
         draft.warn(f"{reason}, and has no effect")

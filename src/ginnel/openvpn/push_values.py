@@ -75,3 +75,5 @@ class Inactive:
 
 
 PLAIN_DNS = 53
+NO_TRANSPORT = "it is not asked, as {} is not supported"
+NO_DNSSEC = "answers are not validated"
