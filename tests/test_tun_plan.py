@@ -198,6 +198,23 @@ def test_a_gateway_of_the_network_there_was() -> None:
     assert made == {"198.51.100.0/24": ("wlan0", "192.168.1.1"), "10.1.0.0/16": ("tun0", "10.8.0.1")}
 
 
+def test_a_gateway_that_is_named() -> None:
+    """One on the tunnel's link, one that is a neighbour outside, and one that is neither."""
+    assert changes(
+        "route 10.1.0.0 255.255.0.0 10.8.0.9",
+        "route 10.2.0.0 255.255.0.0 192.168.1.254",
+        "route 10.3.0.0 255.255.0.0 172.16.0.1",
+        "route-ipv6 fd01::/64 fd08::9",
+        "route-ipv6 fd02::/64 fd99::1",
+    ) == {
+        "10.1.0.0/16": ("tun0", "10.8.0.9"),
+        "10.2.0.0/16": ("wlan0", "192.168.1.254"),
+        "10.3.0.0/16": ("tun0", "10.8.0.1"),
+        "fd01::/64": ("tun0", "fd08::9"),
+        "fd02::/64": ("tun0", "fd08::1"),
+    }
+
+
 JSON = st.recursive(
     st.none()
     | st.booleans()

@@ -49,6 +49,8 @@ def server(network: Network) -> Iterator[StockServer]:
 RESOLVCONF = """#!/bin/sh
 { echo "resolvconf $*"; [ "$1" != -a ] || cat; } >> "$(dirname "$0")/said"
 """
+# What systemd-resolved has in the file.
+STUB = "nameserver 127.0.0.53\noptions edns0 trust-ad\n"
 RESOLVECTL = """#!/bin/sh
 echo "resolvectl $*" >> "$(dirname "$0")/said"
 """
@@ -61,7 +63,8 @@ def test_who_keeps_the_name_servers_is_asked(
 ) -> None:
     """The programs' own words, which were tried with openresolv 3.12 and systemd-resolved 252."""
     install(tmp_path, who)
-    with machine.start(server.profile, "--dev", "office0", programs=tmp_path) as client:
+    asked = STUB if who == "resolvectl" else RESOLV_CONF
+    with machine.asking(asked), machine.start(server.profile, "--dev", "office0", programs=tmp_path) as client:
         client.wait_next("up")
         said = (tmp_path / "said").read_text().splitlines()
         if who == "resolvconf":
@@ -69,7 +72,7 @@ def test_who_keeps_the_name_servers_is_asked(
             assert [line for line in said[1:] if not line.startswith("#")] == ["nameserver 10.77.0.1", "search office"]
         else:
             assert said == ["resolvectl dns office0 10.77.0.1", "resolvectl domain office0 ~. office"]
-        assert machine.resolv_conf.read_text() == RESOLV_CONF
+        assert machine.resolv_conf.read_text() == asked
         if end is signal.SIGTERM:
             client.stop()
         else:
@@ -78,6 +81,17 @@ def test_who_keeps_the_name_servers_is_asked(
             wait_until(lambda: not Path(f"/proc/{helper}").exists(), 10, lambda: "the helper stays")
     last = (tmp_path / "said").read_text().splitlines()[-1]
     assert last == ("resolvconf -d tun.office0" if who == "resolvconf" else "resolvectl revert office0")
+
+
+def test_systemd_resolved_that_nobody_asks_is_not_told(machine: Machine, server: StockServer, tmp_path: Path) -> None:
+    """It runs, and /etc/resolv.conf names another: what it knew no program would learn."""
+    install(tmp_path, "resolvectl")
+    with machine.start(server.profile, programs=tmp_path) as client:
+        client.wait_next("up")
+        assert "nameserver 10.77.0.1" in machine.resolv_conf.read_text()
+        client.stop()
+    assert not (tmp_path / "said").exists()
+    assert machine.resolv_conf.read_text() == RESOLV_CONF
 
 
 NO_OTHERS = 'pull-filter ignore "dhcp-option DNS"'
@@ -132,7 +146,8 @@ def test_name_servers_for_some_names(
     """Each is asked where it can be; where not a line says so."""
     install(tmp_path, who)
     text = server.profile.client_file() + "\n".join((NO_OTHERS, *options, ""))
-    with machine.start(text, "--dev", "office0", programs=tmp_path) as client:
+    asked = STUB if who == "resolvectl" else RESOLV_CONF
+    with machine.asking(asked), machine.start(text, "--dev", "office0", programs=tmp_path) as client:
         client.wait_next("up")
         file = tmp_path / "said"
         lines = file.read_text().splitlines() if file.exists() else []

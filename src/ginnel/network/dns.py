@@ -140,7 +140,15 @@ def name_servers() -> list[str]:
 
 
 def _is_resolved() -> bool:
-    return bool(shutil.which("resolvectl")) and RESOLVED.is_dir()
+    """It may be there without being asked: programs ask whom /etc/resolv.conf names."""
+    if not (shutil.which("resolvectl") and RESOLVED.is_dir()):
+        return False
+    if RESOLV_CONF.resolve().is_relative_to(RESOLVED):
+        return True
+    try:
+        return any(line.split()[1:] == [STUB] for line in RESOLV_CONF.read_text(errors="replace").splitlines())
+    except OSError:
+        return False
 
 
 def _domains(groups: Sequence[NameServers], chosen: NameServers | None = None) -> tuple[str, ...]:
@@ -204,5 +212,7 @@ def _run(command: list[str], text: bytes = b"") -> None:
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 RESOLVED = Path("/run/systemd/resolve")
+# Where systemd-resolved listens.
+STUB = "127.0.0.53"
 PATIENCE = 5.0
 MAX_SERVERS = 8

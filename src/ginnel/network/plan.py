@@ -137,7 +137,9 @@ def settings(push: PushReply, local: PushReply, servers: Iterable[str]) -> Setti
         elif route.network == "vpn_gateway" and (gateway or peer):
             wishes.append(Wish(IPv4Network(str(gateway or peer)), way, via, metric))
     for route6 in (*local.routes_ipv6, *push.routes_ipv6):
-        wishes.append(Wish(route6.network, "tunnel", None, metric if route6.metric is None else route6.metric))
+        wishes.append(
+            Wish(route6.network, "tunnel", route6.gateway, metric if route6.metric is None else route6.metric)
+        )
     return Settings(
         servers=tuple(dict.fromkeys(map(ip_address, servers))),
         address=push.address or local.address,
@@ -238,11 +240,21 @@ def _bypasses(wanted: Settings, taken: Sequence[IpNetwork], outside: Sequence[Ro
 
 def _led(wish: Wish, wanted: Settings, device: str, outside: Sequence[RouteChange]) -> Iterator[RouteChange]:
     for network in [wish.network] if wish.network else [ip_network(str(server)) for server in wanted.servers]:
-        if wish.way == "tunnel":
+        beside = None if wish.gateway is None else _beside(wish.gateway, wanted, outside)
+        if wish.way == "tunnel" and beside is not None:
+            yield RouteChange(network, beside.device, wish.gateway, wish.metric)
+        elif wish.way == "tunnel":
             for part in _parts(network, wish.metric, outside):
                 yield RouteChange(part, device, _via(wish.gateway, network, wanted), wish.metric)
         elif (way := way_to(network.network_address, outside)) is not None:
             yield RouteChange(network, way.device, way.gateway, wish.metric)
+
+
+def _beside(gateway: IpAddress, wanted: Settings, outside: Sequence[RouteChange]) -> RouteChange | None:
+    """The link of a gateway that is named and is a neighbour outside, as stock has it for IPv4 alone."""
+    way = way_to(gateway, outside)
+    inside = wanted.address is not None and gateway in wanted.address.network
+    return way if gateway.version == 4 and not inside and way is not None and way.gateway is None else None
 
 
 def _parts(network: IpNetwork, metric: int, outside: Sequence[RouteChange]) -> list[IpNetwork]:
