@@ -17,19 +17,20 @@ from tests.harness.network import Namespace
 
 
 class NameServer:
-    """Listens on ``ADDRESS``, which it adds to a namespace's loopback. It knows the IPv4 addresses in ``known``, and
+    """Listens on an address, which it adds to a namespace's loopback. It knows the IPv4 addresses in ``known``, and
     is silent on other names. ``asked`` is set when a question has come; ``askers`` are their senders' addresses."""
 
-    ADDRESS = "203.0.113.53"
-
-    def __init__(self, namespace: Namespace, known: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, namespace: Namespace, known: dict[str, str] | None = None, *, address: str = "203.0.113.53"
+    ) -> None:
+        self.address = address
         self.known = dict(known or {})
         self.asked = threading.Event()
         self.askers: set[str] = set()
         self._namespace = namespace
-        namespace.ip(f"address add {self.ADDRESS}/32 dev lo")
+        namespace.ip(f"address add {self.address}/32 dev lo")
         self._socket = namespace.socket(kind=socket.SOCK_DGRAM)
-        self._socket.bind((self.ADDRESS, 53))
+        self._socket.bind((self.address, 53))
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
@@ -44,11 +45,11 @@ class NameServer:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._socket.close()
-        self._namespace.ip(f"address delete {self.ADDRESS}/32 dev lo")
+        self._namespace.ip(f"address delete {self.address}/32 dev lo")
 
     @property
     def resolv_conf(self) -> str:
-        return f"nameserver {self.ADDRESS}\n"
+        return f"nameserver {self.address}\n"
 
     def _serve(self) -> None:
         while True:

@@ -364,7 +364,7 @@ def test_the_kill_switch_outlives_a_killed_session(machine: Machine, server: Sto
         machine.start(by_name, "--kill-switch") as client,
     ):
         client.wait_next("up")
-        assert {kind[:2] for kind in wire.take()} == {(places.SERVER, 17), (names.ADDRESS, 17)}
+        assert {kind[:2] for kind in wire.take()} == {(places.SERVER, 17), (names.address, 17)}
         client.stop()
     wait_until(lambda: machine.state() == before, 10, lambda: (before, machine.state()))
 

@@ -197,7 +197,7 @@ def test_a_server_that_moves_is_found_past_the_tunnel(
         before = machine.state()
         client = stack.enter_context(machine.start(by_name, *options))
         assert client.wait_next("up")["server"] == f"{places.SERVER}:1194"
-        assert way(client, names.ADDRESS) == "tun0"
+        assert way(client, names.address) == "tun0"
         network.server.ip(f"address add {other.address}/24 dev eth0")
         stack.callback(network.server.ip, f"address delete {other.address}/24 dev eth0")
         stack.callback(server.start)
@@ -212,10 +212,30 @@ def test_a_server_that_moves_is_found_past_the_tunnel(
             client.stop()
         if options:
             assert {kind for kind in wire.take() if kind[0] not in (places.SERVER, other.address)} == {
-                (names.ADDRESS, socket.IPPROTO_UDP)
+                (names.address, socket.IPPROTO_UDP)
             }
         assert names.askers == {places.CLIENT}
         assert machine.state() == before
+
+
+def test_a_name_server_of_the_machine_itself_is_asked_too(
+    network: Network, machine: Machine, server: StockServer
+) -> None:
+    """As a container has it, and with a kill switch, which loopback is open in."""
+    by_name = replace(server.profile, address="vpn.example").client_file()
+    with (
+        NameServer(machine.namespace, {"vpn.example": places.SERVER}, address="127.0.0.11") as names,
+        machine.asking(names.resolv_conf),
+        machine.start(by_name, "--kill-switch") as client,
+    ):
+        client.wait_next("up")
+        names.asked.clear()
+        server.kill()
+        client.wait_next("reconnecting")
+        assert names.asked.wait(10), str(client.process)
+        server.start()
+        client.wait_next("up")
+        client.stop()
 
 
 def test_a_name_server_that_does_not_answer_is_named(network: Network, machine: Machine, server: StockServer) -> None:

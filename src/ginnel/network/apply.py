@@ -8,6 +8,7 @@ import itertools
 import os
 import socket
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
@@ -73,10 +74,10 @@ class Applied:
         found = []
         for text in now or self._asked_before:
             address = _host(text)
-            if address is None or address.is_loopback:
+            if address is None:
                 continue
-            scope = getattr(address, "scope_id", None)
             way = way_to(address, outside)
+            scope = "lo" if address.is_loopback else getattr(address, "scope_id", None)
             if device := scope or (way and way.device):
                 found.append((text, device))
         return found
@@ -89,6 +90,9 @@ class Applied:
                 _ask(lambda: ip.link("set", index=socket.if_nametoindex(self.device), mtu=wanted.mtu))
             _ask(lambda: ip.link("set", index=socket.if_nametoindex(self.device), state="up"))
             told = []
+            if not IPV6.is_dir():
+                # The kernel has none that would have to be blocked.
+                wanted = replace(wanted, block_ipv6=False)
             if wanted.address6 is not None and not _has_ipv6(self.device):
                 wanted = without_ipv6(wanted)
                 told.append(f"{self.device} carries IPv4 alone: IPv6 is switched off here, or its MTU is below 1280")
