@@ -199,3 +199,18 @@ async def test_connections_that_say_nothing_keep_nobody_else_out(
     told = [record for record in caplog.records if getattr(record, "event", None) == "tcp_crowded"]
     assert len(told) == 1
     assert ("127.0.0.1" in told[0].getMessage()) == (sources == 1)
+
+
+async def test_sessions_that_fail_fill_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    people = People()
+    people.add("alice")
+    async with serving(people, hand_window=1.0) as server:
+        with contextlib.ExitStack() as stack:
+            for _ in range(60):
+                connection = await asyncio.to_thread(Connection, server, people)
+                stack.callback(connection.close)
+                connection.say(connection.session())
+            await until(lambda: server.statistics()["endpoint"]["created"] == 60)
+            await until(lambda: server.statistics()["endpoint"]["sessions"] == 0)
+    told = [record for record in caplog.records if getattr(record, "event", None) == "failed"]
+    assert len(told) == 30

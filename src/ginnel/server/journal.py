@@ -6,6 +6,7 @@ import logging
 import time
 from typing import Any
 
+from ginnel.openvpn.cookies import Limiter
 from ginnel.openvpn.words import escape
 
 log = logging.getLogger("ginnel.server")
@@ -19,21 +20,20 @@ def tell(event: str, *, level: int = logging.INFO, **fields: Any) -> None:
 
 
 class Rarely:
-    """An event that others can cause as often as they like: told once, and then at most once in `PERIOD` seconds,
-    with ``times`` it has happened since."""
+    """An event that others can cause as often as they like: told at most so many times in `PERIOD` seconds, and how
+    many times it has happened (``times``) since it was told last."""
 
-    def __init__(self, event: str, *, level: int = logging.WARNING) -> None:
+    def __init__(self, event: str, *, level: int = logging.WARNING, most: int = 1) -> None:
         self._event = event
         self._level = level
+        self._limiter = Limiter(most, PERIOD)
         self._times = 0
-        self._next = float("-inf")
 
     def tell(self, **fields: Any) -> None:
         self._times += 1
-        now = time.monotonic()
-        if now >= self._next:
+        if self._limiter.allow(time.monotonic()):
             tell(self._event, level=self._level, times=self._times if self._times > 1 else None, **fields)
-            self._times, self._next = 0, now + PERIOD
+            self._times = 0
 
 
 def _word(value: Any) -> str:

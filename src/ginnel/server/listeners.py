@@ -19,7 +19,7 @@ from ginnel._core import DataPlane
 from ginnel.errors import DeviceError
 from ginnel.openvpn.strangers import origin
 from ginnel.server.config import DEFAULT_PORT, Listen
-from ginnel.server.journal import Rarely, tell
+from ginnel.server.journal import Rarely
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ class Listeners:
         # Of those without a session: where from, and until when they may wait. The oldest is the first.
         self._waiting: dict[int, tuple[str, asyncio.TimerHandle]] = {}
         self._crowded = Rarely("tcp_crowded")
+        self._accept_failed = Rarely("accept_failed")
         self._pauses: list[asyncio.TimerHandle] = []
         self.places: list[Listen] = []
         try:
@@ -122,7 +123,7 @@ class Listeners:
 
     def _pause(self, listening: socket.socket, error: OSError) -> None:
         """Accepting fails, for want of descriptors mostly: the connection waits, and would wake us at once."""
-        tell("accept_failed", level=logging.WARNING, reason=error.strerror or str(error))
+        self._accept_failed.tell(reason=error.strerror or str(error))
         self._loop.remove_reader(listening)
 
         def resume() -> None:

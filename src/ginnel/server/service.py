@@ -55,6 +55,9 @@ class Server:
         self._traffic: dict[str, tuple[int, int]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        # Whoever has a client's file can make sessions fail, and a store fails each time that it is asked.
+        self._failed = Rarely("failed", most=30)
+        self._store_failed = Rarely("store_failed", level=logging.ERROR)
         self._turned_away = {what: Rarely("turned_away") for what in TURNED_AWAY}
         self._empty = asyncio.Event()
         self._closing = False
@@ -374,7 +377,7 @@ class Server:
             name = None if client is None else client.name
             # A login that is refused has had its line.
             if not isinstance(error, AuthError):
-                tell("failed", level=logging.WARNING, name=name, remote=f"{host}:{port}", reason=reason)
+                self._failed.tell(name=name, remote=f"{host}:{port}", reason=reason)
         else:
             tell("disconnected", name=client.name, remote=client.remote, rx=client.rx, tx=client.tx, reason=reason)
             session = client.session
@@ -453,7 +456,7 @@ class Server:
         try:
             return action(*arguments, **named)
         except Exception as error:
-            tell("store_failed", level=logging.ERROR, reason=str(error))
+            self._store_failed.tell(reason=str(error))
             return otherwise
 
     def _spawn(self, steps: Any) -> None:
