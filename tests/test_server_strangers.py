@@ -67,6 +67,30 @@ def noise(server: Server, seed: int) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("name", WRAPS)
+async def test_recordings_of_a_clients_first_packet_keep_no_new_client_out(name: str) -> None:
+    """Whoever hears it can send it from everywhere, without any key."""
+    wrap, lines, block = WRAPS[name]
+    people = People()
+    people.add("alice")
+    config = parse_ovpn(people.client_file("alice", "remote 127.0.0.1 1194 udp", *lines, wrap=block))
+    policy = ClientPolicy(
+        settings.client_settings(config, config.remotes[0], settings.tls_context(config)), None, unix_time=time.time()
+    )
+    session = Session(policy, path=(0, "127.0.0.1", 1194), random=os.urandom, now=0.0)
+    ((reset, _),) = session.datagrams_to_send(0.0)
+    async with serving(people, wrap=wrap) as server:
+        place = next(place for place in server.places if place.proto == "udp")
+        for number in range(3000):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.bind((f"127.2.{number % 200}.{number // 200 + 1}", 0))
+                sock.sendto(reset, (place.address, place.port))
+        async with connecting(server, people, "alice", *lines, wrap=block, timeout=20) as alice:
+            await reaches(alice, server)
+        assert server.statistics()["endpoint"]["answered"] < 10
+        assert server.statistics()["plane"]["strangers_replayed"] > 1000
+
+
+@pytest.mark.parametrize("name", WRAPS)
 async def test_noise_from_everywhere_keeps_no_new_client_out(name: str) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")

@@ -34,6 +34,8 @@ counters! {
         strangers_dropped,
         /// Of strangers, without a wrap of ours.
         strangers_unauthenticated,
+        /// Of strangers, authentic and not for the first time.
+        strangers_replayed,
         floats,
         /// Inner packets, and their bytes, that were sealed.
         tx_packets,

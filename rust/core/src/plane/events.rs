@@ -4,6 +4,7 @@
 //! a flood from one sort cannot crowd out another's; strangers pass a limiter too.
 
 use std::collections::{HashSet, VecDeque};
+use std::hash::Hash;
 
 use crate::plane::Path;
 use crate::{Nanos, SECOND};
@@ -33,7 +34,8 @@ pub struct Events {
     messages: usize,
     control: [ControlQueue; 3],
     strangers: Limiter,
-    contacted: RecentPaths,
+    contacted: Recent<Path>,
+    authentic: Recent<[u8; MARK]>,
     signalled: bool,
 }
 
@@ -80,6 +82,16 @@ impl Events {
 
     pub fn is_contacted(&self, path: &Path) -> bool {
         self.contacted.contains(path)
+    }
+
+    /// Whether an authentic packet comes for the first time. Whoever sends one again makes it anew; the same once more
+    /// is a recording, of which each counts once.
+    pub fn is_new(&mut self, datagram: &[u8]) -> bool {
+        // Behind opcode and session id: the tag itself, or the packet id and the tag's first bytes.
+        let Some(mark) = datagram.get(9..).and_then(|rest| rest.first_chunk()) else { return true };
+        let is_new = !self.authentic.contains(mark);
+        self.authentic.insert(*mark);
+        is_new
     }
 
     pub fn take(&mut self) -> Vec<Event> {
@@ -142,23 +154,28 @@ impl Default for Limiter {
     }
 }
 
-/// The paths last written to, between one and two generations of them.
-#[derive(Default)]
-struct RecentPaths {
-    young: HashSet<Path>,
-    old: HashSet<Path>,
+/// The last ones that were put there, between one and two generations of them.
+struct Recent<T> {
+    young: HashSet<T>,
+    old: HashSet<T>,
 }
 
-impl RecentPaths {
-    fn insert(&mut self, path: Path) {
-        if self.young.len() == GENERATION && !self.young.contains(&path) {
+impl<T: Eq + Hash> Recent<T> {
+    fn insert(&mut self, item: T) {
+        if self.young.len() == GENERATION && !self.young.contains(&item) {
             self.old = std::mem::take(&mut self.young);
         }
-        self.young.insert(path);
+        self.young.insert(item);
     }
 
-    fn contains(&self, path: &Path) -> bool {
-        self.young.contains(path) || self.old.contains(path)
+    fn contains(&self, item: &T) -> bool {
+        self.young.contains(item) || self.old.contains(item)
+    }
+}
+
+impl<T> Default for Recent<T> {
+    fn default() -> Recent<T> {
+        Recent { young: HashSet::new(), old: HashSet::new() }
     }
 }
 
@@ -170,6 +187,7 @@ const MAX_CONTROL_BYTES: usize = 2 << 20;
 const BURST: u64 = 100;
 const TOKEN_INTERVAL: Nanos = SECOND / 10;
 const GENERATION: usize = 2048;
+const MARK: usize = 16;
 
 #[cfg(test)]
 mod tests {
@@ -222,6 +240,15 @@ mod tests {
         assert!(!events.signal());
         assert_eq!(events.take(), [Event::Expired { peer: 1 }, Event::Expired { peer: 2 }]);
         assert!(!events.signal());
+    }
+
+    #[test]
+    fn a_recording_counts_once() {
+        let mut events = Events::default();
+        let packet = |tag: u8| [&[7 << 3; 9][..], &[tag; 40]].concat();
+        assert!(events.is_new(&packet(1)) && events.is_new(&packet(2)));
+        assert!(!events.is_new(&packet(1)) && !events.is_new(&packet(2)));
+        assert!(events.is_new(b"short") && events.is_new(b"short"));
     }
 
     #[test]

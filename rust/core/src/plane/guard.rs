@@ -29,6 +29,10 @@ impl Guard {
         Guard { locks }
     }
 
+    pub fn is_set(&self) -> bool {
+        !self.locks.is_empty()
+    }
+
     pub fn passes(&self, datagram: &[u8]) -> bool {
         self.locks.is_empty() || self.locks.iter().any(|lock| lock.fits(datagram).is_some())
     }

@@ -152,6 +152,11 @@ impl Receiving<'_> {
             counters.strangers_unauthenticated += 1;
             return;
         }
+        let recorded = || self.table.guard.is_set() && !self.plane.events().is_new(datagram);
+        if origin == Origin::Stranger && recorded() {
+            counters.strangers_replayed += 1;
+            return;
+        }
         if !self.plane.events().control(origin, datagram, path, now) {
             match origin {
                 Origin::Stranger => counters.strangers_dropped += 1,
