@@ -264,6 +264,27 @@ def test_where_ipv6_is_switched_off_the_tunnel_carries_ipv4(machine: Machine, se
         machine.namespace.run(["sh", "-c", f"echo 0 > {switch}"])
 
 
+def test_what_is_drawn_in_does_not_leave_while_it_reconnects(machine: Machine, server: StockServer) -> None:
+    """Without a kill switch, too: routes stay while the tunnel is down."""
+    far = {"203.0.113.9", "2001:db8:1::9"}
+    with Wire(server.network) as wire, machine.start(server.profile) as client:
+        client.wait_next("up")
+        wire.take()
+        server.kill()
+        try:
+            client.process.send_signal(signal.SIGUSR1)
+            client.wait_next("reconnecting")
+            send_anywhere(client)
+        finally:
+            server.start()
+        client.wait_next("up")
+        send_anywhere(client)
+        assert not far & {address for address, _ in wire.take()}
+        client.stop()
+        send_anywhere(client)
+        assert far <= {address for address, _ in wire.take()}
+
+
 def test_the_kill_switch_holds_while_it_reconnects(machine: Machine, server: StockServer) -> None:
     before = machine.state()
     with Wire(server.network) as wire, machine.start(server.profile, "--kill-switch") as client:

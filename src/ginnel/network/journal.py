@@ -140,6 +140,7 @@ def _sync(folder: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> DeviceError:
+    hint = "" if os.geteuid() == 0 else " (XDG_RUNTIME_DIR is to name a folder of yours)"
     return DeviceError(
-        error.errno or errno.EIO, f"{path}: the journal of changes cannot be written, so nothing is changed"
+        error.errno or errno.EIO, f"{path}: the journal of changes cannot be written, so nothing is changed{hint}"
     )
