@@ -164,11 +164,12 @@ def test_the_session_has_no_rights_left(machine: Machine, server: StockServer) -
         client.stop()
 
 
-def test_a_port_of_its_own_below_1024(machine: Machine, server: StockServer) -> None:
-    """The one right that it may keep, where the file asks for it."""
+def test_a_port_below_1024_and_a_device_that_the_file_names(machine: Machine, server: StockServer) -> None:
+    """For the port it keeps the one right that it may."""
     text = server.profile.client_file().replace("nobind\n", "lport 601\n")
+    text = text.replace("dev tun\n", "dev office7\ndev-type tun\n")
     with machine.start(text) as client:
-        client.wait_next("up")
+        assert client.wait_next("up")["device"] == "office7"
         status = dict(line.split(":\t", 1) for line in Path(f"/proc/{client.pid}/status").read_text().splitlines())
         assert status["Uid"].split() == [str(ORDINARY_ID)] * 4
         assert status["CapEff"] == status["CapPrm"] == f"{1 << 10:016x}"

@@ -52,7 +52,9 @@ log = logging.getLogger("ginnel")
     "--capture", metavar="FILE.pcapng", type=click.Path(path_type=Path), help="Write all packets of the tunnel there."
 )
 @click.option("--tun", is_flag=True, help="Use a device of the kernel's: every program goes through it. Takes root.")
-@click.option("--dev", metavar="NAME", help="The name of that device; without it the next free tunN or tapN.")
+@click.option(
+    "--dev", metavar="NAME", help="The name of that device; without it the file's, or the next free tunN or tapN."
+)
 @click.option("--kill-switch", is_flag=True, help="With --tun: nothing leaves past the tunnel, also while it is down.")
 @click.option(
     "--auth-user-pass",

@@ -25,7 +25,7 @@ log = logging.getLogger("ginnel")
 
 @dataclass(frozen=True, slots=True)
 class Tunnel:
-    """What the options ask for; ``name`` None for the next free one."""
+    """What the options ask for; ``name`` None for the file's, or the next free one."""
 
     name: str | None
     kill_switch: bool
@@ -95,7 +95,7 @@ def held(tunnel: Tunnel, config: ClientConfig) -> Iterator[Machine]:
         if found:
             log.warning("an earlier run was killed: what it had changed of this machine's network is put back")
         helper.tell_ports(ports(config.remotes))
-        device = helper.device(tunnel.name, config.dev_type)
+        device = helper.device(tunnel.name or config.dev, config.dev_type)
         _import_all(config)
         rights.drop(low_ports=any(0 < remote.local_port < FREE_PORTS for remote in config.remotes))
         machine = Machine(config, helper, device, kill_switch=tunnel.kill_switch, guarded=is_guarded)

@@ -99,7 +99,7 @@ class Warning:
 class ClientConfig:
     """Each value is the option of the same name, with stock's default (2.6).
 
-    - ``floats``: ``float``.
+    - ``floats``: ``float``. ``dev``: the name of a device of the kernel's, None for the next free one.
     - ``ca``, ``cert``, ``key``, ``extra_certs``: PEM text without anything around it.
     - ``key_password``: ``askpass``, for an encrypted ``key`` or ``pkcs12``. ``crl``: ``crl-verify``;
       ``crl_file`` is where it was read from, and is read again when it changes.
@@ -125,6 +125,7 @@ class ClientConfig:
     remote_random: bool = False
     floats: bool = False
     dev_type: Literal["tun", "tap"] = "tun"
+    dev: str | None = None
     ca: str | None = field(default=None, repr=False)
     cert: str | None = field(default=None, repr=False)
     key: str | None = field(default=None, repr=False)

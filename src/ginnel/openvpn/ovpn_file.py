@@ -285,6 +285,7 @@ class _Reader:
         return ClientConfig(
             remotes=remotes,
             dev_type=dev_type,
+            dev=None if draft.dev in ("tun", "tap") else draft.dev,
             wrap=self._wrap(draft),
             local=local,
             setenv=tuple(draft.setenv.items()),
