@@ -783,6 +783,13 @@ def test_a_name_server_that_is_not_asked_as_the_file_says(line: str, said: str |
     assert [said is not None and said in text for text in found] == ([] if said is None else [True])
 
 
+def test_a_name_that_is_to_stay_outside_is_no_reason_to_refuse_the_file() -> None:
+    text = WHOLE + "route printer.example.org 255.255.255.255 net_gateway\n"
+    ((_, option, said),) = [each for each in warnings(text) if each[1] == "route"]
+    assert said.endswith("it is reached through the tunnel like all else")
+    assert parse_ovpn(text).local.routes == ()
+
+
 def test_what_is_for_all_connections_is_not_for_one() -> None:
     text = (
         WHOLE + "connect-retry-max 3\n<connection>\nremote a\nconnect-retry 5 60\nconnect-retry-max 9\n</connection>\n"

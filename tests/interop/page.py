@@ -189,6 +189,13 @@ ROWS = [
     ),
     Row(
         "data",
+        "comp-lzo at one side alone, and not pushed",
+        "nothing passes: stock and ginnel say so in the log",
+        "test_data_formats::test_a_framing_that_one_side_alone_has_is_said",
+        "says what to write",
+    ),
+    Row(
+        "data",
         "a server that compresses (allow-compression yes)",
         "what comes compressed must not be taken for anything else",
         "test_data_formats::test_what_comes_compressed_is_dropped_and_said",

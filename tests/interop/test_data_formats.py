@@ -101,6 +101,29 @@ async def test_framings(
         ours.stop()
 
 
+@pytest.mark.parametrize(
+    ("server", "client", "said"),
+    [
+        (("comp-lzo no",), (), "add to the file: comp-lzo no"),
+        ((), ("comp-lzo",), "remove comp-lzo"),
+        (("comp-lzo no",), ("comp-lzo no",), None),
+        (("compress migrate",), ("comp-lzo no",), None),
+        (("compress stub", 'push "compress stub"'), (), None),
+    ],
+)
+def test_a_framing_that_one_side_alone_has_is_said(
+    network: Network, ordinary_env: Environment, server: tuple[str, ...], client: tuple[str, ...], said: str | None
+) -> None:
+    """Nothing passes, and nobody would know why."""
+    profile = replace(CBC, server_options=server, client_options=client)
+    with StockServer(network, profile), GinnelClient(network, ordinary_env, profile) as ours:
+        ours.wait_up()
+        lines = [line for line in ours.process.err.all() if "the server has" in line]
+        assert [said in line for line in lines if said] == ([True] if said else []), lines
+        assert len(lines) == (said is not None)
+        ours.stop()
+
+
 @pytest.mark.parametrize("option", ["comp-lzo", "compress lz4", "compress lz4-v2"])
 def test_what_comes_compressed_is_dropped_and_said(network: Network, ordinary_env: Environment, option: str) -> None:
     """What doesn't get smaller comes as it is; what does must not come through in another shape."""

@@ -275,12 +275,26 @@ class ClientPolicy:
             raise RemoteProtocolError(f"the server asks for {reply.compression!r}, which is not supported")
         cipher = self._choose_cipher(reply)
         framing = self.settings.framing if reply.compression is None else FRAMINGS[reply.compression]
+        if reply.compression is None:
+            self._compare_framing(framing)
         if cipher not in AEAD_CIPHERS:
             return DataFormat(cipher, self.settings.auth, framing=framing)
         epochs = "aead-epoch" in reply.protocol_flags
         if epochs and reply.peer_id is None:
             raise RemoteProtocolError("the server asks for aead-epoch without a peer-id")
         return DataFormat(cipher, epochs=epochs, framing=framing)
+
+    def _compare_framing(self, framing: Framing) -> None:
+        """Where nothing is pushed of it, both files must say the same, or nothing passes; stock warns, too."""
+        theirs = self._server_options.split(",")
+        if theirs[0] != "V4" or ("comp-lzo" in theirs) == (framing != ""):
+            return
+        if framing:
+            self._session.notice(
+                "the server has no compression, and the file has: remove comp-lzo, or compress, from it"
+            )
+        else:
+            self._session.notice("the server has compression, which it doesn't push: add to the file: comp-lzo no")
 
     def _choose_cipher(self, reply: PushReply) -> str:
         """The pushed cipher, or an old server's own, if it is one of ours, else for an old server the fallback

@@ -24,7 +24,7 @@ from ginnel.openvpn.directives import DIRECTIVES, names
 from ginnel.openvpn.ovpn_draft import MAX_INT, Draft, Taker, number, one_of
 from ginnel.openvpn.ovpn_lexer import Statement
 from ginnel.openvpn.push import PullFilter
-from ginnel.openvpn.push_options import DHCP_OPTIONS, complaint
+from ginnel.openvpn.push_options import DHCP_OPTIONS, NO_NAMES, complaint
 from ginnel.openvpn.push_values import NO_DNSSEC, NO_TRANSPORT, Inactive
 from ginnel.openvpn.words import escape, quote
 
@@ -247,6 +247,9 @@ def _local(draft: Draft, statement: Statement) -> None:
                 draft.warn(NO_TRANSPORT.format(transport))
             case ("server", _, "dnssec", "yes"):
                 draft.warn(NO_DNSSEC)
+        return
+    if statement.name == "route" and reason.endswith(NO_NAMES) and statement.words[2:3] == ("net_gateway",):
+        draft.warn(f"{reason}: it is reached through the tunnel like all else")
         return
     if statement.name == "dhcp-option" and statement.words[0] not in DHCP_OPTIONS:
         draft.warn(f"{reason}, and has no effect")

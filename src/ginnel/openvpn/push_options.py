@@ -298,7 +298,7 @@ def _gateway(text: str | None) -> Gateway | None:
 
 def _network(text: str) -> IPv4Address:
     if re.search("[A-Za-z]", text) and ":" not in text:
-        raise ValueError(f"{text} is a name, and routes are for addresses alone")
+        raise ValueError(f"{text} {NO_NAMES}")
     return _ipv4(text)
 
 
@@ -382,6 +382,7 @@ def _set_number(name: str, least: int, most: int) -> Callable[[_Builder, list[st
     return _set(name, lambda word: _number(word, least, most))
 
 
+NO_NAMES = "is a name, and routes are for addresses alone"
 MAX_IGNORED = 100
 MAX_DNS_SERVERS = 16
 MAX_DNS_ADDRESSES = 8
