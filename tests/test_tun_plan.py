@@ -148,6 +148,8 @@ def told(*options: str, present: Sequence[RouteChange], file: tuple[str, ...] = 
 
 
 BY_DHCP = RouteChange(ip_network("198.51.100.0/24"), "wlan0", ip_address("192.168.1.66"))
+HOME_LAN6 = RouteChange(ip_network("2a02:1234:5:6::/64"), "wlan0", None, 256)
+BY_RA = RouteChange(ip_network("2606:4700::/32"), "wlan0", ip_address("fe80::66"), 512)
 PUBLIC_LAN = RouteChange(ip_network("8.8.8.0/24"), "wlan0", None, 600)
 
 
@@ -161,6 +163,8 @@ PUBLIC_LAN = RouteChange(ip_network("8.8.8.0/24"), "wlan0", None, 600)
         (("route 10.77.0.0 255.255.0.0",), (), None),
         (("redirect-gateway def1 ipv6",), (BY_DHCP,), "198.51.100.0/24 by 192.168.1.66 on wlan0"),
         (("redirect-gateway def1 ipv6",), (PUBLIC_LAN,), "8.8.8.0/24 by the link on wlan0"),
+        (("redirect-gateway def1 ipv6",), (HOME_LAN6,), None),
+        (("redirect-gateway def1 ipv6",), (BY_RA,), "2606:4700::/32 by fe80::66 on wlan0"),
         (("redirect-gateway def1 ipv6", "route 198.51.100.0 255.255.255.0 net_gateway"), (BY_DHCP,), None),
         (("route 10.77.0.0 255.255.0.0",), (BY_DHCP,), None),
         (

@@ -93,6 +93,15 @@ def test_a_default_route_of_the_file_counts_beside_the_machines(machine: Machine
     assert machine.state() == before
 
 
+def test_the_mtu_of_a_connection_block(machine: Machine, server: StockServer) -> None:
+    remote = f"remote {places.SERVER} 1194\n"
+    text = server.profile.client_file().replace(remote, f"<connection>\n{remote}tun-mtu 1300\n</connection>\n")
+    with machine.start(text + "pull-filter ignore tun-mtu\n", "--dev", "office0") as client:
+        client.wait_next("up")
+        assert "mtu 1300" in client.run("ip", "link", "show", "office0")
+        client.stop()
+
+
 @pytest.mark.parametrize(("topology", "peer"), [("net30", "10.8.0.5"), ("p2p", "10.8.0.1")])
 def test_a_point_to_point_topology(
     network: Network, machine: Machine, server: StockServer, topology: str, peer: str

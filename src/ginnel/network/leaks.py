@@ -61,10 +61,12 @@ def leaks(wanted: Settings, device: str, changes: Sequence[Change], present: Seq
 
 
 def _is_suspect(route: RouteChange) -> bool:
-    """By another router, or to neighbours that claim public addresses. A home's own network is neither."""
-    if route.device is None or route.destination.is_link_local or route.destination.is_multicast:
+    """By another router, or to neighbours that claim public addresses. A home's own network is neither; where it has
+    IPv6 its addresses are public, in networks of 64 bits."""
+    network = route.destination
+    if route.device is None or network.is_link_local or network.is_multicast:
         return False
-    return route.gateway is not None or route.destination.is_global
+    return route.gateway is not None or (network.is_global and (network.version == 4 or network.prefixlen < HOME6))
 
 
 def _list(routes: Sequence[RouteChange]) -> str:
@@ -75,4 +77,5 @@ def _list(routes: Sequence[RouteChange]) -> str:
 
 # The prefix length of routes that are for everything, and not for a network.
 WIDE = 7
+HOME6 = 64
 NAMED = 3

@@ -114,6 +114,7 @@ class KernelVpn(Vpn):
                 case aio.Rose():
                     # Which may be a proxy's relay, or where a server with several addresses has answered from.
                     self._outside.follow(change.path[1])
+                    self._tun_mtu = self._config.for_remote(change.remote).tun_mtu
                     self._push = change.established.push
                 case Reconfigured(push):
                     self._push = push
@@ -146,7 +147,7 @@ class KernelVpn(Vpn):
 
     def _wanted(self, push: PushReply) -> Settings:
         wanted = settings(push, self._config.local, self._outside.servers)
-        return wanted if wanted.mtu is not None else replace(wanted, mtu=self._config.tun_mtu)
+        return wanted if wanted.mtu is not None else replace(wanted, mtu=self._tun_mtu)
 
     def _configure(self, push: PushReply) -> None:
         """Nothing: the machine is set up by then."""
