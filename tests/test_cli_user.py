@@ -82,6 +82,17 @@ def test_a_full_disk_leaves_the_user_and_the_file_of_before(store: Store, tmp_pa
         assert store.users() == before
 
 
+@pytest.mark.parametrize("words", [["user", "list"], ["user", "list", "--json"], ["user", "show", "alice"], ["--help"]])
+def test_what_can_not_be_printed_is_one_line_and_no_trace(store: Store, tmp_path: Path, words: list[str]) -> None:
+    store.add_user("alice")
+    directory = ["--dir", str(tmp_path / "state")] if words[0] == "user" else []
+    with open("/dev/full", "w") as full:
+        line = [sys.executable, "-m", "ginnel", *words, *directory]
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 6, done
+    assert done.stderr == "ginnel: this system: No space left on device\n"
+
+
 def test_who_listens_to_nothing_gets_no_user(store: Store, tmp_path: Path) -> None:
     line = f"exec {sys.executable} -m ginnel user add alice --dir {tmp_path / 'state'} >&-"
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)

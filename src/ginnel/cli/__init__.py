@@ -10,10 +10,11 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import TextIO
 
 import click
 
-from ginnel.errors import ConfigError, GinnelError
+from ginnel.errors import ConfigError, DeviceError, GinnelError
 
 
 class _Commands(click.Group):
@@ -54,6 +55,8 @@ def main() -> None:
 def _run(arguments: list[str]) -> int:
     try:
         status = cli.main(arguments, prog_name="ginnel", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.exceptions.Abort:
         return 0
     except click.UsageError as error:
@@ -65,6 +68,14 @@ def _run(arguments: list[str]) -> int:
         if _is_verbose(arguments):
             raise
         return _fail(str(error), error.exit_status)
+    except OSError as error:
+        # Of what nobody has foreseen: a disk that takes no more of what is printed, mostly.
+        if _is_verbose(arguments):
+            raise
+        if sys.stdout is not None:
+            _silence(sys.stdout)
+        where = error.filename or "this system"
+        return _fail(f"{where}: {error.strerror or error}", DeviceError.exit_status)
     return status if isinstance(status, int) else 0
 
 
@@ -72,9 +83,14 @@ def _fail(message: str, status: int) -> int:
     try:
         print(f"ginnel: {message}", file=sys.stderr, flush=True)
     except OSError:
-        # A full disk, or nobody who reads: the status stands, also when Python flushes once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        # A full disk, or nobody who reads: the status stands.
+        _silence(sys.stderr)
     return status
+
+
+def _silence(stream: TextIO) -> None:
+    """Python flushes once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _is_verbose(arguments: list[str]) -> bool:
