@@ -355,6 +355,37 @@ def test_a_lent_device_that_is_idle_wakes_nobody(shell: Shell) -> None:
     assert lent.stop(signal.SIGINT, 30) == 0, str(lent)
 
 
+def test_a_device_that_is_idle_wakes_nobody_though_a_terminal_shows_it(shell: Shell) -> None:
+    master, slave = pty.openpty()
+    owner = subprocess.Popen(
+        [*GINNEL, "device", "create", "tun0", *ADDRESSES], stderr=slave, env={**shell.env, "TERM": "xterm"}
+    )
+    os.close(slave)
+    try:
+        shown = os.read(master, 65_536)
+        while b"held by nobody" not in shown:
+            shown += os.read(master, 65_536)
+        deadline = time.monotonic() + 30
+        before, now = {}, switches(owner.pid)
+        while before != now:
+            assert time.monotonic() < deadline, (before, now)
+            time.sleep(3)
+            before, now = now, switches(owner.pid)
+        # What changes is shown: who holds it, then what passes.
+        pong = shell.hold("tun0", "pong", "tun0")
+        while b"held by ginnel" not in shown:
+            shown += os.read(master, 65_536)
+        shell("ping", "--device", "tun0", "10.0.0.9", "-c", "5", "-i", "0", "-W", "30")
+        total = json.loads(shell("device", "show", "tun0", "--json"))["statistics"]["rx_bytes"]
+        while f"total ↓ {total} B".encode() not in shown:
+            shown += os.read(master, 65_536)
+        assert pong.running
+    finally:
+        owner.kill()
+        owner.wait()
+        os.close(master)
+
+
 def switches(pid: int) -> dict[str, list[str]]:
     """How often each thread of a process and of its children gave the processor up, or had it taken."""
     found = {}

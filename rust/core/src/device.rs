@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::frame::ETHERNET_HEADER;
 use crate::packet::{MAX_LEN, Packet, lock};
-use crate::queue::{Counters, Observer, Queue};
+use crate::queue::{Counters, Observer, Queue, Wake};
 
 /// The lowest and highest MTU; an Ethernet frame needs 14 bytes of the highest for its header.
 pub const MIN_MTU: u32 = 68;
@@ -165,6 +165,12 @@ impl Device {
     ) {
         self.to_application.set_observer(application);
         self.to_interface.set_observer(interface);
+    }
+
+    /// Who is woken, once, when something passes the device, or it changes.
+    pub fn set_watcher(&self, watcher: &Arc<dyn Wake>) {
+        self.to_interface.set_watcher(Some(watcher.clone()));
+        self.to_application.set_watcher(Some(watcher.clone()));
     }
 
     /// Counts writes at a side that were refused before they became packets.

@@ -63,6 +63,7 @@ struct Inner {
     writer_readiness: Option<Arc<dyn Readiness>>,
     writer_waits: bool,
     observer: Option<Arc<dyn Observer>>,
+    watcher: Option<Arc<dyn Wake>>,
     up: bool,
     has_reader: bool,
     has_writer: bool,
@@ -92,6 +93,7 @@ impl Queue {
                 writer_readiness: None,
                 writer_waits: false,
                 observer: None,
+                watcher: None,
                 up: false,
                 has_reader: false,
                 has_writer: false,
@@ -190,6 +192,11 @@ impl Queue {
         lock(&self.inner).observer = observer;
     }
 
+    /// Who is woken, once, when something passes the queue, or it changes.
+    pub fn set_watcher(&self, watcher: Option<Arc<dyn Wake>>) {
+        lock(&self.inner).watcher = watcher;
+    }
+
     /// How many packets the queue would take now. On 0 the writer is woken when there is room again. A queue of no
     /// length keeps nobody waiting: it takes them to drop them.
     pub fn room(&self) -> usize {
@@ -256,15 +263,16 @@ impl Queue {
 
     /// Counts writes that were refused before they came here.
     pub fn count_errors(&self, count: usize) {
-        lock(&self.inner).counters.errors += count as u64;
+        self.change(|inner| inner.counters.errors += count as u64);
     }
 
     /// Counts packets as dropped that were read here and then lost on their way to the reader.
     pub fn count_lost(&self, packets: u64, bytes: u64) {
-        let mut inner = lock(&self.inner);
-        inner.counters.packets -= packets;
-        inner.counters.bytes -= bytes;
-        inner.count_lost(packets);
+        self.change(|inner| {
+            inner.counters.packets -= packets;
+            inner.counters.bytes -= bytes;
+            inner.count_lost(packets);
+        });
     }
 
     /// Changes the queue, and tells each side what that means for it.
@@ -275,7 +283,12 @@ impl Queue {
         let result = act(&mut inner);
         let after = inner.state();
         let has_room = inner.writer_waits && inner.packets.len() <= inner.capacity / 2;
+        let watcher = inner.watcher.take();
         if after == before && !has_room {
+            drop(inner);
+            if let Some(watcher) = watcher {
+                watcher.wake();
+            }
             return result;
         }
         inner.tell(before, after);
@@ -285,7 +298,7 @@ impl Queue {
         let reader = (after.readable && !before.readable || left || deleted).then(|| inner.reader.clone());
         let writer = (has_room || deleted).then(|| inner.writer.clone());
         drop(inner);
-        [reader, writer].into_iter().flatten().flatten().for_each(|wake| wake.wake());
+        [reader, writer, Some(watcher)].into_iter().flatten().flatten().for_each(|wake| wake.wake());
         result
     }
 }
@@ -423,6 +436,25 @@ mod tests {
         queue.delete();
         assert_eq!(*lock(&seen.0), (vec![0, 1, 2], 2, 3));
         assert_eq!(queue.counters().dropped, 5);
+    }
+
+    #[test]
+    fn a_watcher_is_woken_once() {
+        let queue = open(3);
+        let woken = Arc::new(Woken::default());
+        let acts: [&dyn Fn(); 4] = [
+            &|| assert!(queue.push(&mut packets(1)).is_ok()),
+            &|| assert!(queue.pop(&mut Vec::new(), 1) <= 1),
+            &|| queue.count_errors(1),
+            &|| queue.set_up(false),
+        ];
+        for (number, act) in acts.into_iter().enumerate() {
+            queue.set_watcher(Some(woken.clone()));
+            assert_eq!(woken.0.load(Ordering::Relaxed), number as u32);
+            act();
+            act();
+            assert_eq!(woken.0.load(Ordering::Relaxed), number as u32 + 1);
+        }
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use std::fmt::Display;
 use std::io;
-use std::os::fd::{IntoRawFd, RawFd};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, RawFd};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use ginnel_core::device::{self, Kind, MAX_MTU, MIN_MTU, Refused, Side};
@@ -11,7 +11,7 @@ use ginnel_core::packet::{LocalPool, MAX_LEN, Packet, Pool};
 use ginnel_core::queue::{MAX_CAPACITY, Wake};
 use ginnel_io::link;
 use ginnel_io::pollable::Pollable;
-use ginnel_io::wake::Gate;
+use ginnel_io::wake::{Gate, Waker};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyTimeoutError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -26,6 +26,7 @@ pub static POOL: LazyLock<Arc<Pool>> = LazyLock::new(|| Pool::new(8192));
 #[pyclass(module = "ginnel._core", frozen)]
 pub struct Device {
     device: Arc<device::Device>,
+    watcher: OnceLock<Arc<Waker>>,
 }
 
 #[pymethods]
@@ -34,7 +35,7 @@ impl Device {
     fn new(kind: &str, mtu: &Bound<'_, PyInt>, capacity: &Bound<'_, PyInt>) -> PyResult<Device> {
         let kind = parse_kind(kind)?;
         let device = device::Device::new(kind, MIN_MTU, parse_queue_length(capacity)?);
-        let device = Device { device };
+        let device = Device { device, watcher: OnceLock::new() };
         device.set_mtu(mtu)?;
         Ok(device)
     }
@@ -90,6 +91,20 @@ impl Device {
             });
         };
         Ok(End::new(end))
+    }
+
+    fn watch(&self) -> PyResult<RawFd> {
+        let watcher = match self.watcher.get() {
+            Some(watcher) => watcher,
+            None => {
+                let made = Arc::new(Waker::new().map_err(system_error)?);
+                self.watcher.get_or_init(|| made)
+            }
+        };
+        watcher.clear();
+        let wake: Arc<dyn Wake> = watcher.clone();
+        self.device.set_watcher(&wake);
+        Ok(watcher.as_fd().as_raw_fd())
     }
 
     fn is_held(&self, side: &str) -> PyResult<bool> {

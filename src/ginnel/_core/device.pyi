@@ -26,6 +26,10 @@ class Device:
         """Takes the ``application`` or the ``interface`` end. Raises DeviceError (EBUSY, or EBADFD once deleted)."""
 
     def is_held(self, side: str) -> bool: ...
+    def watch(self) -> int:
+        """A descriptor that is readable once something has passed the device or changed it, from now on; until then
+        nothing is. Called again it waits for the next."""
+
     def delete(self) -> None: ...
     @property
     def deleted(self) -> bool: ...

@@ -66,6 +66,8 @@ class Service:
         self.name = claim.name
         self.holders: dict[int, Holder] = {}
         """Who holds which of the queues that were opened by the name."""
+        self.on_holders: list[Callable[[], object]] = []
+        """Called when somebody holds a queue who did not, or no more."""
         self._guest = guest or Holder(0, "another program")
         self._on_delete = on_delete or interface.aclose
         self._deleted = asyncio.Event()
@@ -231,6 +233,7 @@ class Service:
         descriptor, number = self.interface.attach(packet_info)
         descriptors.append(descriptor)
         self.holders[number] = holder
+        self._tell()
         return {"name": self.name, "kind": self.interface.kind, "mtu": self.interface.mtu}
 
     async def _ping(self, address: str, timeout: float) -> dict[str, Any]:
@@ -258,6 +261,11 @@ class Service:
     def _detached(self, number: int) -> None:
         self.holders.pop(number, None)
         self._freed.set()
+        self._tell()
+
+    def _tell(self) -> None:
+        for call in self.on_holders:
+            call()
 
 
 @contextlib.asynccontextmanager
