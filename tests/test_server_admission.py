@@ -178,6 +178,13 @@ async def test_a_second_login_is_let_in_where_that_is_configured(config: dict[st
     await house.enter(house.login("bob", 2))
 
 
+async def test_who_was_told_to_go_comes_back_from_anywhere() -> None:
+    house = House()
+    await house.enter(house.login("bob", 1))
+    house.clients[1].leaving = True
+    await house.enter(house.login("bob", 2))
+
+
 async def test_a_client_that_begins_anew_at_its_address_replaces_itself() -> None:
     house = House()
     await house.enter(house.login("bob", 1))

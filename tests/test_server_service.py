@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import socket
 import tempfile
 import time
@@ -232,6 +233,26 @@ async def test_revocation_ends_a_live_session_and_its_data() -> None:
         with pytest.raises(AuthError, match="the user is revoked"):
             await asyncio.wait_for(alice.wait_closed(), 20)
         assert people.sessions[0][2] > 0
+
+
+async def test_a_log_that_fails_keeps_nobody_in_or_out() -> None:
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise OSError(errno.ENOSPC, "no space left on the device")
+
+    people = People()
+    people.add("alice")
+    broken = Broken()
+    logging.getLogger("ginnel").addHandler(broken)
+    try:
+        async with serving(people) as server, connecting(server, people, "alice") as alice:
+            await reaches(alice, server)
+            people.revoke("alice")
+            with pytest.raises(AuthError, match="the user is revoked"):
+                await asyncio.wait_for(alice.wait_closed(), 20)
+            assert people.sessions[0][4] is not None
+    finally:
+        logging.getLogger("ginnel").removeHandler(broken)
 
 
 async def test_an_address_that_is_not_the_clients_is_dropped() -> None:

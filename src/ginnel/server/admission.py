@@ -175,7 +175,9 @@ class Admission:
         """Where the user is logged in and alive. A client that begins anew at the same address replaces itself."""
         patience = 1.5 * self._config.keepalive[0]
         for client in self._clients.values():
-            if client.name == user.name and client.path[1] != login.path[1] and client.session is not None:
+            if client.name != user.name or client.session is None or client.leaving:
+                continue
+            if client.path[1] != login.path[1]:
                 self._count(client.peer)
                 if time.monotonic() - client.heard < patience:
                     return client

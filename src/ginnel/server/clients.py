@@ -17,7 +17,8 @@ class Client:
     """A client that was let in. ``rx`` and ``tx`` are the bytes of inner packets from it and to it, and the
     rates are in bytes a second, of the last second at least: since ``measured``, which is on `time.monotonic`, with
     the bytes until then. ``heard`` is when something authentic had last come, on `time.monotonic`, as
-    exactly as the counters are looked at. ``session`` is the store's number, None before the tunnel is open."""
+    exactly as the counters are looked at. ``session`` is the store's number, None before the tunnel is open.
+    ``leaving``: it was told to go."""
 
     peer: int
     name: str
@@ -32,6 +33,7 @@ class Client:
     cipher: str = ""
     tls: str = ""
     session: int | None = None
+    leaving: bool = False
     rx: int = 0
     tx: int = 0
     authentic: int = 0

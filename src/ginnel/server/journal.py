@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from typing import Any
@@ -13,10 +14,12 @@ log = logging.getLogger("ginnel.server")
 
 
 def tell(event: str, *, level: int = logging.INFO, **fields: Any) -> None:
-    """Logs an event. The record has it as ``record.event``, and the fields as ``record.fields``."""
+    """Logs an event. The record has it as ``record.event``, and the fields as ``record.fields``. Never raises: a
+    handler of somebody's that fails is no reason to lose a client, or to keep one who was revoked."""
     shown = {name: value for name, value in fields.items() if value is not None}
     text = " ".join([event, *(f"{name}={_word(value)}" for name, value in shown.items())])
-    log.log(level, "%s", text, extra={"event": event, "fields": shown})
+    with contextlib.suppress(Exception):
+        log.log(level, "%s", text, extra={"event": event, "fields": shown})
 
 
 class Rarely:

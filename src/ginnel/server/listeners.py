@@ -182,5 +182,5 @@ BACKLOG = 128
 MAX_ACCEPTS = 32
 # TCP connections that wait for a session, of all and from one place.
 HALF_OPEN = 256
-HALF_OPEN_EACH = 32
+HALF_OPEN_EACH = 64
 PAUSE = 1.0

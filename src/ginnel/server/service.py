@@ -127,6 +127,7 @@ class Server:
             tell("kicked", name=client.name, remote=client.remote, reason=reason)
             session = self._endpoint.session(client.peer)
             if session is not None:
+                client.leaving = True
                 session.cut()
                 self._policies[client.peer].restart(now, reason)
                 self._endpoint.touch(client.peer, now)
