@@ -102,6 +102,26 @@ def test_a_device_is_made_listed_shown_set_and_deleted(shell: Shell) -> None:
     assert shell("device", "list") == ""
 
 
+def test_an_owner_that_is_stopped_is_listed_as_that(shell: Shell) -> None:
+    stopped = shell.own("tun0", *ADDRESSES)
+    shell.own("tun1")
+    stopped.send_signal(signal.SIGSTOP)
+    try:
+        assert shell("device", "list") == "tun0  not answering\ntun1  tun  down  no address  free\n"
+        first, second = map(json.loads, shell("device", "list", "--json").splitlines())
+        assert (first, second["state"]) == ({"name": "tun0", "state": "not answering"}, "down")
+    finally:
+        stopped.send_signal(signal.SIGCONT)
+
+
+def test_what_a_program_asks_for_in_vain_is_said(shell: Shell) -> None:
+    shell.own("tap0", "--tap", "--address", "10.0.0.1/24")
+    words = [*GINNEL, "ping", "--device", "tap0", "--end", "application", "10.0.0.7", "-c", "2", "-i", "1", "-W", "2"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=shell.env, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "packets dropped: 0 found tap0 full, 2 nobody answered for\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_owner_and_nothing_is_left(shell: Shell, tmp_path: Path, number: signal.Signals) -> None:
     owner = shell.own("tun0")

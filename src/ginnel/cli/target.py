@@ -22,6 +22,7 @@ from ginnel.device.capture import Capture, CapturedEnd
 from ginnel.device.echo import Answered, Asked, Packets
 from ginnel.device.ethernet import EthernetEnd
 from ginnel.device.kernel import FLAGS, IFF_NO_PI, NODE, attach
+from ginnel.device.named import NamedEnd
 from ginnel.errors import ConfigError, DeviceError
 
 Side = Literal["application", "interface"]
@@ -173,12 +174,19 @@ def reply_printer(address: str, as_json: bool) -> Callable[[str, int, float], No
 
 
 @contextlib.contextmanager
-def _packets(end: DeviceEnd, kind: Kind, name: str, path: Path | None) -> Iterator[Packets]:
+def _packets(end: NamedEnd | DescriptorEnd, kind: Kind, name: str, path: Path | None) -> Iterator[Packets]:
     with contextlib.ExitStack() as stack:
         seen: DeviceEnd | CapturedEnd = end
         if path is not None:
             seen = CapturedEnd(end, stack.enter_context(Capture(path, kind, name)))
-        yield EthernetEnd(seen) if kind == "tap" else seen
+        frames = EthernetEnd(seen) if kind == "tap" else None
+        try:
+            yield frames or seen
+        finally:
+            unasked = frames.dropped if frames is not None else 0
+            if end.dropped + unasked:
+                why = f"{end.dropped} found {name} full, {unasked} nobody answered for"
+                print(f"packets dropped: {why}", file=sys.stderr, flush=True)
 
 
 def _attach(name: str, kind: Kind, is_there: bool) -> tuple[DescriptorEnd, str, Kind]:
