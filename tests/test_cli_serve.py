@@ -32,7 +32,7 @@ from tests.harness.process import Process, parse_event
 from tests.test_egress import until
 
 # So many that are started and ended.
-SIGNALS = int(os.environ.get("GINNEL_SIGNALS", "6"))
+SIGNALS = int(os.environ.get("GINNEL_SIGNALS", "4"))
 GINNEL = [sys.executable, "-m", "ginnel"]
 
 

@@ -367,8 +367,8 @@ class Store:
         return (texts["wrap"], texts["wrap_key"]) if "wrap" in texts else None
 
     def settle(self, timeout: float = 2.0) -> bool:
-        """Waits until what a server told it is written; whether it is."""
-        return self._notes.settle(timeout)
+        """Waits until what a server told it is written; whether it is. Not for a disk that takes nothing."""
+        return not self._notes.failing and self._notes.settle(timeout)
 
     def close(self) -> None:
         """Writes what is left, within two seconds. Idempotent."""
