@@ -288,29 +288,41 @@ def test_a_kill_switch_names_every_server() -> None:
         rules("tun0", [("host; accept", 1194, "udp")])
 
 
-def test_a_journal_that_cannot_be_read_is_kept(tmp_path: Path) -> None:
+def test_a_journal_that_cannot_be_read_or_put_back_is_kept(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.write([{"undo": "kill_switch"}])
     journal.close(keep=True)
     (path,) = tmp_path.glob("*.json")
     undone: list[dict[str, Any]] = []
+    failing: list[dict[str, Any]] = []
+
+    def note(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        undone.extend(entries)
+        return [entry for entry in entries if entry in failing]
+
     for content in ("[{", "{}", '["x"]'):
         path.write_text(content)
         with pytest.raises(DeviceError, match="by hand"):
-            recover(undone.extend, tmp_path)
+            recover(note, tmp_path)
         assert path.exists()
     path.write_text('[{"undo": "kill_switch"}, {"undo": "later"}]')
-    assert recover(undone.extend, tmp_path) == 1
+    failing.append({"undo": "kill_switch"})
+    with pytest.raises(DeviceError, match="cannot be put back: kill switch"):
+        recover(note, tmp_path)
+    assert path.exists()
+    undone.clear()
+    failing.clear()
+    assert recover(note, tmp_path) == 1
     assert undone == [{"undo": "later"}, {"undo": "kill_switch"}]
     assert list(tmp_path.iterdir()) == []
-    assert recover(undone.extend, tmp_path) == 0
+    assert recover(note, tmp_path) == 0
 
 
 def test_nobody_undoes_what_a_living_process_has_changed(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.write([{"undo": "kill_switch"}])
     other = Journal(tmp_path)
-    assert recover(lambda entry: pytest.fail(str(entry)), tmp_path) == 0
+    assert recover(lambda entries: pytest.fail(str(entries)), tmp_path) == 0
     assert other.of_others() == [{"undo": "kill_switch"}]
     assert journal.of_others() == []
     journal.close()

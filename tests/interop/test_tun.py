@@ -208,6 +208,31 @@ def test_a_next_run_puts_back_what_killed_ones_left(machine: Machine, server: St
     assert machine.journals() == []
 
 
+def test_what_cannot_be_put_back_is_put_back_by_the_next_run(
+    machine: Machine, server: StockServer, tmp_path: Path
+) -> None:
+    """And not forgotten: whoever has no network would not know why."""
+    nft = tmp_path / "nft"
+    nft.write_text(
+        '#!/bin/sh\ntext=$(cat)\ncase $text in *policy*) echo "$text" | /usr/sbin/nft -f - ;; *) exit 1; esac\n'
+    )
+    nft.chmod(0o755)
+    before = machine.state()
+    with machine.start(server.profile, "--kill-switch", programs=tmp_path) as client:
+        client.wait_next("up")
+        client.stop()
+        assert any("put back" in line for line in client.process.err.all()), str(client.process)
+    assert {name for name, text in machine.state().items() if text != before[name]} == {"nft"}
+    with machine.start(server.profile, programs=tmp_path) as client:
+        assert client.process.wait(20) == 6, str(client.process)
+        assert "cannot be put back: kill switch" in client.process.err.all()[-1]
+    with machine.start(server.profile) as client:
+        client.wait_next("up")
+        client.stop()
+    assert machine.state() == before
+    assert machine.journals() == []
+
+
 def test_without_its_helper_it_ends(machine: Machine, server: StockServer) -> None:
     before = machine.state()
     with machine.start(server.profile) as client:

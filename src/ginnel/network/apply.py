@@ -48,12 +48,12 @@ class Applied:
         """Undoes what dead processes left, and returns how many there were. With ``keep_guard`` a kill switch of
         theirs stays up, and is this one's from then on. Raises DeviceError."""
 
-        def take_back(entries: list[Entry]) -> None:
+        def take_back(entries: list[Entry]) -> list[Entry]:
             kept = [entry for entry in entries if keep_guard and entry.get("undo") == "kill_switch"]
             if kept:
                 self._guarded = True
                 self._write(self._entries(self._changes))
-            undo(entry for entry in entries if entry not in kept)
+            return undo(entry for entry in entries if entry not in kept)
 
         return recover(take_back)
 
@@ -149,15 +149,18 @@ class Applied:
             masquerade.make(self._way_out)
         masquerade.put_up(self.device, gate)
 
-    def release(self, *, keep_guard: bool) -> None:
-        """Takes everything back, latest first; with ``keep_guard`` all but the kill switch."""
+    def release(self, *, keep_guard: bool) -> bool:
+        """Takes everything back, latest first; with ``keep_guard`` all but the kill switch. False where something could
+        not be taken back, and is left to the next one who looks."""
         entries = self._entries(self._changes)
         kept = [entry for entry in entries if keep_guard and entry["undo"] == "kill_switch"]
-        undo(entry for entry in reversed(entries) if entry["undo"] != "kill_switch" or not kept)
+        failed = undo(entry for entry in reversed(entries) if entry not in kept)
         self._changes, self._names, self._named, self._way_out = {}, None, dns.Names(), []
-        if kept:
-            self._write(kept)
-        self._journal.close(keep=bool(kept))
+        left = [*kept, *reversed(failed)]
+        if left:
+            self._write(left)
+        self._journal.close(keep=bool(left))
+        return not failed
 
     def _name(self, wanted: Settings) -> list[str]:
         """Has the tunnel's name servers asked. Returns sentences on those that are not."""
@@ -165,7 +168,8 @@ class Applied:
         if named == self._named and (self._names is None or dns.stands(self._names)):
             return told
         if self._names is not None:
-            dns.undo(self._names)
+            with contextlib.suppress(OSError):
+                dns.undo(self._names)
             self._names = None
         self._named = dns.Names()
         if named.servers:
@@ -188,20 +192,24 @@ class Applied:
         return [*entries, self._names] if self._names is not None else entries
 
 
-def undo(entries: Iterable[Entry]) -> None:
+def undo(entries: Iterable[Entry]) -> list[Entry]:
     """Takes entries of a journal back, in their order. What is gone already is no error, and what can't be taken
-    back keeps nothing else from it.
+    back keeps nothing else from it, and is returned.
 
     Raises ValueError, TypeError or KeyError for what is no entry.
     """
+    failed = []
     with IPRoute() as ip, Table() as table:
         for kind, same in itertools.groupby(entries, lambda entry: entry.get("undo")):
             if kind in ("route", "address"):
                 _take_back(ip, table, [_change(entry) for entry in same])
                 continue
             for entry in same:
-                with contextlib.suppress(OSError, DeviceError):
+                try:
                     _undo(entry)
+                except OSError:
+                    failed.append(entry)
+    return failed
 
 
 def _undo(entry: Entry) -> None:

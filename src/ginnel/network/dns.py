@@ -112,20 +112,19 @@ def stands(entry: Entry) -> bool:
 
 
 def undo(entry: Entry) -> None:
-    """Takes the change back. What somebody else has written since is left as it is."""
+    """Takes the change back. What somebody else has written since is left as it is. Raises OSError."""
     with contextlib.suppress(DeviceError):
         if entry["undo"] == "resolvectl":
             _run(["resolvectl", "revert", entry["device"]])
         elif entry["undo"] == "resolvconf":
             _run(["resolvconf", "-d", f"tun.{entry['device']}"])
     if entry["undo"] == "resolv.conf":
-        with contextlib.suppress(OSError):
-            if not stands(entry):
-                return
-            if entry["before"] is None:
-                RESOLV_CONF.unlink()
-            else:
-                _replace(RESOLV_CONF, base64.b64decode(entry["before"]))
+        if not stands(entry):
+            return
+        if entry["before"] is None:
+            RESOLV_CONF.unlink()
+        else:
+            _replace(RESOLV_CONF, base64.b64decode(entry["before"]))
 
 
 def name_servers() -> list[str]:

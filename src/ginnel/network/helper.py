@@ -47,6 +47,8 @@ class Helper:
         self._lent: list[socket.socket] = []
         self._was_up = False
         self._released = False
+        self.has_failed = False
+        """Whether something could not be taken back."""
 
     def answer(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         """The answer to a request, and the descriptors that go with it."""
@@ -94,7 +96,7 @@ class Helper:
         if self._released:
             return
         self._released = True
-        self._applied.release(keep_guard=keep_guard and self._was_up)
+        self.has_failed = not self._applied.release(keep_guard=keep_guard and self._was_up)
         if self._device is not None:
             self._device.close()
             self._device = None
@@ -154,6 +156,8 @@ def main() -> None:
             # Nobody is left to be told that a journal can't be written.
             with contextlib.suppress(DeviceError):
                 helper.release(keep_guard=True)
+    if helper.has_failed:
+        raise SystemExit(1)
 
 
 def _port(port: int, protocol: str) -> Port:

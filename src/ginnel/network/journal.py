@@ -67,10 +67,12 @@ class Journal:
         os.close(self._lock)
 
 
-def recover(undo: Callable[[list[Entry]], None], folder: Path | None = None) -> int:
+def recover(undo: Callable[[list[Entry]], list[Entry]], folder: Path | None = None) -> int:
     """Has what dead processes left in this namespace undone, latest first, and returns how many journals that was.
+    ``undo`` returns what it could not.
 
-    Raises DeviceError for a journal that cannot be understood; it stays, and with it the knowledge of what to undo.
+    Raises DeviceError for that, and for a journal that cannot be understood; it stays, and with it the knowledge of
+    what to undo.
     """
     found = 0
     for lock in _locks(folder):
@@ -80,13 +82,16 @@ def recover(undo: Callable[[list[Entry]], None], folder: Path | None = None) -> 
             continue
         path = lock.with_suffix(".json")
         try:
-            undo(_read(path)[::-1])
+            failed = undo(_read(path)[::-1])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise DeviceError(
                 errno.EIO,
                 f"{path}: what an earlier run changed cannot be read ({error}); put it back by hand, then delete it",
             ) from None
         else:
+            if failed:
+                what = ", ".join(sorted({str(entry["undo"]).replace("_", " ") for entry in failed}))
+                raise DeviceError(errno.EIO, f"{path}: what an earlier run changed cannot be put back: {what}")
             for end in (".json", ".new", ".lock"):
                 lock.with_suffix(end).unlink(missing_ok=True)
             found += 1
