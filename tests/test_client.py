@@ -210,11 +210,15 @@ async def test_a_question_of_a_session_that_has_ended_is_withdrawn(people: Peopl
         )
         entering = asyncio.create_task(vpn.__aenter__())
         await asyncio.wait_for(user.waits.wait(), 20)
+        user.waits.clear()
+        vpn.reconnect()
+        await asyncio.wait_for(user.left.wait(), 20)
+        # The next session has a question of its own.
+        await asyncio.wait_for(user.waits.wait(), 20)
         (tmp_path / "over").touch()
         with pytest.raises(AuthError):
             await asyncio.wait_for(entering, 20)
-        await asyncio.wait_for(user.left.wait(), 20)
-    assert user.asked == ["challenge"]
+    assert user.asked == ["challenge", "challenge"]
 
 
 # Where to connect.

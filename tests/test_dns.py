@@ -132,6 +132,8 @@ async def test_names_in_a_domain_are_asked_of_its_own_servers_alone(stacks: Stac
         assert await left.resolve("Inside.CORP.example.", socket.AF_INET) == ["10.8.0.2"]
         assert await left.resolve("host.example", socket.AF_INET) == ["10.8.0.2"]
         assert (server.asked, set(other.asked)) == (["host.example. A"], {"inside.corp.example. A"})
+        with pytest.raises(socket.gaierror, match=r"no answer through the tunnel's DNS server fd00::9"):
+            await left.resolve("x.a.corp.example", socket.AF_INET)
         left.set_dns([], ["corp.example"], {"corp.example": ["[fd00::2]:5353"]})
         assert await left.resolve("inside", socket.AF_INET) == ["10.8.0.2"]
         with pytest.raises(

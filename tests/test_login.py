@@ -1,12 +1,15 @@
 """Who we say we are over several attempts, and the server's questions in between."""
 
 import base64
+import gc
+from types import FunctionType, ModuleType
 
 import pytest
 
 from ginnel.errors import AuthError, UnreachableError
 from ginnel.openvpn import events
 from ginnel.openvpn.login import Credentials, Login, StaticChallenge
+from ginnel.openvpn.server import ServerPolicy
 from tests.sessions import PUSH, Case, closing, establish, keys_of, make_pair
 
 CHALLENGE = "CRV1:R,E:b64state==:Ym9i:Enter the code: 6 digits"
@@ -134,6 +137,31 @@ def test_a_renegotiation_asks_for_what_auth_nocache_forgot(token: bool) -> None:
         pair.run_for(2)
         assert seen[-1] == ("bob", answer)
     assert len(keys_of(pair.client)) == len(keys_of(pair.server)) == 3
+
+
+@pytest.mark.parametrize("nocache", [True, False])
+def test_auth_nocache_leaves_no_copy_of_what_was_typed(nocache: bool) -> None:
+    secret = f"hunter{len('22')}"
+    login = answered(Login("bob", nocache=nocache), secret)
+    pair = establish(make_pair(login=login))
+    found = secret in reachable(login, pair.client.session)
+    assert found == (not nocache)
+
+
+def reachable(*roots: object) -> set[str]:
+    """The texts that the objects lead to, not through modules, classes or the other side."""
+    seen: set[int] = set()
+    texts: set[str] = set()
+    left = list(roots)
+    while left:
+        item = left.pop()
+        if id(item) in seen or isinstance(item, ModuleType | type | FunctionType | ServerPolicy | Case):
+            continue
+        seen.add(id(item))
+        if isinstance(item, str):
+            texts.add(item)
+        left += gc.get_referents(item)
+    return texts
 
 
 def test_a_renegotiation_for_which_nobody_answers_ends_the_session() -> None:
