@@ -27,7 +27,6 @@ use rustix::io::Errno;
 
 use crate::handed::Handed;
 use crate::inner::Inner;
-use crate::prompt::take_short_turns;
 use crate::pump::turns::Turns;
 use crate::socket::{Socket, SocketCounters};
 use crate::tcp::TcpSocket;
@@ -195,7 +194,6 @@ impl Pump {
         drop(sockets);
         let shared = self.shared.clone();
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
-            take_short_turns();
             // Unwound or not, the sockets and the device's end are free before those who wait hear of it.
             let panicked = catch_unwind(AssertUnwindSafe(|| turns.run())).is_err();
             shared.end(panicked);

@@ -29,7 +29,7 @@ def _measure(tunnel: Tunnel, seconds: float) -> dict[str, float]:
     with _iperf_server(tunnel):
         if tunnel.streams:
             return _tcp(tunnel, seconds, "up") | _tcp(tunnel, seconds, "down", "--reverse")
-        figures = {"ping_ms": statistics.median(_ping(tunnel, 200, 0.01))}
+        figures = {"ping_ms": statistics.median(round_trips(tunnel, 200, 0.01))}
         figures |= _tcp(tunnel, seconds, "up")
         figures |= _tcp(tunnel, seconds, "down", "--reverse")
         figures |= {"up8_mbit": _tcp(tunnel, seconds, "up8", "--parallel", "8")["up8_mbit"]}
@@ -126,16 +126,16 @@ def _send(tunnel: Tunnel, size: int, rate: float, wanted: float) -> tuple[int, f
 
 
 def _loaded_ping(tunnel: Tunnel, seconds: float) -> dict[str, float]:
-    words = ["iperf3", "--client", tunnel.far, "--time", str(round(seconds + 2))]
+    words = ["iperf3", "--client", tunnel.far, "--time", str(round(seconds + 2)), "--forceflush"]
     with tunnel.left.started(*words) as bulk:
         bulk.wait_for("connected to")
-        times = _ping(tunnel, round(seconds / PING_INTERVAL), PING_INTERVAL)
+        times = round_trips(tunnel, round(seconds / PING_INTERVAL), PING_INTERVAL)
         bulk.wait_for("iperf Done", seconds + 30)
     times.sort()
     return {"loaded_ping_ms": statistics.median(times), "loaded_ping_p99_ms": times[int(len(times) * 0.99)]}
 
 
-def _ping(tunnel: Tunnel, count: int, interval: float) -> list[float]:
+def round_trips(tunnel: Tunnel, count: int, interval: float) -> list[float]:
     """Round trips in ms. Lost ones count as a second."""
     words = [sys.executable, "-m", "ginnel.bench.ping", tunnel.far, str(count), str(interval)]
     times: list[float] = json.loads(tunnel.left.run(*words, timeout=count * interval + 30))

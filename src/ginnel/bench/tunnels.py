@@ -108,7 +108,7 @@ def _lossy_kernel(stack: contextlib.ExitStack, left: Space, right: Space) -> Tun
 
 
 def _crowd(stack: contextlib.ExitStack, left: Space, right: Space, devices: tuple[str, ...]) -> Tunnel:
-    folder, server = _our_server(stack, right, ["--tun"], INNER)
+    folder, server = our_server(stack, right, ["--tun"], INNER)
     with contextlib.closing(open_store(folder / "state")) as store:
         for device in devices:
             text = client_file(
@@ -137,23 +137,23 @@ def _ours(
 ) -> tuple[Program, Program]:
     """Our server and our client. ``inside``: where iperf3 is, as clients see it; it is the server's own machine,
     which is closed to them without a word. ``shaped``: over a slow and lossy way."""
-    folder, server = _our_server(stack, right, serve, inside)
-    file = _user_file(right, folder)
+    folder, server = our_server(stack, right, serve, inside)
+    file = user_file(right, folder)
     if shaped:
         words = [sys.executable, "-m", "ginnel.bench.shaper", f"{RIGHT}:1195", f"{RIGHT}:1194"]
         stack.enter_context(right.started(*words)).wait_for("ready")
         file.write_text(file.read_text().replace(f"{RIGHT} 1194", f"{RIGHT} 1195"))
-    return server, _connected(stack, left, file, *connect)
+    return server, connected(stack, left, file, *connect)
 
 
-def _user_file(space: Space, folder: Path) -> Path:
+def user_file(space: Space, folder: Path) -> Path:
     """A client's file for our server."""
     file = folder / "client.ovpn"
     space.run(*_GINNEL, "user", "add", "bench", "--dir", str(folder / "state"), "-o", str(file))
     return file
 
 
-def _our_server(stack: contextlib.ExitStack, space: Space, options: list[str], inside: str) -> tuple[Path, Program]:
+def our_server(stack: contextlib.ExitStack, space: Space, options: list[str], inside: str) -> tuple[Path, Program]:
     """A server, and the folder with its state."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ginnel-bench-")))
     place = ["--dir", str(folder / "state"), "--listen", f"udp:{RIGHT}:1194", "--allow", f"{inside}/32"]
@@ -162,7 +162,7 @@ def _our_server(stack: contextlib.ExitStack, space: Space, options: list[str], i
     return folder, server
 
 
-def _connected(stack: contextlib.ExitStack, space: Space, file: Path, *options: str) -> Program:
+def connected(stack: contextlib.ExitStack, space: Space, file: Path, *options: str) -> Program:
     client = stack.enter_context(space.started(*_GINNEL, "connect", str(file), *options, "--json"))
     client.wait_for('"event": "up"')
     return client
@@ -181,13 +181,13 @@ def _plumbing(stack: contextlib.ExitStack, left: Space, right: Space) -> Tunnel:
 
 def _mixed(stack: contextlib.ExitStack, left: Space, right: Space) -> Tunnel:
     folder, server = _stock_server(stack, right)
-    client = _connected(stack, left, folder / "client.ovpn", "--tun")
+    client = connected(stack, left, folder / "client.ovpn", "--tun")
     return Tunnel("mixed", left, right, INNER, [client], [client, server])
 
 
 def _mixed_server(stack: contextlib.ExitStack, left: Space, right: Space) -> Tunnel:
-    folder, server = _our_server(stack, right, ["--tun"], INNER)
-    file = _user_file(right, folder)
+    folder, server = our_server(stack, right, ["--tun"], INNER)
+    file = user_file(right, folder)
     client = _stock_client(stack, left, file)
     return Tunnel("mixed-server", left, right, INNER, [server], [client, server])
 

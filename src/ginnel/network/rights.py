@@ -7,6 +7,7 @@ import ctypes
 import errno
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -144,8 +145,12 @@ def drop(*, keep_user: bool = False, low_ports: bool = False) -> None:
     """Gives up all rights for good: root becomes the user who called sudo, else nobody; no capability stays.
 
     With ``keep_user`` it stays who it is, and with it the owner of its files. With ``low_ports`` it may go on to use
-    ports below 1024. To be called while the process has one thread. Raises DeviceError if anything else stays.
+    ports below 1024. The data plane's threads may still stand ahead of ordinary ones (``rust/io/src/prompt.rs``), where
+    this process could have them do so. To be called while the process has one thread. Raises DeviceError if anything
+    else stays.
     """
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_RTPRIO, (1, 1))
     libc = ctypes.CDLL(None, use_errno=True)
     # Through the change of users; what it keeps is cut down below.
     libc.prctl(PR_SET_KEEPCAPS, int(low_ports), 0, 0, 0)

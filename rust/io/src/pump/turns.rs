@@ -12,6 +12,7 @@ use ginnel_core::Nanos;
 use rustix::event::{Timespec, epoll};
 
 use crate::inner::{Sink, Source};
+use crate::prompt::Place;
 use crate::pump::Shared;
 use crate::pump::inward::Inward;
 use crate::pump::outward::Outward;
@@ -27,6 +28,7 @@ pub struct Turns {
     outward: Option<Outward>,
     followed: u64,
     timer: Option<Nanos>,
+    place: Option<Place>,
 }
 
 impl Turns {
@@ -43,6 +45,7 @@ impl Turns {
             outward: None,
             followed: 0,
             timer: None,
+            place: None,
         })
     }
 
@@ -72,6 +75,7 @@ impl Turns {
     /// Works until it is told to stop.
     pub fn run(mut self) {
         let mut ready = Vec::with_capacity(READY);
+        self.place = Place::take(self.shared.now());
         while !self.shared.is_stopped() {
             self.follow();
             self.keep_time();
@@ -116,6 +120,7 @@ impl Turns {
 
     fn keep_time(&mut self) {
         let now = self.shared.now();
+        self.place.iter_mut().for_each(|place| place.keep(now));
         let expiry = self.inward.as_mut().and_then(|inward| inward.keep_time(now));
         let ping = self.outward.as_mut().and_then(|outward| outward.keep_time(now));
         self.timer = expiry.into_iter().chain(ping).min();
