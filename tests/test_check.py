@@ -110,6 +110,16 @@ def test_what_is_safe_is_not_called_unsafe(tmp_path: Path, text: str) -> None:
     assert unsafe <= {"tls-crypt", "auth-user-pass"}
 
 
+@pytest.mark.parametrize(("mode", "unsafe"), [(0o600, False), (0o640, True)])
+def test_a_file_with_the_login_is_to_be_ones_own(tmp_path: Path, mode: int, unsafe: bool) -> None:
+    login = tmp_path / "login"
+    login.write_text("alice\nhunter2\n")
+    login.chmod(mode)
+    said = json.loads(check(tmp_path, WHOLE + "auth-user-pass login\n", "--json").stdout)["unsafe"]
+    found = [item["instead"] for item in said if item["option"] == "auth-user-pass"]
+    assert found == ([f"chmod 600 {login}"] if unsafe else [])
+
+
 @pytest.mark.parametrize("more", ["redirect-gateway def1 ipv6", "redirect-gateway def1\nblock-ipv6", "route 10.0.0.0"])
 def test_a_file_that_lets_no_ipv6_past_is_not_blamed_for_it(tmp_path: Path, more: str) -> None:
     unsafe = json.loads(check(tmp_path, f"{WHOLE}{more}\n", "--json").stdout)["unsafe"]

@@ -31,6 +31,8 @@ def command(file: Path, as_json: bool) -> int:
     report = _with_tls(report_ovpn(file))
     advice = _open_to_others(file)
     if report.config is not None:
+        login = report.config.auth_user_pass
+        advice += _readable_login(login.file) if login is not None and login.file is not None else ()
         advice += advise(report.config, datetime.now(UTC))
     if as_json:
         print(json.dumps(_described(file, report, advice)))
@@ -59,6 +61,12 @@ def _with_tls(report: Report) -> Report:
 def _open_to_others(file: Path) -> tuple[Advice, ...]:
     if file.stat().st_mode & 0o077 and b"PRIVATE KEY-----" in file.read_bytes():
         return (Advice("key", "other users of this machine may read the private key", f"chmod 600 {file}"),)
+    return ()
+
+
+def _readable_login(name: str) -> tuple[Advice, ...]:
+    if Path(name).stat().st_mode & 0o077:
+        return (Advice("auth-user-pass", "other users of this machine may read the password", f"chmod 600 {name}"),)
     return ()
 
 

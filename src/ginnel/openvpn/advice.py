@@ -85,6 +85,8 @@ def _about_the_login(config: ClientConfig) -> Iterator[Advice]:
     if login is None:
         return
     if login.password is not None and login.password != NO_PASSWORD:
+        if login.file is not None:
+            return
         text = "the file has a password in it: whoever reads the file can log in"
         yield Advice("auth-user-pass", text, "keep the file to yourself (mode 0600), or let the password be asked for")
     elif config.auth_nocache:

@@ -269,10 +269,6 @@ def _forgive(draft: Draft, statement: Statement) -> None:
     draft.forgiven.update(word.removeprefix("--") for word in statement.words)
 
 
-def _nothing(draft: Draft, statement: Statement) -> None:
-    pass
-
-
 MAX_PING = 86400
 # TLS_CHANNEL_MTU_MIN
 MIN_CONTROL = 154
