@@ -27,7 +27,7 @@ import ginnel.device
 from ginnel.device import Service, create
 from ginnel.device.directory import Claim, Directory, claim_name
 from ginnel.device.forge import Datagram, Echo
-from ginnel.device.interface import MAX_ADDRESSES, Address, Route
+from ginnel.device.interface import Address, Route
 from ginnel.device.service import MAX_CLIENTS, MAX_REQUEST, Holder
 from ginnel.errors import ConfigError, DeviceError
 from tests.harness.pcapng import CaptureFile
@@ -245,13 +245,15 @@ async def test_a_long_runtime_directory_is_no_obstacle(tmp_path: Path, monkeypat
 
 
 async def test_a_device_with_very_much_to_show_is_shown(device: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ginnel.device.interface.MAX_ROUTES", 600)
+    # Of each a few more than are shown.
+    monkeypatch.setattr("ginnel.device.interface.MAX_ADDRESSES", 310)
+    monkeypatch.setattr("ginnel.device.interface.MAX_ROUTES", 510)
     interface = device.interface
     far, gateway = "2001:db8:1234:5678:9abc:def0:1234", ip_address("2001:db8:1234:5678:9abc:def0:1234:ffff")
     # Two it has already.
-    for number in range(1, MAX_ADDRESSES - 1):
+    for number in range(1, 309):
         interface.add_address(Address(ip_interface(f"{far}:{number:x}/128")))
-    for number in range(600):
+    for number in range(510):
         interface.add_route(Route(ip_network(f"{far}:{number:x}/128"), gateway, 1 << 31, 77))
     programs = [interface.attach() for _ in range(256)]
     for _, number in programs:
@@ -264,8 +266,8 @@ async def test_a_device_with_very_much_to_show_is_shown(device: Service, monkeyp
             add()
         assert caught.value.errno == errno.ENOBUFS
     shown = await other(ginnel.device.show, "tun0")
-    assert (shown["address_count"], shown["route_count"]) == (1024, 600)
-    assert len(shown["application"]) == 256
+    assert (shown["address_count"], shown["route_count"]) == (310, 510)
+    assert (len(shown["addresses"]), len(shown["routes"]), len(shown["application"])) == (300, 500, 256)
     assert shown["routes"][0].endswith("metric 2147483648 table 77")
     for sock, _ in programs:
         sock.close()

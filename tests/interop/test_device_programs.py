@@ -169,7 +169,8 @@ def test_the_examples_on_the_kernels_device(kernel: Kernel) -> None:
     assert pong.out.all()[-1] == "6 pings answered"
     ping = kernel.start(EXAMPLES / "ping.py", "10.7.0.1", "10.7.0.2", "tun7")
     assert ping.wait(60) == 0
-    assert ping.out.all()[-1] == "4 sent, 4 received"
+    # The first answer may be among what the kernel drops until it has noticed that somebody is there.
+    assert ping.out.all()[-1] in ("4 sent, 4 received", "4 sent, 3 received")
 
 
 def test_the_echo_examples_on_the_kernels_device(kernel: Kernel) -> None:
