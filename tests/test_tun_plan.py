@@ -23,7 +23,7 @@ from ginnel.network.kill_switch import ANY_PORT, rules
 from ginnel.network.leaks import leaks, unmade
 from ginnel.network.masquerade import Forward, Gate, free_ports
 from ginnel.network.masquerade import rules as masquerade_rules
-from ginnel.network.plan import AddressChange, RouteChange, Settings, plan, settings
+from ginnel.network.plan import AddressChange, RouteChange, Settings, Wish, plan, settings, way_to
 from ginnel.openvpn.push import PushReply
 
 HOME = RouteChange(ip_network("0.0.0.0/0"), "wlan0", ip_address("192.168.1.1"), 600)
@@ -138,7 +138,8 @@ def test_a_default_route_counts_beside_the_one_that_is_there(option: str, metric
     made = changes(option, present=present)
     assert {network for network, (device, _) in made.items() if device == "tun0"} == parts
     server = "203.0.113.5/32"
-    assert (made.get(server) == ("wlan0", "192.168.1.1")) == ("ipv6" not in option)
+    # One that counts less than the machine's takes nothing away.
+    assert (made.get(server) == ("wlan0", "192.168.1.1")) == ("ipv6" not in option and "700" not in option)
 
 
 def told(*options: str, present: Sequence[RouteChange], file: tuple[str, ...] = ()) -> list[str]:
@@ -217,6 +218,73 @@ def test_a_gateway_that_is_named() -> None:
         "fd01::/64": ("tun0", "fd08::9"),
         "fd02::/64": ("tun0", "fd08::1"),
     }
+
+
+def test_a_server_in_the_tunnels_own_network() -> None:
+    """The kernel leads there by itself, what no route had to be pushed for."""
+    assert changes(servers=("10.8.0.77",))["10.8.0.77/32"] == ("wlan0", "192.168.1.1")
+    assert changes(servers=("fd08::77",))["fd08::77/128"] == ("wlan0", "fe80::1")
+    assert changes(servers=("10.9.0.77",)) == {}
+
+
+POOL = [
+    *("0.0.0.0/0", "0.0.0.0/1", "128.0.0.0/1", "203.0.113.0/24", "203.0.113.5/32", "10.8.0.0/24", "10.8.0.77/32"),
+    *("::/0", "2000::/4", "2001:db8::/32", "2001:db8::5/128", "fd08::/64"),
+]
+METRICS = st.sampled_from([0, 1, 5, 256, 600, 1024, 4096])
+ROUTES = st.builds(
+    lambda network, device, metric: RouteChange(
+        network,
+        device,
+        None if device is None else ip_address("fe80::1" if network.version == 6 else "192.168.1.1"),
+        metric,
+    ),
+    st.sampled_from(POOL).map(ip_network),
+    st.sampled_from(["wlan0", "eth0", None]),
+    METRICS,
+)
+WISHES = st.builds(
+    lambda network, way, metric: Wish(network, way, None, metric),
+    st.none() | st.sampled_from(POOL).map(ip_network),
+    st.sampled_from(["tunnel", "outside"]),
+    METRICS,
+)
+FLAGS = st.none() | st.lists(st.sampled_from(["def1", "ipv6", "!ipv4", "block-local"]), max_size=3).map(tuple)
+
+
+@given(
+    present=st.lists(ROUTES, max_size=6),
+    wishes=st.lists(WISHES, max_size=5).map(tuple),
+    flags=FLAGS,
+    blocks=st.booleans(),
+    servers=st.lists(st.sampled_from(["203.0.113.5", "10.8.0.77", "2001:db8::5", "fd08::77"]), min_size=1, unique=True),
+)
+def test_no_packet_to_a_server_goes_into_the_tunnel(
+    present: list[RouteChange],
+    wishes: tuple[Wish, ...],
+    flags: tuple[str, ...] | None,
+    blocks: bool,
+    servers: list[str],
+) -> None:
+    """Whatever the machine's routes are and whatever is pushed: it would go round for ever."""
+    present = [replace(r, metric=1024) if r.destination.version == 6 and not r.metric else r for r in present]
+    own, own6 = ip_interface("10.8.0.2/24"), ip_interface("fd08::2/64")
+    wanted = Settings(
+        servers=tuple(map(ip_address, servers)),
+        address=own,
+        address6=own6,
+        routes=wishes,
+        flags=flags,
+        block_ipv6=blocks,
+    )
+    table = {(route.destination, route.metric): route for route in reversed(present)}
+    for change in plan(wanted, "tun0", [*table.values()]):
+        if isinstance(change, RouteChange):
+            table.setdefault((change.destination, change.metric), change)
+    routes = [*table.values(), RouteChange(own.network, "tun0"), RouteChange(own6.network, "tun0", metric=256)]
+    for server in wanted.servers:
+        way = way_to(server, routes)
+        assert way is None or way.device != "tun0", (server, way)
 
 
 JSON = st.recursive(

@@ -183,8 +183,7 @@ def plan(wanted: Settings, device: str, present: Sequence[RouteChange]) -> list[
     changes: dict[tuple[object, ...], Change] = {}
 
     def add(change: Change) -> None:
-        if isinstance(change, RouteChange) and change.destination.version == 6 and not change.metric:
-            change = replace(change, metric=METRIC6)
+        change = _settled(change) if isinstance(change, RouteChange) else change
         key: tuple[object, ...] = (
             ("route", change.destination, change.metric)
             if isinstance(change, RouteChange)
@@ -198,7 +197,8 @@ def plan(wanted: Settings, device: str, present: Sequence[RouteChange]) -> list[
     inward = [RouteChange(network, device, _via(None, network, wanted)) for network in _covered(wanted, outside)]
     led = [change for wish in wanted.routes for change in _led(wish, wanted, device, outside)]
     blocked = [RouteChange(network, None, metric=BLOCKING) for network in EVERYWHERE6 if wanted.block_ipv6]
-    taken = [change.destination for change in (*led, *inward, *blocked) if change.device in (device, None)]
+    taken = [_settled(change) for change in (*led, *inward, *blocked) if change.device in (device, None)]
+    taken += _connected(wanted, device)
     # Before anything leads into the tunnel, what carries the tunnel must not.
     for change in (*_bypasses(wanted, taken, outside), *led, *inward, *blocked):
         add(change)
@@ -214,23 +214,41 @@ def without_ipv6(wanted: Settings) -> Settings:
 def way_to(address: IpAddress, routes: Iterable[RouteChange]) -> RouteChange | None:
     """The route that a packet takes: the longest prefix, then the least metric."""
     fitting = [r for r in routes if r.destination.version == address.version and address in r.destination]
-    return min(fitting, key=lambda r: (-r.destination.prefixlen, r.metric), default=None)
+    return min(fitting, key=_rank, default=None)
 
 
-def _bypasses(wanted: Settings, taken: Sequence[IpNetwork], outside: Sequence[RouteChange]) -> list[RouteChange]:
+def _rank(route: RouteChange) -> tuple[int, int]:
+    """Less counts more."""
+    return -route.destination.prefixlen, route.metric
+
+
+def _settled(route: RouteChange) -> RouteChange:
+    """With the metric that the kernel gives it."""
+    return replace(route, metric=METRIC6) if route.destination.version == 6 and not route.metric else route
+
+
+def _connected(wanted: Settings, device: str) -> Iterator[RouteChange]:
+    """What the kernel adds by itself to the device's addresses."""
+    if wanted.address is not None:
+        yield RouteChange(wanted.address.network if wanted.peer is None else ip_network(str(wanted.peer)), device)
+    if wanted.address6 is not None:
+        yield RouteChange(wanted.address6.network, device, metric=CONNECTED6)
+
+
+def _bypasses(wanted: Settings, taken: Sequence[RouteChange], outside: Sequence[RouteChange]) -> list[RouteChange]:
     """The ways to the servers that the tunnel would take, as they were."""
     flags = wanted.flags or ()
     found = []
     for server in wanted.servers:
-        way, host = way_to(server, outside), ip_network(str(server))
-        if server.is_loopback or "local" in flags or (way is not None and way.destination == host):
+        way, over = way_to(server, outside), way_to(server, taken)
+        if server.is_loopback or "local" in flags or over is None:
             continue
-        over = [network for network in taken if server in network]
-        if way is None and over:
+        host, metric = ip_network(str(server)), 1 if server.version == 6 else 0
+        if way is None:
             # For now: what carries the tunnel must not wait in it, either.
-            found.append(RouteChange(host, None))
-        elif way is not None and any(network.prefixlen >= way.destination.prefixlen for network in over):
-            found.append(RouteChange(host, way.device, way.gateway))
+            found.append(RouteChange(host, None, metric=metric))
+        elif _rank(over) <= _rank(way):
+            found.append(RouteChange(host, way.device, way.gateway, metric))
     if "block-local" in flags:
         for way in _defaults(outside):
             if way.gateway is not None:
@@ -348,6 +366,8 @@ HALVES: list[IpNetwork] = [IPv4Network("0.0.0.0/1"), IPv4Network("128.0.0.0/1")]
 EVERYWHERE6: list[IpNetwork] = [IPv6Network(text) for text in ("::/3", "2000::/4", "3000::/4", "fc00::/7")]
 # What the kernel makes of an IPv6 route without a metric.
 METRIC6 = 1024
+# And of one to an address's own network.
+CONNECTED6 = 256
 # Less wanted than any route that a tunnel leads to.
 BLOCKING = 4096
 MAX_ROUTES = 20_000
