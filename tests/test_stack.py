@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from ginnel._core import Device, End, NetStack
 from ginnel.stack import Flow, Stack
+from ginnel.stack.sockets import ADDRESS_LEN
 
 MIB = 1 << 20
 Pair = tuple[Stack, Stack]
@@ -352,6 +353,22 @@ async def test_udp_echo(pair: Pair) -> None:
                 await server.sendto(data, address)
                 assert await client.recvfrom() == (bytes(size), (host, 7))
     await until(lambda: left.statistics()["datagrams"] == 0)
+
+
+async def test_what_a_program_sends_before_it_closes_goes_out_whatever_it_has_not_read(pair: Pair) -> None:
+    left, right = pair
+    async with await left.open_datagram() as client:
+        for _ in range(20):
+            descriptor, port = right.bind_datagrams(None, 0)
+            for _ in range(3):
+                await client.sendto(b"question", ("10.8.0.2", port))
+            first = await asyncio.get_running_loop().run_in_executor(None, descriptor.recv, 100)
+            assert await asyncio.to_thread(lambda own=descriptor: select.select([own], [], [], 20)[0])
+            for number in range(10):
+                descriptor.send(first[:ADDRESS_LEN] + bytes([number]))
+            descriptor.close()
+            answers = [(await asyncio.wait_for(client.recvfrom(), 20))[0] for _ in range(10)]
+            assert answers == [bytes([number]) for number in range(10)]
 
 
 async def test_a_datagram_longer_than_any_is_counted(pair: Pair) -> None:

@@ -198,6 +198,8 @@ impl Datagrams {
                 (Ok((count, _)), _) => Incoming::Message(count),
                 (Err(Errno::INTR), _) => continue,
                 (Err(Errno::AGAIN), _) => Incoming::Nothing,
+                // It closed without reading all that it was sent: said once, and before what it sent itself.
+                (Err(Errno::CONNRESET), Datagrams::Messages(_)) => continue,
                 (Err(Errno::CONNREFUSED), Datagrams::Connected(_)) => Incoming::Refused,
                 // Reports about the way there, which may pass.
                 (Err(Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::MSGSIZE), Datagrams::Connected(_)) => {
