@@ -60,7 +60,8 @@ soak: $(VENV)/.built
 		$(BIN)/pytest -n $(WORKERS) --timeout 3600 tests/test_noisy_wire.py tests/test_endpoint.py \
 		tests/test_server_faults.py tests/test_server_crowd.py tests/test_cli_serve.py
 	GINNEL_REKEYS=100 GINNEL_RECONNECTS=100 $(BIN)/pytest -n $(WORKERS) --timeout 3600 \
-		tests/interop/test_renegotiation.py tests/interop/test_restart.py
+		tests/interop/test_renegotiation.py tests/interop/test_restart.py \
+		tests/interop/test_serve.py
 	GINNEL_PACKETS=1000000 GINNEL_KILLS=200 $(BIN)/pytest -n $(WORKERS) --timeout 3600 \
 		tests/test_device_many.py tests/test_device_kills.py
 	GINNEL_SENT=1073741824 $(BIN)/pytest --timeout 3600 tests/interop/test_lend_openvpn.py -k both_sides

@@ -29,6 +29,7 @@ from tests.harness.process import Process, parse_event
 
 ROOT = Path(__file__).parents[2]
 UP = "Initialization Sequence Completed"
+REKEYS = int(os.environ.get("GINNEL_REKEYS", "2"))
 
 
 @contextlib.contextmanager
@@ -195,6 +196,56 @@ def test_all_traffic_goes_through_the_server_where_it_is_allowed(network: Networ
         assert page == (office.PAGE.decode() if allowed else "")
         assert client.stop() == 0
         event(server, "disconnected", 10)
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+@pytest.mark.parametrize("proto", ["udp", "tcp"])
+def test_a_stream_goes_on_while_keys_change(network: Network, proto: str, side: str) -> None:
+    """As many times as GINNEL_REKEYS says; whoever begins."""
+    people = People()
+    people.add("alice")
+    often, lines = (2, ("reneg-sec 0",)) if side == "server" else (3600, ("reneg-sec 2 2",))
+    with (
+        serving(network, people, reneg_sec=often),
+        stock_client(network, people, "alice", *lines, proto=proto) as client,
+    ):
+        client.wait_line(UP, 30)
+        came, enough = [0], threading.Event()
+        stream = threading.Thread(target=echo_until, args=(network, enough, came))
+        stream.start()
+        try:
+            for _ in range(REKEYS):
+                client.wait_line("Control Channel: TLS", 30, len(client.out))
+                before = came[0]
+
+                def goes_on(before: int = before) -> bool:
+                    return came[0] > before or not stream.is_alive()
+
+                wait_until(goes_on, 20, lambda: came)
+        finally:
+            enough.set()
+            stream.join(30)
+        assert came[-1] is True, "the stream broke"
+
+
+def echo_until(network: Network, enough: threading.Event, came: list[Any]) -> None:
+    """One stream to the server's inner end and back; counts bytes in ``came``, and adds True if none was missing."""
+    piece = os.urandom(200_000)
+    with network.client.socket(socket.AF_INET) as sock:
+        sock.settimeout(20)
+        sock.connect(("10.8.0.1", 7))
+        while not enough.is_set():
+            sender = threading.Thread(target=sock.sendall, args=(piece,))
+            sender.start()
+            back = b""
+            while len(back) < len(piece):
+                data = sock.recv(65536)
+                assert data, "the stream ended"
+                back += data
+            sender.join(20)
+            assert back == piece
+            came[0] += len(piece)
+    came.append(True)
 
 
 def test_renegotiation_under_traffic_and_float(network: Network) -> None:
