@@ -401,8 +401,8 @@ def test_a_gate_closes_what_user_space_closes() -> None:
     gate = Gate.parse(json.loads(json.dumps(Gate((ip_network("10.8.0.0/24"),), (ip_network("10.1.0.0/16"),)).emit())))
     text = masquerade_rules("tun0", gate)
     for network in CLOSED:
-        assert f"daddr {{ {network} }} reject" in text
-    opened, closed = text.index("daddr { 10.1.0.0/16 } accept"), text.index("daddr { 10.0.0.0/8 } reject")
+        assert f"daddr {{ {network} }} goto refuse" in text
+    opened, closed = text.index("daddr { 10.1.0.0/16 } accept"), text.index("daddr { 10.0.0.0/8 } goto refuse")
     assert opened < closed
     assert "dnat" not in text
     forwards = (Forward(8080, IPv4Address("10.8.0.2"), 80),)

@@ -74,9 +74,7 @@ def rules(device: str, gate: Gate) -> str:
     name = table(device)
     translated = [NAT64, COMPATIBLE, TUNNELLED]
     allowed = [f"{_matches('daddr', [network])} accept" for network in gate.allow]
-    closed = [
-        f"{_matches('daddr', [network])} reject with icmpx admin-prohibited" for network in (*CLOSED, *translated)
-    ]
+    closed = [f"{_matches('daddr', [network])} goto refuse" for network in (*CLOSED, *translated)]
     own = [f"{_matches('daddr', [network])} meta l4proto {{ icmp, ipv6-icmp }} accept" for network in gate.inside]
     # Never the client's own source port: a flow of its with that of a listener would take what is sent to that from
     # there (port shadow).
@@ -90,7 +88,7 @@ def rules(device: str, gate: Gate) -> str:
     let_out = [f"{_target(each, 's')} ct direction reply ct status dnat accept" for each in gate.forwards]
     # As one of the server's own: the client may know no way to who asks.
     seen = [f'oifname "{device}" {_target(each, "d")} ct status dnat masquerade' for each in gate.forwards]
-    among = "accept" if gate.relaying else "reject with icmpx admin-prohibited"
+    among = "accept" if gate.relaying else "goto refuse"
     return f"""table inet {name}
 delete table inet {name}
 table inet {name} {{
@@ -99,7 +97,12 @@ table inet {name} {{
         iifname "{device}" jump out
         oifname "{device}" ct state established,related accept
         {_lines(let_in)}
-        oifname "{device}" iifname != "{device}" reject with icmpx admin-prohibited
+        oifname "{device}" iifname != "{device}" goto refuse
+    }}
+    chain refuse {{
+        # At once, however often: the kernel sends few of the other kind a second.
+        meta l4proto tcp reject with tcp reset
+        reject with icmpx admin-prohibited
     }}
     chain out {{
         {_lines(let_out)}
@@ -113,7 +116,7 @@ table inet {name} {{
         ct state established,related accept
         {_lines(own)}
         {_lines(allowed)}
-        reject with icmpx admin-prohibited
+        goto refuse
     }}
     chain prerouting {{
         type nat hook prerouting priority dstnat; policy accept;
