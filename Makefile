@@ -24,7 +24,7 @@ demo: $(VENV)/.built
 test: $(VENV)/.built target/wheels/.built
 	@scripts/need openvpn wireguard-go tshark iperf3 ethtool nft cc curl ip setpriv /usr/bin/python3
 	cargo test --workspace --locked --quiet
-	$(BIN)/pytest -n $(WORKERS) $(PYTEST)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(PYTEST)
 
 check: $(VENV)/.built
 	$(BIN)/ruff check

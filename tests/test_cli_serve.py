@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -147,6 +148,8 @@ def test_lines_that_are_lost_are_counted_and_said_once() -> None:
         lines = Lines(writer, lambda count: f"{count} lost")
         long = "x" * 1000
         lines.add(long * 100)
+        # The pipe is full of it, and who writes it waits there.
+        assert select.select([reads], [], [], 20)[0]
         for _ in range(MAX_LINES + 499):
             lines.add(long)
         assert not lines.settle(0)

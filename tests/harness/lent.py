@@ -57,8 +57,10 @@ class Lent:
 
     def wait_done(self, action: str, timeout: float = 60, start: int = 0) -> dict[str, Any]:
         """What the driver says of an action."""
-        line = self.process.wait_line(f'{{"done": "{action}"', timeout, start)
-        done = json.loads(line)
+        begin = f'{{"done": "{action}"'
+        line = self.process.wait_line(begin, timeout, start)
+        # The program may be in the middle of a line of its own.
+        done, _ = json.JSONDecoder().raw_decode(line[line.index(begin) :])
         assert "error" not in done, f"{done}\n{self.process}"
         return dict(done)
 
