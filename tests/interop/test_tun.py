@@ -47,12 +47,6 @@ def network() -> Iterator[Network]:
 
 
 @pytest.fixture(scope="module")
-def machine(network: Network) -> Iterator[Machine]:
-    with Machine(network) as machine:
-        yield machine
-
-
-@pytest.fixture(scope="module")
 def profile() -> Profile:
     return Profile(keepalive=(1, 4), server_options=EVERYTHING)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +11,7 @@ import pytest
 from tests.harness import office
 from tests.harness.network import Network
 from tests.harness.profile import Profile
-from tests.harness.server import Office, StockServer
+from tests.harness.server import StockServer
 from tests.harness.tun_client import Machine
 
 SIZE = 8 << 20
@@ -28,15 +27,10 @@ CELLS: list[tuple[str, Literal["udp", "tcp"], Literal["none", "tls-auth", "tls-c
 ]
 
 
-@pytest.fixture(scope="module")
-def network() -> Iterator[Network]:
-    with Network() as network, Office(network.server):
-        yield network
-
-
 @pytest.mark.parametrize(("cipher", "transport", "wrap", "threads"), CELLS)
 def test_bytes_arrive_both_ways(
     network: Network,
+    machine: Machine,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     cipher: str,
@@ -51,7 +45,7 @@ def test_bytes_arrive_both_ways(
     there, back = tmp_path / "there", tmp_path / "back"
     there.write_bytes(office.body(SIZE))
     url = f"http://{office.ADDRESS}/body/{SIZE}"
-    with StockServer(network, profile), Machine(network) as machine, machine.start(profile) as client:
+    with StockServer(network, profile), machine.start(profile) as client:
         assert client.wait_next("up")["cipher"] == cipher
         curl = ("curl", "--silent", "--show-error", "--max-time", "60")
         client.run(*curl, "--output", str(back), url)

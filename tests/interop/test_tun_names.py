@@ -35,12 +35,6 @@ def network() -> Iterator[Network]:
 
 
 @pytest.fixture(scope="module")
-def machine(network: Network) -> Iterator[Machine]:
-    with Machine(network) as machine:
-        yield machine
-
-
-@pytest.fixture(scope="module")
 def server(network: Network) -> Iterator[StockServer]:
     with StockServer(network, PROFILE) as server:
         yield server
