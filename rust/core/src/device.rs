@@ -181,6 +181,14 @@ impl Device {
         }
     }
 
+    /// The queue that this side reads.
+    pub fn incoming(&self, side: Side) -> &Queue {
+        match side {
+            Side::Application => &self.to_application,
+            Side::Interface => &self.to_interface,
+        }
+    }
+
     fn check(&self, packet: &[u8]) -> Result<(), Refused> {
         let fits = match self.kind {
             Kind::Tun => matches!(packet.first().map(|byte| byte >> 4), Some(4 | 6)),
@@ -213,10 +221,7 @@ impl End {
 
     /// The queue that this end reads. For wake-ups and readiness; packets go through [`End::receive`].
     pub fn incoming(&self) -> &Queue {
-        match self.side {
-            Side::Application => &self.device.to_application,
-            Side::Interface => &self.device.to_interface,
-        }
+        self.device.incoming(self.side)
     }
 
     /// The queue that this end writes. For wake-ups and room; packets go through [`End::send`].

@@ -242,10 +242,10 @@ impl Queue {
         })
     }
 
-    /// Whether no packet waits and none will come unless another writer does.
+    /// Whether no packet waits and none will come unless another writer does, or the device is deleted.
     pub fn is_ended(&self) -> bool {
         let inner = lock(&self.inner);
-        inner.packets.is_empty() && !inner.has_writer
+        inner.packets.is_empty() && inner.state().hung_up
     }
 
     /// How many packets wait.

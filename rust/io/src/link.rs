@@ -1,11 +1,13 @@
 //! Joins an end of a memory device with descriptors that other programs hold.
 //!
-//! A program holds the other half of a SOCK_SEQPACKET pair, and a thread here moves packets between
-//! the pair and the device. What the program writes is always read: what a kernel's device would
-//! have refused is counted, what finds no room is dropped and counted. Several descriptors are
-//! several queues of one device: the packets of a flow keep to one of them.
+//! A program holds the other half of a SOCK_SEQPACKET pair. A thread here reads what the program writes,
+//! always: what a kernel's device would have refused is counted, what finds no room is dropped and
+//! counted. What is for the program the device's writer puts into the pair himself ([`outward`]).
+//! Several descriptors are several queues of one device: the packets of a flow keep to one of them.
 
-use std::collections::{BTreeMap, VecDeque};
+mod outward;
+
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,7 +15,6 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use ginnel_core::device::{Device, End, Side};
-use ginnel_core::flow::flow_hash;
 use ginnel_core::packet::{LocalPool, Packet, Pool};
 use ginnel_core::queue::Wake;
 use rustix::buffer::spare_capacity;
@@ -23,6 +24,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::calls::Calls;
+use crate::link::outward::{Left, Outward};
 use crate::prompt::take_short_turns;
 use crate::seqpacket::{Inbox, MESSAGES, PacketSocket, SEND_BUFFER};
 use crate::wake::Waker;
@@ -73,8 +75,7 @@ impl Link {
     /// Whether messages begin with packet information. `false`: there is none of this number.
     pub fn set_packet_info(&self, number: u64, packet_info: bool) -> bool {
         let set = move |inner: &mut Loop| {
-            let member = inner.members.get_mut(&number)?;
-            member.socket.packet_info = packet_info;
+            inner.members.get(&number)?.socket.set_packet_info(packet_info);
             Some(())
         };
         self.shared.calls.call(set).flatten().is_some()
@@ -119,7 +120,6 @@ pub fn join(end: End, descriptor: OwnedFd, pool: &Arc<Pool>) -> Result<(), NotJo
     inner.only_while_joined = true;
     inner.adopt(end);
     inner.add(descriptor, false)?;
-    inner.device_waits = true;
     inner.spawn().map_err(not_started)?;
     Ok(())
 }
@@ -150,15 +150,14 @@ struct Loop {
     end: Option<End>,
     members: BTreeMap<u64, Member>,
     next: u64,
-    /// The members that are enabled, for choosing one by a flow's hash.
-    enabled: Vec<u64>,
+    outward: Arc<Outward>,
     inbox: Inbox,
     pool: LocalPool,
     packets: Vec<Packet>,
-    /// Packets may wait at the device.
+    /// Packets may wait at the device, or it has ended.
     device_waits: bool,
     wake: Arc<Waker>,
-    epoll: OwnedFd,
+    epoll: Arc<OwnedFd>,
     running: bool,
     /// The thread ends with its last member.
     only_while_joined: bool,
@@ -166,11 +165,8 @@ struct Loop {
 }
 
 struct Member {
-    socket: PacketSocket,
+    socket: Arc<PacketSocket>,
     enabled: bool,
-    /// Packets that wait for room in the socket.
-    backlog: VecDeque<Packet>,
-    blocked: bool,
 }
 
 impl Loop {
@@ -181,18 +177,19 @@ impl Loop {
             gone: Mutex::new(Vec::new()),
             ready: Waker::new()?,
         });
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
+        let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
+        epoll::add(&*epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
+        let outward = Outward::new(device.clone(), side, pool, epoll.clone(), wake.clone());
         Ok(Loop {
             device,
             side,
             end: None,
             members: BTreeMap::new(),
             next: 0,
-            enabled: Vec::new(),
+            outward: Arc::new(outward),
             inbox: Inbox::new(),
             pool: pool.local(),
-            packets: Vec::with_capacity(BATCH),
+            packets: Vec::with_capacity(MESSAGES),
             device_waits: false,
             wake,
             epoll,
@@ -212,11 +209,11 @@ impl Loop {
     fn run(&mut self) {
         let mut ready = Vec::with_capacity(READY);
         while self.running {
-            let busy = self.device_waits && !self.is_held_back();
-            let patience = busy.then(|| Timespec::try_from(Duration::ZERO).expect("zero is a time"));
+            let patience =
+                self.device_waits.then(|| Timespec::try_from(Duration::ZERO).expect("zero is a time"));
             ready.clear();
             // Interrupted or not, the next turn looks at everything.
-            let _ = epoll::wait(&self.epoll, spare_capacity(&mut ready), patience.as_ref());
+            let _ = epoll::wait(&*self.epoll, spare_capacity(&mut ready), patience.as_ref());
             for event in ready.drain(..) {
                 match event.data.u64() {
                     WAKE => {
@@ -227,8 +224,12 @@ impl Loop {
                     number => self.serve(number, event.flags),
                 }
             }
-            if self.device_waits && !self.is_held_back() {
-                self.deliver();
+            if self.device_waits {
+                let left = self.outward.deliver();
+                self.device_waits = left == Left::More;
+                if left == Left::Ended {
+                    self.end_all();
+                }
             }
         }
     }
@@ -237,7 +238,7 @@ impl Loop {
     fn look(&mut self) {
         let mut ready = Vec::with_capacity(READY);
         let at_once = Timespec::try_from(Duration::ZERO).expect("zero is a time");
-        let _ = epoll::wait(&self.epoll, spare_capacity(&mut ready), Some(&at_once));
+        let _ = epoll::wait(&*self.epoll, spare_capacity(&mut ready), Some(&at_once));
         for event in ready {
             if event.data.u64() != WAKE {
                 self.serve(event.data.u64(), event.flags);
@@ -253,17 +254,18 @@ impl Loop {
             return Err(NotJoined::TooMany);
         }
         let kind = self.device.kind();
-        let socket = PacketSocket::new(descriptor, kind, packet_info).map_err(NotJoined::Descriptor)?;
+        let socket =
+            Arc::new(PacketSocket::new(descriptor, kind, packet_info).map_err(NotJoined::Descriptor)?);
         self.take_end()?;
         let number = self.next;
         self.next += 1;
-        epoll::add(&self.epoll, &socket, EventData::new_u64(number), EventFlags::IN).map_err(|errno| {
+        epoll::add(&*self.epoll, &socket, EventData::new_u64(number), EventFlags::IN).map_err(|errno| {
             self.give_end_back_if_unused();
             NotJoined::Descriptor(errno)
         })?;
-        self.members
-            .insert(number, Member { socket, enabled: true, backlog: VecDeque::new(), blocked: false });
-        self.choose_enabled();
+        self.members.insert(number, Member { socket: socket.clone(), enabled: true });
+        self.outward.add(number, socket);
+        self.device_waits = true;
         Ok(number)
     }
 
@@ -274,14 +276,15 @@ impl Loop {
         if enabled {
             self.take_end()?;
         }
-        if let Some(member) = self.members.get_mut(&number) {
-            member.enabled = enabled;
-            if !enabled {
-                let lost = std::mem::take(&mut member.backlog);
-                self.count_lost(lost);
-            }
+        let Some(member) = self.members.get_mut(&number) else { return Ok(false) };
+        let was_enabled = std::mem::replace(&mut member.enabled, enabled);
+        match (was_enabled, enabled) {
+            (false, true) => self.outward.add(number, member.socket.clone()),
+            (true, false) => self.outward.remove(number),
+            _ => {}
         }
-        self.choose_enabled();
+        self.device_waits = true;
+        self.give_end_back_if_unused();
         Ok(true)
     }
 
@@ -298,26 +301,20 @@ impl Loop {
     }
 
     fn adopt(&mut self, end: End) {
-        end.incoming().set_reader(Some(self.wake.clone()));
+        end.incoming().set_reader(Some(self.outward.clone()));
         self.end = Some(end);
     }
 
-    fn choose_enabled(&mut self) {
-        self.enabled =
-            self.members.iter().filter(|(_, member)| member.enabled).map(|(&number, _)| number).collect();
-        self.give_end_back_if_unused();
-    }
-
     fn give_end_back_if_unused(&mut self) {
-        if self.enabled.is_empty() {
+        if !self.members.values().any(|member| member.enabled) {
             self.end = None;
         }
     }
 
     fn forget(&mut self, number: u64) {
         let Some(member) = self.members.remove(&number) else { return };
-        self.count_lost(member.backlog);
-        self.choose_enabled();
+        self.outward.remove(number);
+        self.give_end_back_if_unused();
         // Closed only now, when the end is free again: who sees the descriptor end may take it.
         drop(member.socket);
         self.running &= !self.only_while_joined || !self.members.is_empty();
@@ -330,30 +327,8 @@ impl Loop {
         self.shared.ready.wake();
     }
 
-    fn count_lost(&mut self, lost: impl IntoIterator<Item = Packet>) {
-        let (mut packets, mut bytes) = (0, 0);
-        for packet in lost {
-            packets += 1;
-            bytes += packet.len() as u64;
-            self.pool.recycle(packet);
-        }
-        if let Some(end) = &self.end {
-            end.incoming().count_lost(packets, bytes);
-        }
-    }
-
-    /// A single program that does not read holds the device's queue back, where the newest is dropped.
-    /// One of several must not.
-    fn is_held_back(&self) -> bool {
-        match self.enabled.as_slice() {
-            [] => true,
-            [only] => self.members[only].blocked,
-            _ => false,
-        }
-    }
-
     fn serve(&mut self, number: u64, flags: EventFlags) {
-        let Some(member) = self.members.get_mut(&number) else { return };
+        let Some(member) = self.members.get(&number) else { return };
         if flags.contains(EventFlags::HUP) {
             member.socket.note_hang_up();
         }
@@ -365,13 +340,14 @@ impl Loop {
             return;
         }
         if flags.contains(EventFlags::OUT) {
-            self.flush(number);
+            self.outward.flush(number);
+            self.device_waits = true;
         }
     }
 
     /// What the program has written goes to the device. `false`: the program is gone.
     fn collect(&mut self, number: u64) -> bool {
-        let Some(member) = self.members.get_mut(&number) else { return true };
+        let Some(member) = self.members.get(&number) else { return true };
         for _ in 0..TURNS {
             let received = self.inbox.receive(&member.socket, &mut self.pool, &mut self.packets);
             match &self.end {
@@ -392,71 +368,13 @@ impl Loop {
         }
         true
     }
-
-    /// One batch from the device to the programs.
-    fn deliver(&mut self) {
-        let Some(end) = &self.end else { return };
-        let mut packets = std::mem::take(&mut self.packets);
-        match end.receive(&mut packets, BATCH) {
-            Ok(count) if count > 0 || !end.incoming().is_ended() => self.device_waits = count == BATCH,
-            _ => {
-                // Deleted, or nobody at the other end: every program sees its descriptor end.
-                self.packets = packets;
-                self.device_waits = false;
-                self.end_all();
-                return;
-            }
-        }
-        let mut lost = Vec::new();
-        for packet in packets.drain(..) {
-            let chosen = match self.enabled.as_slice() {
-                [only] => *only,
-                several => several[flow_hash(self.device.kind(), &packet, 0) as usize % several.len()],
-            };
-            match self.members.get_mut(&chosen) {
-                Some(member) if member.backlog.len() < MAX_BACKLOG => member.backlog.push_back(packet),
-                _ => lost.push(packet),
-            }
-        }
-        self.packets = packets;
-        self.count_lost(lost);
-        for index in 0..self.enabled.len() {
-            self.flush(self.enabled[index]);
-        }
-    }
-
-    /// As much of a member's backlog as its socket takes.
-    fn flush(&mut self, number: u64) {
-        let Some(member) = self.members.get_mut(&number) else { return };
-        let mut blocked = false;
-        let mut lost = Vec::new();
-        while !member.backlog.is_empty() && !blocked {
-            let packets = member.backlog.make_contiguous();
-            let count = packets.len().min(MESSAGES);
-            match member.socket.send(packets) {
-                Ok(sent) => {
-                    blocked = sent < count;
-                    self.pool.recycle_all(member.backlog.drain(..sent));
-                }
-                // Longer than this system lets a buffer be (net.core.wmem_max): there will never be room.
-                Err(Errno::MSGSIZE) => lost.extend(member.backlog.pop_front()),
-                // Another shows when the socket is read, and is dealt with there.
-                Err(_) => blocked = true,
-            }
-        }
-        if blocked != member.blocked {
-            member.blocked = blocked;
-            let flags = if blocked { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
-            let _ = epoll::modify(&self.epoll, &member.socket, EventData::new_u64(number), flags);
-        }
-        self.count_lost(lost);
-    }
 }
 
 impl Drop for Loop {
     /// Also after a panic: nobody is left waiting, and every program sees its descriptor end.
     fn drop(&mut self) {
         self.shared.calls.end();
+        self.members.keys().for_each(|&number| self.outward.remove(number));
     }
 }
 
@@ -465,11 +383,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-const BATCH: usize = 64;
 const TURNS: usize = 4;
 const READY: usize = 64;
 /// As on the kernel's device (MAX_TAP_QUEUES, drivers/net/tun.c).
 const MAX_DESCRIPTORS: usize = 256;
-/// Packets that wait for one of several programs.
-const MAX_BACKLOG: usize = 500;
 const WAKE: u64 = u64::MAX;

@@ -5,6 +5,7 @@
 
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ginnel_core::device::Kind;
 use ginnel_core::packet::{LocalPool, MAX_LEN, POOLED_LEN, Packet};
@@ -16,9 +17,9 @@ pub struct PacketSocket {
     descriptor: OwnedFd,
     kind: Kind,
     /// Each message begins with packet information.
-    pub packet_info: bool,
+    packet_info: AtomicBool,
     /// The other side may have closed: from now on an empty message is told from the end.
-    careful: bool,
+    careful: AtomicBool,
 }
 
 /// What came of a receive call.
@@ -37,14 +38,21 @@ impl PacketSocket {
         rustix::io::ioctl_fionbio(&descriptor, true)?;
         // As large as the system lets it be: each packet of a full queue, and the longest one.
         sockopt::set_socket_send_buffer_size(&descriptor, SEND_BUFFER)?;
-        Ok(PacketSocket { descriptor, kind, packet_info, careful: false })
+        let (packet_info, careful) = (AtomicBool::new(packet_info), AtomicBool::new(false));
+        Ok(PacketSocket { descriptor, kind, packet_info, careful })
+    }
+
+    /// Whether each message begins with packet information.
+    pub fn set_packet_info(&self, packet_info: bool) {
+        self.packet_info.store(packet_info, Ordering::Relaxed);
     }
 
     /// The other side has closed (EPOLLHUP): what it wrote before can still be read.
-    pub fn note_hang_up(&mut self) {
+    pub fn note_hang_up(&self) {
         // Each message now carries its sender's credentials, and the end of them does not: nothing
         // else distinguishes an empty message from the end.
-        self.careful = sockopt::set_socket_passcred(&self.descriptor, true).is_ok();
+        let careful = sockopt::set_socket_passcred(&self.descriptor, true).is_ok();
+        self.careful.store(careful, Ordering::Relaxed);
     }
 
     /// Sends packets from the front of `packets`; returns how many. Fewer than all: there is no room
@@ -55,7 +63,7 @@ impl PacketSocket {
         // SAFETY: both are plain C structures, for which all zeros are a value.
         let (mut vectors, mut headers): ([[libc::iovec; 2]; MESSAGES], [libc::mmsghdr; MESSAGES]) =
             unsafe { (mem::zeroed(), mem::zeroed()) };
-        let skip = usize::from(!self.packet_info);
+        let skip = usize::from(!self.packet_info.load(Ordering::Relaxed));
         for (index, packet) in packets.iter().enumerate() {
             infos[index][2..].copy_from_slice(&protocol(self.kind, packet));
             let info = infos[index].as_mut_ptr().cast();
@@ -122,6 +130,7 @@ impl Inbox {
         // SAFETY: both are plain C structures, for which all zeros are a value.
         let (mut vectors, mut headers): ([[libc::iovec; 2]; MESSAGES], [libc::mmsghdr; MESSAGES]) =
             unsafe { (mem::zeroed(), mem::zeroed()) };
+        let careful = socket.careful.load(Ordering::Relaxed);
         let mut controls = [[MaybeUninit::<u64>::uninit(); CONTROL_WORDS]; MESSAGES];
         for (index, (slot, overflow)) in
             self.slots.iter_mut().zip(self.overflow.chunks_mut(OVERFLOW)).enumerate()
@@ -133,7 +142,7 @@ impl Inbox {
             let header = &mut headers[index].msg_hdr;
             header.msg_iov = vectors[index].as_mut_ptr();
             header.msg_iovlen = 2;
-            if socket.careful {
+            if careful {
                 header.msg_control = controls[index].as_mut_ptr().cast();
                 header.msg_controllen = size_of_val(&controls[index]) as _;
             }
@@ -171,12 +180,13 @@ impl Inbox {
         packets: &mut Vec<Packet>,
     ) -> Received {
         let mut result = Received::default();
-        let info = if socket.packet_info { PACKET_INFO } else { 0 };
+        let info = if socket.packet_info.load(Ordering::Relaxed) { PACKET_INFO } else { 0 };
+        let careful = socket.careful.load(Ordering::Relaxed);
         // Slots that come out of the middle keep their places until the end.
         let mut slots: Vec<Option<Packet>> = self.slots.drain(..).map(Some).collect();
         for (index, header) in headers.iter().enumerate() {
             let len = header.msg_len as usize;
-            if len == 0 && socket.careful && header.msg_hdr.msg_controllen == 0 {
+            if len == 0 && careful && header.msg_hdr.msg_controllen == 0 {
                 result.ended = true;
                 break;
             }

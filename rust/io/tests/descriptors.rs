@@ -7,7 +7,7 @@ use std::thread;
 
 use ginnel_core::device::{Device, End, Kind, Side};
 use ginnel_core::packet::Pool;
-use ginnel_io::link::{join, pair};
+use ginnel_io::link::{Link, join, pair};
 use rustix::io::Errno;
 
 const WRITERS: usize = 8;
@@ -86,6 +86,26 @@ fn each_packet_once_whole_and_in_its_writers_order_both_ways() {
     for counted in [sent, received] {
         let all = (total() / WRITERS * WRITERS) as u64;
         assert_eq!((counted.packets, counted.dropped, counted.errors), (all, 0, 0));
+    }
+}
+
+/// No thread stands between: that is a wake-up less for whoever sleeps there.
+#[test]
+fn a_packet_lies_before_the_program_when_its_write_returns() {
+    let pool = Pool::new(8);
+    let device = Device::new(Kind::Tun, 1500, QUEUE);
+    let interface = Interface { end: device.attach(Side::Interface).unwrap(), pool: pool.clone() };
+    device.set_up(true);
+    let (ours, theirs) = pair().unwrap();
+    let link = Link::start(device, Side::Application, &pool).unwrap();
+    link.add(ours, false).unwrap();
+    // Asked twice, the link's thread has seen to what the first left it.
+    assert!(link.gone().is_empty() && link.gone().is_empty());
+    rustix::io::ioctl_fionbio(&theirs, true).unwrap();
+    let program = Program(theirs);
+    for number in 0..10_000 {
+        interface.write(&packet(0, number));
+        assert_eq!(program.read().map(|read| content(&read)), Some((0, number)));
     }
 }
 
