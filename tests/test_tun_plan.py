@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from ginnel.errors import DeviceError
 from ginnel.gateways.access import CLOSED
 from ginnel.network.journal import Journal, recover
-from ginnel.network.kill_switch import ANY_PORT, rules
+from ginnel.network.kill_switch import rules
 from ginnel.network.leaks import leaks, unmade
 from ginnel.network.masquerade import Forward, Gate, free_ports
 from ginnel.network.masquerade import rules as masquerade_rules
@@ -350,8 +350,6 @@ def test_a_kill_switch_names_every_server() -> None:
     text = rules("tun0", [("203.0.113.5", 1194, "udp"), ("2001:db8::5", 443, "tcp")])
     assert "ip daddr 203.0.113.5 udp dport 1194 accept" in text
     assert "ip6 daddr 2001:db8::5 tcp dport 443 accept" in text
-    # A proxy's relay of datagrams, whose port is not known beforehand.
-    assert "ip daddr 203.0.113.5 meta l4proto udp accept" in rules("tun0", [("203.0.113.5", ANY_PORT, "udp")])
     with pytest.raises(ValueError, match="does not appear"):
         rules("tun0", [("host; accept", 1194, "udp")])
 

@@ -1,7 +1,7 @@
 """Proxies to run in a namespace: HTTP with Basic or Digest, and SOCKS5 with a password.
 
-``python -m tests.harness.proxy ADDRESS`` listens on both ports, prints "ready", and a line for each
-connection that it leads on.
+``python -m tests.harness.proxy ADDRESS [RELAY]`` listens on both ports, prints "ready", and a line for each
+connection that it leads on. Datagrams are relayed at another address where one is given.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from tests.harness.network import Namespace
 
 
 class Proxies:
-    """Both proxies, running on an address of a namespace."""
+    """Both proxies, running on an address of a namespace; datagrams are relayed there as well, or on ``relay``."""
 
-    def __init__(self, namespace: Namespace, address: str) -> None:
+    def __init__(self, namespace: Namespace, address: str, *relay: str) -> None:
         root = str(Path(__file__).parents[2])
         self.process = namespace.start(
-            [sys.executable, "-m", "tests.harness.proxy", address], env={**os.environ, "PYTHONPATH": root}
+            [sys.executable, "-m", "tests.harness.proxy", address, *relay], env={**os.environ, "PYTHONPATH": root}
         )
         try:
             self.process.wait_line("ready", 20)
@@ -59,7 +59,7 @@ async def serve_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
     await lead_on(reader, writer, host, int(port), b"HTTP/1.1 200 OK\r\n\r\n", scheme)
 
 
-async def serve_socks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def serve_socks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *elsewhere: str) -> None:
     _, count = await reader.readexactly(2)
     methods = await reader.readexactly(count)
     writer.write(b"\5\2" if 2 in methods else b"\5\xff")
@@ -82,15 +82,15 @@ async def serve_socks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
         host = socket.inet_ntop(socket.AF_INET if kind == 1 else socket.AF_INET6, packed)
     port = int.from_bytes(await reader.readexactly(2))
     if command == 3:
-        await relay(reader, writer)
+        await relay(reader, writer, *elsewhere)
         return
     await lead_on(reader, writer, host, port, b"\5\0\0\1\0\0\0\0\0\0", "socks")
 
 
-async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Datagrams to and fro while the connection lasts; where they go is said without the address, as many do."""
+async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, elsewhere: str = "") -> None:
+    """Datagrams to and fro while the connection lasts; at the proxy's own address that is not said, as with many."""
     loop = asyncio.get_running_loop()
-    here = writer.get_extra_info("sockname")[0]
+    here = elsewhere or writer.get_extra_info("sockname")[0]
     inside, outside = (socket.socket(type=socket.SOCK_DGRAM) for _ in range(2))
     with inside, outside:
         for each in (inside, outside):
@@ -122,7 +122,7 @@ async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         loop.add_reader(inside, outwards)
         loop.add_reader(outside, inwards)
         try:
-            writer.write(b"\5\0\0\1\0\0\0\0" + inside.getsockname()[1].to_bytes(2))
+            writer.write(b"\5\0\0\1" + socket.inet_aton(elsewhere or "0.0.0.0") + inside.getsockname()[1].to_bytes(2))
             await reader.read()
         finally:
             loop.remove_reader(inside)
@@ -162,7 +162,7 @@ def check_digest(value: str, target: str) -> bool:
     return said["username"] == LOGIN[0] and said["nonce"] == NONCE and said["response"] == wanted
 
 
-async def main(address: str) -> None:
+async def main(address: str, *elsewhere: str) -> None:
     async def quiet(serve: object, *arguments: object) -> None:
         with contextlib.suppress(OSError, EOFError):
             await serve(*arguments)  # type: ignore[operator]
@@ -170,7 +170,7 @@ async def main(address: str) -> None:
 
     for scheme, port in (("basic", BASIC_PORT), ("digest", DIGEST_PORT)):
         await asyncio.start_server(lambda r, w, scheme=scheme: quiet(serve_http, r, w, scheme), address, port)
-    await asyncio.start_server(lambda r, w: quiet(serve_socks, r, w), address, SOCKS_PORT)
+    await asyncio.start_server(lambda r, w: quiet(serve_socks, r, w, *elsewhere), address, SOCKS_PORT)
     print("ready", flush=True)
     await asyncio.Event().wait()
 
@@ -186,4 +186,4 @@ OFFERS = {
 CHECKS = {"basic": check_basic, "digest": check_digest}
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main(*sys.argv[1:]))

@@ -396,10 +396,24 @@ ROWS = [
     ),
     Row(
         "the kernel's device",
-        "a server that moves to where the tunnel leads: by its name, and with float",
+        "a server that moves to where the tunnel leads: by its name",
         "its name and its address are to be found while all is drawn in",
         "test_tun_names::test_a_server_that_moves_is_found_past_the_tunnel",
         "connects again",
+    ),
+    Row(
+        "the kernel's device",
+        "a server that moves with float, in the handshake too; with --kill-switch and without",
+        "what goes there must not go into the tunnel, and nothing else may go there",
+        "test_tun_elsewhere::test_a_server_that_moves_is_followed",
+        "connects; nothing of other programs leaves",
+    ),
+    Row(
+        "the kernel's device",
+        "a SOCKS proxy whose relay is elsewhere; with --kill-switch and without",
+        "only the proxy's answer says where datagrams go",
+        "test_tun_elsewhere::test_a_relay_elsewhere_than_its_proxy",
+        "connects; nothing of other programs leaves",
     ),
     Row(
         "the kernel's device",

@@ -25,7 +25,6 @@ from tests.harness.network import ORDINARY_ID, Network
 from tests.harness.pcapng import CaptureFile
 from tests.harness.process import run
 from tests.harness.profile import Profile
-from tests.harness.relay import Relay
 from tests.harness.server import Office, StockServer
 from tests.harness.tun_client import RESOLV_CONF, Machine, TunClient, way
 from tests.harness.wire import Wire
@@ -371,27 +370,6 @@ def test_the_way_to_the_server_follows_the_machines_routes(
         assert machine.state() == before
 
 
-def test_a_server_that_moves_is_followed_outside(network: Network, machine: Machine, server: StockServer) -> None:
-    """With ``float``: what is sent to where it answers from now must not go into the tunnel."""
-    other = "192.0.2.9"
-    text = replace(server.profile, client_options=("float", f"route {other}")).client_file(Relay.PORT)
-    with contextlib.ExitStack() as stack:
-        network.server.ip(f"address add {other}/24 dev eth0")
-        stack.callback(network.server.ip, f"address delete {other}/24 dev eth0")
-        before = machine.state()
-        relay = stack.enter_context(Relay(network, 1 << 30))
-        client = stack.enter_context(machine.start(text))
-        client.wait_next("up")
-        assert way(client, other) == "tun0"
-        relay.answer_from(other)
-        fetch = ("curl", "--silent", "--show-error", "--max-time", "10", f"http://{office.ADDRESS}/")
-        assert client.run(*fetch).encode() == office.PAGE
-        wait_until(lambda: way(client, other) == "eth0", 10, lambda: client.process)
-        assert client.run(*fetch).encode() == office.PAGE
-        client.stop()
-        assert machine.state() == before
-
-
 def gateway(client: TunClient, address: str) -> str | None:
     """The router that packets to an address go by."""
     routes = json.loads(client.run("ip", "-json", "route", "get", address, check=False) or "[]")
@@ -446,7 +424,8 @@ def test_what_it_says_where_it_cannot(machine: Machine, ordinary_env: Environmen
     assert machine.journals() == []
 
 
-def test_a_helper_lets_through_only_the_ports_that_it_was_told_first(machine: Machine) -> None:
+@pytest.mark.parametrize("sockets", [False, True])
+def test_a_helper_lets_through_only_what_it_was_told_first(machine: Machine, sockets: bool) -> None:
     """What asks later has talked to the network, and may no longer be what it was."""
     ours, theirs = socket.socketpair()
     command = machine.namespace.command([sys.executable, "-m", "ginnel.network.helper"])
@@ -454,17 +433,24 @@ def test_a_helper_lets_through_only_the_ports_that_it_was_told_first(machine: Ma
         theirs.close()
         answers = ours.makefile("rb")
 
-        def ask(**request: object) -> bool:
-            ours.sendall(json.dumps(request).encode() + b"\n")
+        def ask(*lent: socket.socket, **request: object) -> bool:
+            data = json.dumps(request).encode() + b"\n"
+            socket.send_fds(ours, [data], [sock.fileno() for sock in lent])
             return "ok" in json.loads(answers.readline())
 
         assert ask(do="device", name="office0", kind="tun", queues=1)
         assert not ask(do="guard", servers=[[places.SERVER, 1194, "udp"]])
-        assert ask(do="ports", ports=[[1194, "udp"], [0, "udp"]])
-        assert not ask(do="ports", ports=[[53, "udp"]])
-        assert ask(do="guard", servers=[[places.SERVER, 1194, "udp"], [places.SERVER6, 0, "udp"]])
-        for server in ([places.SERVER, 53, "udp"], [places.SERVER, 1194, "tcp"], [places.SERVER, 0, "tcp"]):
+        assert not ask(do="ports", ports=[[0, "udp"]], sockets=True)
+        assert ask(do="ports", ports=[[1194, "udp"]], sockets=sockets)
+        assert not ask(do="ports", ports=[[53, "udp"]], sockets=True)
+        assert ask(do="guard", servers=[[places.SERVER, 1194, "udp"], [places.SERVER6, 1194, "udp"]])
+        for server in ([places.SERVER, 53, "udp"], [places.SERVER, 1194, "tcp"], [places.SERVER, 0, "udp"]):
             assert not ask(do="guard", servers=[server])
+        with socket.socket(type=socket.SOCK_DGRAM) as datagrams, socket.socket() as stream:
+            assert ask(datagrams, do="through") == sockets
+            assert (datagrams.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) != 0) == sockets
+            assert not ask(stream, do="through")
+        assert not ask(do="through")
         assert ask(do="names")
         assert ask(do="release")
         ours.shutdown(socket.SHUT_RDWR)

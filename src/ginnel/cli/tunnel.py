@@ -16,7 +16,7 @@ from typing import Any
 
 from ginnel.errors import ConfigError, DeviceError
 from ginnel.network import rights
-from ginnel.network.outside import has_names, ports
+from ginnel.network.outside import goes_elsewhere, has_names, ports
 from ginnel.network.session import KernelVpn
 from ginnel.openvpn.config import ClientConfig
 
@@ -94,7 +94,7 @@ def held(tunnel: Tunnel, config: ClientConfig) -> Iterator[Machine]:
         found, is_guarded = helper.recover(keep_guard=tunnel.kill_switch)
         if found:
             log.warning("an earlier run was killed: what it had changed of this machine's network is put back")
-        helper.tell_ports(ports(config.remotes))
+        helper.tell_ports(ports(config.remotes), sockets=goes_elsewhere(config))
         device = helper.device(tunnel.name or config.dev, config.dev_type)
         _import_all(config)
         rights.drop(low_ports=any(0 < remote.local_port < FREE_PORTS for remote in config.remotes))

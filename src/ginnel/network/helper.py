@@ -1,12 +1,15 @@
-"""The process that keeps the rights: it knows eight requests, and takes everything back when its asker ends.
+"""The process that keeps the rights: it knows nine requests, and takes everything back when its asker ends.
 
 Requests and answers are objects of JSON, one a line, on a stream socket that is standard input. An answer has
-``ok``; one without has ``error`` and ``errno``. Descriptors come with the answers to ``device`` and ``names``.
+``ok``; one without has ``error`` and ``errno``. Descriptors come with the answers to ``device`` and ``names``, and one
+goes with ``through``.
 
 - ``recover`` (``keep_guard``): undoes what dead processes left, but for their kill switch where it is to be kept.
 - ``device`` (``name`` or null, ``kind``): makes the device.
-- ``ports`` (``ports``): what any kill switch may let through, the servers' ports and protocols; told once.
+- ``ports`` (``ports``, ``sockets``): what any kill switch may let through, the servers' ports and protocols, and
+  whether ``through`` may be asked for; told once.
 - ``guard`` (``servers``): puts the kill switch up, or another in its place.
+- ``through``: has the kill switch let a UDP socket through, wherever its datagrams go.
 - ``names``: sockets that lead to this machine's own name servers, past the tunnel and the kill switch.
 - ``configure`` (``settings``): addresses, routes and name servers, as `plan.Settings` has them; ``told`` are sentences
   on what goes past the tunnel all the same.
@@ -30,7 +33,7 @@ from ginnel.device.kernel import KernelDevice
 from ginnel.errors import DeviceError, GinnelError
 from ginnel.network.apply import Applied
 from ginnel.network.journal import Journal
-from ginnel.network.kill_switch import ANY_PORT, MARK, Port, Server
+from ginnel.network.kill_switch import NAMES_MARK, TUNNEL_MARK, Port, Server
 from ginnel.network.masquerade import Gate
 from ginnel.network.plan import MAX_SERVERS, Settings
 from ginnel.openvpn.push_values import PLAIN_DNS
@@ -44,14 +47,15 @@ class Helper:
         self._device: KernelDevice | None = None
         self._applied = Applied(Journal())
         self._ports: set[Port] | None = None
+        self._marks_sockets = False
         self._lent: list[socket.socket] = []
         self._was_up = False
         self._released = False
         self.has_failed = False
         """Whether something could not be taken back."""
 
-    def answer(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
-        """The answer to a request, and the descriptors that go with it."""
+    def answer(self, request: dict[str, Any], given: list[socket.socket]) -> tuple[dict[str, Any], list[int]]:
+        """The answer to a request, and the descriptors that go with it. ``given`` came with the request."""
         try:
             match request["do"]:
                 case "recover":
@@ -64,8 +68,11 @@ class Helper:
                     if self._ports is not None:
                         raise ValueError("the ports are told already")
                     self._ports = {_port(*entry) for entry in request["ports"]}
+                    self._marks_sockets = bool(request["sockets"])
                 case "guard":
                     self._changes().guard(self._servers(request["servers"]))
+                case "through":
+                    self._let_through(*given)
                 case "names":
                     self._lent = [*_connected(self._changes().name_servers())]
                     return {"ok": True}, [sock.fileno() for sock in self._lent]
@@ -123,6 +130,16 @@ class Helper:
             raise ValueError("a server with a port that was not told before")
         return found
 
+    def _let_through(self, sock: socket.socket) -> None:
+        if not self._marks_sockets:
+            raise ValueError("a socket, and it was not told that there would be any")
+        if sock.type != socket.SOCK_DGRAM or sock.family not in (socket.AF_INET, socket.AF_INET6):
+            raise ValueError("no UDP socket")
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, TUNNEL_MARK)
+        except OSError as error:
+            raise DeviceError(error.errno or errno.EIO, "the tunnel's socket can't be let through") from None
+
     def _changes(self) -> Applied:
         if self._device is None:
             raise ValueError("there is no device")
@@ -141,9 +158,13 @@ def main() -> None:
             asker.sendall(json.dumps({"error": str(error), "errno": error.errno}).encode() + b"\n")
             return
         try:
-            while (line := _read_line(asker)) is not None:
-                request = json.loads(line)
-                reply, descriptors = helper.answer(request if isinstance(request, dict) else {})
+            while True:
+                with contextlib.ExitStack() as given:
+                    line, sockets = _read_line(asker, given)
+                    if line is None:
+                        break
+                    request = json.loads(line)
+                    reply, descriptors = helper.answer(request if isinstance(request, dict) else {}, sockets)
                 data = json.dumps(reply).encode() + b"\n"
                 if descriptors:
                     socket.send_fds(asker, [data], descriptors)
@@ -161,7 +182,7 @@ def main() -> None:
 
 
 def _port(port: int, protocol: str) -> Port:
-    if protocol not in ("udp", "tcp") or not ANY_PORT <= int(port) < 65536:
+    if protocol not in ("udp", "tcp") or not 0 < int(port) < 65536:
         raise ValueError("no port")
     return int(port), str(protocol)
 
@@ -172,7 +193,7 @@ def _connected(servers: list[tuple[str, str]]) -> Iterator[socket.socket]:
         sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, NAMES_MARK)
             sock.connect((host, PLAIN_DNS))
         except OSError:
             sock.close()
@@ -180,17 +201,19 @@ def _connected(servers: list[tuple[str, str]]) -> Iterator[socket.socket]:
             yield sock
 
 
-def _read_line(sock: socket.socket) -> bytes | None:
-    """A request; None at the end. Its asker waits for each answer, so there is never more than one."""
-    line = bytearray()
+def _read_line(asker: socket.socket, given: contextlib.ExitStack) -> tuple[bytes | None, list[socket.socket]]:
+    """A request, None at the end, and the sockets that came with it, which ``given`` closes. Its asker waits for each
+    answer, so there is never more than one."""
+    line, sockets = bytearray(), list[socket.socket]()
     while not line.endswith(b"\n"):
-        data = sock.recv(1 << 16)
+        data, descriptors, _, _ = socket.recv_fds(asker, 1 << 16, 1)
+        sockets += [given.enter_context(socket.socket(fileno=descriptor)) for descriptor in descriptors]
         if not data:
-            return None
+            return None, sockets
         line += data
-        if len(line) > MAX_REQUEST:
+        if len(line) > MAX_REQUEST or len(sockets) > 1:
             raise ValueError("a request that is too long")
-    return bytes(line)
+    return bytes(line), sockets
 
 
 MAX_REQUEST = 8 << 20

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from ginnel.errors import DeviceError
 
 Server = tuple[str, int, str]
-"""An address, a port or `ANY_PORT`, and ``udp`` or ``tcp``."""
+"""An address, a port, and ``udp`` or ``tcp``."""
 Port = tuple[int, str]
 """The same without the address."""
 
@@ -21,8 +21,7 @@ def rules(device: str, servers: Iterable[Server]) -> str:
     for host, port, protocol in servers:
         address = ip_address(host)
         family = "ip6" if address.version == 6 else "ip"
-        where = f"meta l4proto {protocol}" if port == ANY_PORT else f"{protocol} dport {port}"
-        allowed.append(f"{family} daddr {address} {where} accept")
+        allowed.append(f"{family} daddr {address} {protocol} dport {port} accept")
     lines = "\n        ".join([f'oifname {{ "lo", "{device}" }} accept', *dict.fromkeys(allowed), *HOUSEKEEPING])
     return f"""table inet {TABLE}
 delete table inet {TABLE}
@@ -64,12 +63,13 @@ def load(text: str, what: str) -> None:
 
 
 TABLE = "ginnel"
-# On questions for the servers' names alone, sent by sockets of the helper's: only root can set it.
-MARK = 0x67696E6E
-ANY_PORT = 0
+# Marks of single sockets, which only root can set: those that ask for the servers' names, made by the helper, and one
+# of the tunnel's whose datagrams go where nobody can tell beforehand.
+NAMES_MARK, TUNNEL_MARK = 0x67696E6E, 0x67696E74
 # Beside the servers' names: what keeps the link itself alive, DHCP's leases and the neighbours' addresses.
 HOUSEKEEPING = (
-    f"meta mark {MARK} udp dport 53 accept",
+    f"meta mark {NAMES_MARK} udp dport 53 accept",
+    f"meta mark {TUNNEL_MARK} meta l4proto udp accept",
     "udp sport 68 udp dport 67 accept",
     "udp sport 546 udp dport 547 accept",
     "icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert } accept",

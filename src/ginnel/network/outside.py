@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from ipaddress import ip_address
 
 from ginnel.errors import UnreachableError
-from ginnel.network.kill_switch import ANY_PORT, Port
+from ginnel.network.kill_switch import Port
 from ginnel.network.plan import MAX_SERVERS
 from ginnel.network.rights import Rights
 from ginnel.openvpn.config import ClientConfig, Remote
@@ -23,7 +23,10 @@ class Outside(ways.Outside):
     Names are looked up as every program does it, until the machine is changed. From then on its own resolver may lead
     into the tunnel, which is down, or nowhere: so its name servers are asked past both, over sockets that the helper
     lends; what they don't know now is what it was before. The kill switch is put up when the first server has an
-    address, and lets through the addresses that are dialed next, and no others.
+    address, and lets through the addresses that are dialed next, and no others. Where datagrams go is known later with
+    `float`, and with a proxy that relays them elsewhere: then the helper marks the one socket that they leave by, and
+    the kill switch lets that through. So it is nobody's word that opens anything, neither a server's nor a stranger's,
+    and no program can send by that socket.
     """
 
     def __init__(
@@ -79,6 +82,15 @@ class Outside(ways.Outside):
         if self.servers and all(source_address(server) in self.inside for server in self.servers):
             raise UnreachableError(f"no way to {self.servers[0]} but through the tunnel itself")
 
+    async def relayed(self, relay: str) -> None:
+        if relay not in self.servers:
+            self.follow(relay)
+            await self._set_up()
+
+    async def let_out(self, sock: socket.socket) -> None:
+        if self._kill_switch:
+            await asyncio.to_thread(self._rights.let_through, sock)
+
     def follow(self, address: str) -> None:
         """A server answers from here as well. ``set_up`` is still to be called."""
         self.servers = tuple(dict.fromkeys((*self.servers, address)))[-MAX_SERVERS:]
@@ -120,9 +132,13 @@ def ports(remotes: Iterable[Remote]) -> Iterator[Port]:
             yield remote.port, remote.proto[:3]
         else:
             yield remote.proxy.port, "tcp"
-            if not remote.tcp:
-                # Which port of its own relays datagrams, the proxy says later.
-                yield ANY_PORT, "udp"
+
+
+def goes_elsewhere(config: ClientConfig) -> bool:
+    """Whether datagrams of the tunnel may go to addresses, or ports, that no remote names."""
+    return any(
+        not remote.tcp and (remote.proxy is not None or config.for_remote(remote).floats) for remote in config.remotes
+    )
 
 
 def has_names(config: ClientConfig) -> bool:

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,10 @@ class Rights:
         reply, descriptors = self._ask({"do": "device", "name": name, "kind": kind, "queues": queues})
         return descriptors, str(reply["name"]), bool(reply["udp_offload"])
 
-    def tell_ports(self, ports: Iterable[Port]) -> None:
-        """What `guard` may let through from now on; to be told while nothing of the network is trusted yet."""
-        self._ask({"do": "ports", "ports": [list(port) for port in ports]})
+    def tell_ports(self, ports: Iterable[Port], *, sockets: bool) -> None:
+        """What `guard` may let through from now on, and whether `let_through` may be asked for; to be told while
+        nothing of the network is trusted yet."""
+        self._ask({"do": "ports", "ports": [list(port) for port in ports], "sockets": sockets})
 
     def name_servers(self) -> list[socket.socket]:
         """UDP sockets to this machine's own name servers, past the tunnel and the kill switch. They don't block."""
@@ -74,6 +75,10 @@ class Rights:
 
     def guard(self, servers: Iterable[Server]) -> None:
         self._ask({"do": "guard", "servers": [list(server) for server in servers]})
+
+    def let_through(self, sock: socket.socket) -> None:
+        """The kill switch lets the datagrams of this one socket through, wherever they go."""
+        self._ask({"do": "through"}, sock.fileno())
 
     def configure(self, settings: Settings) -> list[str]:
         """Sentences on what goes past the tunnel all the same."""
@@ -98,9 +103,9 @@ class Rights:
         os.close(self._ended)
         return status == 0
 
-    def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+    def _ask(self, request: dict[str, Any], *lent: int) -> tuple[dict[str, Any], list[int]]:
         with self._asking:
-            data, descriptors = self._exchange(json.dumps(request).encode() + b"\n")
+            data, descriptors = self._exchange(json.dumps(request).encode() + b"\n", lent)
         if not data:
             raise RefusedError(errno.EIO, ENDED)
         reply = json.loads(data)
@@ -108,10 +113,11 @@ class Rights:
             raise RefusedError(int(reply["errno"]), str(reply["error"]))
         return reply, descriptors
 
-    def _exchange(self, request: bytes) -> tuple[bytes, list[int]]:
-        """The answer's line, empty where there is none."""
+    def _exchange(self, request: bytes, lent: Sequence[int]) -> tuple[bytes, list[int]]:
+        """The answer's line, empty where there is none. Descriptors go with the request's first byte."""
         try:
-            self._socket.sendall(request)
+            sent = socket.send_fds(self._socket, [request], lent) if lent else 0
+            self._socket.sendall(request[sent:])
             data, descriptors, _, _ = socket.recv_fds(self._socket, 1 << 16, MOST_LANES)
             while data and not data.endswith(b"\n"):
                 data += self._socket.recv(1 << 16)

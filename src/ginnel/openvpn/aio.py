@@ -29,6 +29,7 @@ from ginnel.openvpn.config import ClientConfig, HttpProxy, Remote
 from ginnel.openvpn.ovpn_file import read_login, read_revocation_lists
 from ginnel.openvpn.session import Session
 from ginnel.openvpn.tls import KeyPasswordError, TlsContext
+from ginnel.openvpn.wrap import NoWrap
 from ginnel.transports import watch
 from ginnel.transports.ways import Opened, Outside, Unresolved, Way, Ways, describe, open_way, pause
 
@@ -203,7 +204,7 @@ class Client:
             await self._outside.open(way)
             async with asyncio.timeout(patience) as limit:
                 login = functools.partial(self._proxy_login, limit)
-                opened = await open_way(way, login, floats=config.floats)
+                opened = await open_way(way, login, self._outside, floats=config.floats)
             number = self._give_away(opened, way.remote.tcp)
         except DeviceError:
             raise
@@ -518,7 +519,7 @@ class _Attempt:
         for kind, *fields in self._plane.events():
             if kind == "control":
                 if fields[1][0] == self.path[0]:
-                    self.session.receive_datagram(fields[0], fields[1], now)
+                    self._receive_control(fields[0], fields[1], now)
             elif kind == "device_closed":
                 self.session.finish(DeviceError(fields[0] or errno.EBADFD, "the tunnel's device is gone"), retry=False)
             else:
@@ -527,6 +528,13 @@ class _Attempt:
                 if isinstance(report, events.PeerFloat):
                     self._on_news(report, self)
         self._advance()
+
+    def _receive_control(self, datagram: bytes, path: events.Path, now: float) -> None:
+        before = self.path
+        self.session.receive_datagram(datagram, path, now)
+        # Without a wrap anybody on the way could have sent it: then TLS has to show first who that is.
+        if self.path != before and not isinstance(self.policy.settings.wrap, NoWrap):
+            self._on_news(events.PeerFloat(self.policy.peer, self.path), self)
 
     def _fire(self) -> None:
         self._timer = None

@@ -151,7 +151,7 @@ class PeerExpired:
 
 @dataclass(frozen=True, slots=True)
 class PeerFloat:
-    """An authenticated data packet came from another path; the peer's packets go there now."""
+    """An authenticated packet, of data or of the first negotiation, came from another path; the peer's go there now."""
 
     peer: int
     path: Path

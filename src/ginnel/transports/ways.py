@@ -54,6 +54,12 @@ class Outside:
     async def open(self, way: Way) -> None:
         """Raises UnreachableError where the way can't be opened now, DeviceError where none can."""
 
+    async def relayed(self, relay: str) -> None:
+        """Before a socket is made for datagrams to this address of a proxy's. Raises DeviceError."""
+
+    async def let_out(self, sock: socket.socket) -> None:
+        """Before the first datagram leaves by a socket for which no remote says where to. Raises DeviceError."""
+
 
 class Ways:
     """The remotes in their order, and the addresses of each. Names are resolved anew each time round: a
@@ -135,9 +141,9 @@ class Opened:
             self.association.close()
 
 
-async def open_way(way: Way, proxy_login: ProxyLogin, *, floats: bool) -> Opened:
-    """``floats``: datagrams may come from anywhere. Raises OSError, and a proxy's refusals as the proxies' modules
-    do."""
+async def open_way(way: Way, proxy_login: ProxyLogin, outside: Outside, *, floats: bool) -> Opened:
+    """``floats``: datagrams may come from anywhere. Raises OSError, what ``outside`` does, and a proxy's refusals as
+    the proxies' modules do."""
     remote = way.remote
     local = Local(remote.local, remote.local_port)
     match remote.proxy:
@@ -145,7 +151,8 @@ async def open_way(way: Way, proxy_login: ProxyLogin, *, floats: bool) -> Opened
             return _connected(await dial(list(way.addresses), local))
         case None:
             (address,) = way.addresses
-            return Opened(udp_socket(address, local, connected=not floats), address)
+            opened = Opened(udp_socket(address, local, connected=not floats), address)
+            return await _let_out(opened, outside) if floats else opened
         case HttpProxy() as proxy:
             return _connected(
                 await http_proxy.connect(
@@ -163,10 +170,21 @@ async def open_way(way: Way, proxy_login: ProxyLogin, *, floats: bool) -> Opened
                     await socks.connect(sock, proxy, remote.host, remote.port)
                     return _connected(sock)
                 relay = await socks.associate(sock, proxy)
-                return Opened(udp_socket(relay, local), relay, datagram_header(remote.host, remote.port), sock)
+                await outside.relayed(relay[0])
+                header = datagram_header(remote.host, remote.port)
+                return await _let_out(Opened(udp_socket(relay, local), relay, header, sock), outside)
             except BaseException:
                 sock.close()
                 raise
+
+
+async def _let_out(opened: Opened, outside: Outside) -> Opened:
+    try:
+        await outside.let_out(opened.sock)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
 
 
 def _connected(sock: socket.socket) -> Opened:
