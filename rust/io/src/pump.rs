@@ -7,6 +7,7 @@
 mod inward;
 mod member;
 mod outward;
+mod rest;
 mod turns;
 
 use std::collections::BTreeMap;

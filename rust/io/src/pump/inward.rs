@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ginnel_core::Nanos;
 use ginnel_core::packet::{LocalPool, Packet};
@@ -11,6 +12,7 @@ use rustix::event::epoll;
 use rustix::io::Errno;
 
 use crate::inner::Sink;
+use crate::pump::rest::Rest;
 use crate::pump::{Counters, Shared, Table};
 use crate::socket::Socket;
 use crate::tcp::{StreamReader, TcpSocket};
@@ -29,6 +31,7 @@ pub struct Inward {
     /// Datagrams from other lanes.
     handed: Vec<Datagram>,
     sorted: Sorted,
+    rest: Rest,
     counters: Counters,
 }
 
@@ -69,6 +72,7 @@ impl Inward {
                 relayed: (0..lanes).map(|_| Vec::new()).collect(),
                 elsewhere: (0..lanes).map(|_| Vec::new()).collect(),
             },
+            rest: Rest::default(),
             counters: Counters::default(),
         }
     }
@@ -105,6 +109,11 @@ impl Inward {
     pub fn publish(&mut self) {
         self.counters.device = self.sink.take_counters();
         self.shared.publish(&mut self.counters);
+    }
+
+    /// How long what comes next may wait for company.
+    pub fn rest(&mut self) -> Option<Duration> {
+        self.rest.take(self.shared.now())
     }
 
     /// A socket has something to say.
@@ -151,12 +160,14 @@ impl Inward {
             member.errors_in_a_row = 0;
         }
         let now = self.shared.now();
+        let mut bytes = 0;
         let Inward { shared, receiver, sorted, counters, .. } = self;
         shared.plane.receive(self.lane, |receiving| {
             for message in (0..received).filter_map(|index| receiver.message(index)) {
                 let path = Path { socket: number, address: message.source };
                 for datagram in message.datagrams() {
                     counters.sockets.rx_segments += 1;
+                    bytes += datagram.len() as u64;
                     match socket.content(datagram) {
                         Some(content) => sorted.open(receiving, content, path, now),
                         None => counters.sockets.rx_bad_relayed += 1,
@@ -165,6 +176,7 @@ impl Inward {
             }
         });
         self.counters.sockets.rx_messages += received as u64;
+        self.rest.count(received as u64, bytes);
         self.deliver();
     }
 

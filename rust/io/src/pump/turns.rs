@@ -6,6 +6,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use ginnel_core::Nanos;
@@ -80,6 +81,7 @@ impl Turns {
             self.follow();
             self.keep_time();
             self.publish();
+            self.rest();
             self.wait(&mut ready);
             for event in ready.drain(..) {
                 match (event.data.u64(), &mut self.inward, &mut self.outward) {
@@ -131,6 +133,14 @@ impl Turns {
         self.inward.iter_mut().for_each(Inward::publish);
         self.outward.iter_mut().for_each(Outward::publish);
         self.shared.tell();
+    }
+
+    /// Lets a bulk of single datagrams gather, where nothing else is to be done.
+    fn rest(&mut self) {
+        let is_idle = !self.outward.as_ref().is_some_and(Outward::has_work);
+        if let Some(rest) = self.inward.as_mut().filter(|_| is_idle).and_then(Inward::rest) {
+            thread::sleep(rest);
+        }
     }
 
     fn wait(&self, ready: &mut Vec<epoll::Event>) {
