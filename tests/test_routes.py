@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from ginnel.device import KernelDevice
 from ginnel.network.apply import Applied
-from ginnel.network.journal import Journal
+from ginnel.network.journal import Journal, recover
 from ginnel.network.plan import RouteChange, Settings
 from ginnel.network.routes import Table
 from ginnel.transports.dial import source_address
@@ -125,3 +127,36 @@ def test_whatever_is_wanted_in_turn_all_of_it_comes_back(
         device.close()
         assert sorted(table.read(), key=str) == before
         assert not folder.exists()
+
+
+def test_journals_of_networks_that_are_gone_go(namespace: Namespace, tmp_path: Path) -> None:
+    """But for those of a network that is there still, and of processes that could not be seen from here."""
+    write = (
+        "import sys; from pathlib import Path; from ginnel.network.journal import Journal\n"
+        "journal = Journal(Path(sys.argv[1]))\n"
+        "journal.write([{'undo': 'kill_switch'}, {'undo': 'resolv.conf', 'before': None, 'ours': ''}])\n"
+        "journal.close(keep=True)"
+    )
+    undone: list[dict[str, Any]] = []
+
+    def note(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        undone.extend(entries)
+        return []
+
+    with Namespace() as other:
+        other.run([sys.executable, "-c", write, tmp_path])
+        assert recover(note, tmp_path) == 0
+        (lock,) = tmp_path.glob("*.lock")
+        assert lock.with_suffix(".json").exists()
+    namespace.run([sys.executable, "-c", write, tmp_path])
+    stays = set(tmp_path.iterdir()) - {lock, lock.with_suffix(".json")}
+    whose = lock.read_text()
+    lock.write_text("pid:[1]")
+    assert recover(note, tmp_path) == 0
+    assert undone == []
+    assert lock.exists()
+    lock.write_text(whose)
+    assert recover(note, tmp_path) == 0
+    # The network went with its kill switch; a file did not.
+    assert undone == [{"undo": "resolv.conf", "before": None, "ours": ""}]
+    assert set(tmp_path.iterdir()) == stays

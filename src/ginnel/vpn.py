@@ -271,7 +271,6 @@ class Vpn:
         if self._runner is not None:
             if not self._runner.done() and self._client is not None:
                 self._client.leave()
-                await asyncio.wait({self._runner}, timeout=_FAREWELL if self._client.is_leaving else 0)
             self._runner.cancel()
             with contextlib.suppress(asyncio.CancelledError, GinnelError):
                 await self._runner
@@ -459,8 +458,6 @@ def _info(rose: Rose, local: PushReply) -> Info:
 _CHANGES = 64
 # Seconds that streams which the program has closed may take to deliver what it wrote last.
 _LAST_WORDS = 1.0
-# Seconds for which a server is told that we go, until it has heard.
-_FAREWELL = 1.2
 # The stack takes packets in batches on its own thread; a busy machine lets it wait for some
 # milliseconds, in which a fast server sends thousands.
 _QUEUE = 4096

@@ -191,6 +191,18 @@ def test_a_published_port_leads_to_a_client_while_it_is_there(
     assert state(network.server) == before
 
 
+def test_what_it_leaves_undone_of_the_machine_is_in_the_log(network: Network, tmp_path: Path) -> None:
+    switch = "/proc/sys/net/ipv6/conf/default/disable_ipv6"
+    network.server.run(["sh", "-c", f"echo 1 > {switch}"])
+    try:
+        with TunServer(network, tmp_path) as server:
+            told = parse_event(server.process.wait_line("carries IPv4 alone", 10))
+            assert told["event"] == "routed_in_part"
+            assert server.process.stop(signal.SIGTERM, 15) == 0, str(server.process)
+    finally:
+        network.server.run(["sh", "-c", f"echo 0 > {switch}"])
+
+
 def test_no_flow_of_a_clients_has_a_port_of_the_machines_services(
     network: Network, internet: Process, tmp_path: Path
 ) -> None:

@@ -1,7 +1,8 @@
 """What has to be put back, on disk before it is changed: so that it is put back after any end.
 
 A journal is one file of JSON, replaced as a whole. Beside it lies a lock that its writer holds while it
-lives. Both are named for the network namespace; where nobody holds the lock, the changes are orphans.
+lives. Both are named for the network namespace, the lock says which PID namespace its writer is of; where nobody holds
+the lock, the changes are orphans.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +32,7 @@ class Journal:
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = _open_locked(self._folder / f"{self._stem}.lock")
+            os.write(self._lock, _pid_namespace().encode())
         except OSError as error:
             raise _unwritable(self._folder, error) from None
 
@@ -97,6 +100,35 @@ def recover(undo: Callable[[list[Entry]], list[Entry]], folder: Path | None = No
             found += 1
         finally:
             os.close(held)
+    _forget_vanished(folder or default_folder(), undo)
+    return found
+
+
+def _forget_vanished(folder: Path, undo: Callable[[list[Entry]], list[Entry]]) -> None:
+    """Journals of dead processes whose network has gone after them, with all that was changed of it; /etc/resolv.conf
+    stays when a network goes. Only those of our own PID namespace: it shows every process that could hold the network.
+    """
+    living = _living_namespaces()
+    for lock in folder.glob("*-*-*.lock"):
+        if lock.stem.partition("-")[0] in living:
+            continue
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            held = _open_locked(lock)
+            try:
+                if lock.read_text() == _pid_namespace():
+                    undo([entry for entry in _read(lock.with_suffix(".json")) if entry["undo"] == "resolv.conf"])
+                    for end in (".json", ".new", ".lock"):
+                        lock.with_suffix(end).unlink(missing_ok=True)
+            finally:
+                os.close(held)
+
+
+def _living_namespaces() -> set[str]:
+    """The numbers of those that a process is in, or that are mounted somewhere (``ip netns add``)."""
+    found = set(re.findall(r"\bnet:\[([0-9]+)\]", Path("/proc/self/mountinfo").read_text(errors="replace")))
+    for entry in Path("/proc").glob("[0-9]*/ns/net"):
+        with contextlib.suppress(OSError):
+            found.add(str(entry.stat().st_ino))
     return found
 
 
@@ -109,6 +141,10 @@ def default_folder() -> Path:
 
 def _namespace() -> int:
     return Path("/proc/self/ns/net").stat().st_ino
+
+
+def _pid_namespace() -> str:
+    return str(Path("/proc/self/ns/pid").readlink())
 
 
 def _locks(folder: Path | None) -> list[Path]:

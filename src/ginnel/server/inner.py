@@ -110,6 +110,7 @@ class Routed:
         self._behind: dict[int, tuple[str, ...]] = {}
         self._gate = Gate(())
         self._there: dict[int, Client] = {}
+        self._left: list[str] = []
         # So that nobody else takes what is published: who comes while the client is away is refused by the kernel.
         self._held: list[socket.socket] = []
         # One at a time, and in their order.
@@ -141,7 +142,7 @@ class Routed:
         for published in self._config.publish:
             self._held.append(_hold(published.port))
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._asking, self._rights.configure, self._settings)
+        await loop.run_in_executor(self._asking, self._configure, self._settings)
         await loop.run_in_executor(self._asking, self._rights.open_way_out, self._gate)
 
     def lead_to(self, client: Client) -> None:
@@ -175,7 +176,15 @@ class Routed:
             mtu=self._settings.mtu,
             routes=tuple(dict.fromkeys(wishes)),
         )
-        self._asking.submit(self._rights.configure, settings).add_done_callback(_tell_failure)
+        self._asking.submit(self._configure, settings).add_done_callback(_tell_failure)
+
+    def _configure(self, settings: Settings) -> None:
+        """What stays elsewhere is said once, until it is another."""
+        left = self._rights.configure(settings)
+        for sentence in left:
+            if sentence not in self._left:
+                tell("routed_in_part", level=logging.WARNING, reason=sentence)
+        self._left = left
 
     def _forward(self) -> None:
         # Of several sessions of one user the latest counts.
