@@ -41,7 +41,8 @@ impl<A, D: Outlet> Stack<A, D> {
             self.counters.drop(Dropped::Budget);
             return Err(Failure::NoBuffers);
         };
-        let parameters = Parameters { tuple: taken.tuple, floor, mtu: self.mtu, seed: (self.random)() };
+        let seed = self.beginnings.seed(now, &taken.tuple);
+        let parameters = Parameters { tuple: taken.tuple, floor, mtu: self.mtu, seed };
         let mut transport = Connection::accept(parameters, now);
         let header = crate::netstack::ip::parse(&taken.packet).map_err(|_| Failure::NoSuch)?;
         let segment = segment::parse(&header, &taken.packet).map_err(|_| Failure::NoSuch)?;

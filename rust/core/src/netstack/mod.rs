@@ -9,6 +9,7 @@ pub mod address;
 mod arp;
 mod arrivals;
 mod associations;
+mod beginnings;
 pub mod budget;
 mod capture;
 pub mod counters;
@@ -38,6 +39,7 @@ use crate::Nanos;
 use crate::device::Kind;
 use crate::packet::Packet;
 use address::Addresses;
+use beginnings::Beginnings;
 use budget::Budget;
 use capture::Capture;
 use counters::{Counters, Dropped};
@@ -170,6 +172,7 @@ pub struct Stack<A, D> {
     flows: Flows<Connection, A>,
     waiting_for_room: VecDeque<FlowId>,
     time_wait: TimeWait,
+    beginnings: Beginnings,
     listeners: Slab<Listener>,
     listening: HashMap<(Option<IpAddr>, u16), u64>,
     ports: Ports<D>,
@@ -212,6 +215,7 @@ impl<A, D: Outlet> Stack<A, D> {
             flows: Flows::new(),
             waiting_for_room: VecDeque::new(),
             time_wait: TimeWait::default(),
+            beginnings: Beginnings::new(&mut random),
             listeners: Slab::new(),
             listening: HashMap::new(),
             ports: Ports::new(),
@@ -256,7 +260,7 @@ impl<A, D: Outlet> Stack<A, D> {
         }
         let tuple = self.free_tuple(now, local, remote).ok_or(Failure::InUse)?;
         let floor = self.budget.floor().ok_or(Failure::NoBuffers)?;
-        let parameters = Parameters { tuple, floor, mtu: self.mtu, seed: (self.random)() };
+        let parameters = Parameters { tuple, floor, mtu: self.mtu, seed: self.beginnings.seed(now, &tuple) };
         let transport = Connection::connect(parameters, now);
         Ok(self.flows.insert(Flow::new(tuple, transport, Stage::Connecting, now)))
     }

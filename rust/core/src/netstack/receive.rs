@@ -270,7 +270,8 @@ impl<A, D: Outlet> Stack<A, D> {
         }
         let floor = self.budget.floor().ok_or(Dropped::Budget)?;
         listener.pending += 1;
-        let parameters = Parameters { tuple: segment.tuple, floor, mtu: self.mtu, seed: (self.random)() };
+        let seed = self.beginnings.seed(now, &segment.tuple);
+        let parameters = Parameters { tuple: segment.tuple, floor, mtu: self.mtu, seed };
         let mut transport = Connection::accept(parameters, now);
         transport.input(now, packet, segment);
         self.flows.insert(Flow::new(segment.tuple, transport, Stage::Accepting(id), now));

@@ -28,7 +28,11 @@ struct Host {
 impl Host {
     fn new(address: &str, seed: u64) -> Host {
         let mut random = Seeded(seed);
-        let mut stack = Stack::new(Kind::Tun, BUDGET, 1500, Box::new(move || random.next()));
+        Host::with(address, Box::new(move || random.next()))
+    }
+
+    fn with(address: &str, random: Box<dyn FnMut() -> u64 + Send>) -> Host {
+        let mut stack = Stack::new(Kind::Tun, BUDGET, 1500, random);
         let mut out = Outbox::new(Pool::new(64).local());
         out.take(&mut Vec::new());
         stack.set_addresses(Addresses::parse([address]).unwrap());
@@ -308,6 +312,33 @@ fn time_wait_is_bounded_and_ends() {
     let (ours, _) = pair.connect();
     pair.a.stack.abort(pair.now, ours, &mut pair.a.out);
     pair.exchange();
+}
+
+#[test]
+fn the_same_two_ends_connect_again_at_once() {
+    for seed in 0..20 {
+        println!("seed {seed}");
+        let mut pair = Pair::new();
+        // Its port is always the same one.
+        pair.a = Host::with("10.8.0.1/24", Box::new(move || seed));
+        for _ in 0..3 {
+            let (ours, theirs) = pair.connect();
+            pair.b.finish(theirs);
+            pair.exchange();
+            pair.a.finish(ours);
+            pair.exchange();
+            assert_eq!(pair.b.statistic("time_wait"), 1);
+            (pair.a.events, pair.b.events) = (Vec::new(), Vec::new());
+            pair.now += SECOND / 1000;
+            let again = pair.now;
+            let (ours, theirs) = pair.connect();
+            assert_eq!(pair.now, again, "the first SYN is answered");
+            pair.a.stack.abort(pair.now, ours, &mut pair.a.out);
+            pair.exchange();
+            assert!(pair.b.stack.flow_mut(theirs).is_none());
+            (pair.a.events, pair.b.events) = (Vec::new(), Vec::new());
+        }
+    }
 }
 
 #[test]

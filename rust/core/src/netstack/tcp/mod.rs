@@ -50,7 +50,7 @@ pub struct Parameters {
     pub floor: Floor,
     /// The longest IP packet, at least 68.
     pub mtu: usize,
-    /// Unpredictable: the initial sequence number comes from it.
+    /// From [`crate::netstack::beginnings`].
     pub seed: u64,
 }
 
