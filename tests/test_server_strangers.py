@@ -66,18 +66,44 @@ def noise(server: Server, seed: int) -> Iterator[list[int]]:
         thread.join()
 
 
+def first_packet(people: People, name: str, *lines: str, block: str | None = None) -> bytes:
+    """A client's, with all that it needs to be answered."""
+    config = parse_ovpn(people.client_file(name, "remote 127.0.0.1 1194 udp", *lines, wrap=block))
+    policy = ClientPolicy(
+        settings.client_settings(config, config.remotes[0], settings.tls_context(config)), None, unix_time=time.time()
+    )
+    session = Session(policy, path=(0, "127.0.0.1", 1194), random=os.urandom, now=0.0)
+    ((reset, _),) = session.datagrams_to_send(0.0)
+    return reset
+
+
+async def test_who_is_inside_has_turns_while_many_come() -> None:
+    people = People()
+    people.add("alice")
+    async with serving(people, connect_freq_initial=(1000, 1.0)) as server:
+        place = next(place for place in server.places if place.proto == "udp")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for _ in range(100):
+                sock.sendto(first_packet(people, "alice"), (place.address, place.port))
+        # The loop has no turn until all are there.
+        end = time.monotonic() + 20
+        while server.statistics()["plane"]["rx_control"] < 100:
+            assert time.monotonic() < end
+        turns = 0
+        while server.statistics()["endpoint"]["received"] < 100:
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns > 10
+        assert server.statistics()["endpoint"]["answered"] == 100
+
+
 @pytest.mark.parametrize("name", WRAPS)
 async def test_recordings_of_a_clients_first_packet_keep_no_new_client_out(name: str) -> None:
     """Whoever hears it can send it from everywhere, without any key."""
     wrap, lines, block = WRAPS[name]
     people = People()
     people.add("alice")
-    config = parse_ovpn(people.client_file("alice", "remote 127.0.0.1 1194 udp", *lines, wrap=block))
-    policy = ClientPolicy(
-        settings.client_settings(config, config.remotes[0], settings.tls_context(config)), None, unix_time=time.time()
-    )
-    session = Session(policy, path=(0, "127.0.0.1", 1194), random=os.urandom, now=0.0)
-    ((reset, _),) = session.datagrams_to_send(0.0)
+    reset = first_packet(people, "alice", *lines, block=block)
     async with serving(people, wrap=wrap) as server:
         place = next(place for place in server.places if place.proto == "udp")
         for number in range(3000):

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
@@ -54,6 +55,9 @@ class Server:
         # Of sessions that are over, by the user's name.
         self._traffic: dict[str, tuple[int, int]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        # Events that were fetched and not taken yet, and when they will be.
+        self._waiting: deque[tuple[Any, ...]] = deque()
+        self._next_turn: asyncio.Handle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         # Whoever has a client's file can make sessions fail, and a store fails each time that it is asked.
         self._failed = Rarely("failed", most=30)
@@ -207,7 +211,7 @@ class Server:
             proven=lambda path: self._listeners.is_tcp(path[0]),
             turned_away=self._tell_turned_away,
         )
-        self._loop.add_reader(self._plane.fileno(), self._receive)
+        self._loop.add_reader(self._plane.fileno(), self._wake)
         self._exit.callback(self._loop.remove_reader, self._plane.fileno())
         self._exit.push_async_callback(self._end_tasks)
         self._spawn(self._watch())
@@ -237,17 +241,28 @@ class Server:
         self._advance()
 
     async def _end_tasks(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        for handle in (self._timer, self._next_turn):
+            if handle is not None:
+                handle.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # Packets and timers.
 
+    def _wake(self) -> None:
+        if not self._waiting:
+            self._waiting.extend(self._plane.events())
+            self._receive()
+
     def _receive(self) -> None:
+        """Takes events for a moment, and the rest when others on this thread have had a turn: whoever is inside and
+        opens a connection does not wait until all who come have had their handshakes."""
         now = self._loop.time()
-        for kind, *fields in self._plane.events():
+        until = now + TURN
+        while self._waiting and now < until:
+            kind, *fields = self._waiting.popleft()
+            now = self._loop.time()
             if kind == "control":
                 self._endpoint.receive_datagram(fields[0], fields[1], now)
                 continue
@@ -259,6 +274,7 @@ class Server:
                 tell("moved", name=client.name, remote=f"{report.path[1]}:{report.path[2]}", was=client.remote)
                 client.path = report.path
         self._advance()
+        self._next_turn = self._loop.call_soon(self._receive) if self._waiting else None
 
     def _fire(self) -> None:
         self._timer = None
@@ -511,6 +527,8 @@ TOLD_FULL = 32
 UNKNOWN = "unknown"
 # So many times the answers that are allowed are looked at.
 STRANGERS = 10
+# Seconds for which events are taken at a time: many packets of strangers, or one step of TLS.
+TURN = 0.0001
 # Seconds between two looks at the store, and between two at the counters.
 POLL = 0.5
 ACCOUNTING = 5.0
