@@ -41,6 +41,7 @@ interop: $(VENV)/.built
 bench: $(VENV)/.built target/wheels/.built
 	@scripts/need root openvpn iperf3 ethtool curl ip setpriv /usr/bin/python3
 	@$(BIN)/python -m tests.bench.bench_device
+	@$(BIN)/python -m tests.bench.bench_ciphers
 	@$(BIN)/python -m tests.bench.bench_lend
 	@$(BIN)/python -m tests.bench.bench_handshakes
 	@$(BIN)/python -m tests.bench.bench_connect $(BENCH)
