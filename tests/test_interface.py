@@ -10,6 +10,7 @@ import select
 import socket
 import struct
 from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +66,36 @@ def test_packets_go_both_ways_whole() -> None:
             assert device.interface.read(10) == packet
             device.interface.write(packet)
             assert program.recv(65_536) == packet
+
+
+def threads() -> set[tuple[str, str]]:
+    """Of this process: their numbers and names."""
+    return {(each, Path(f"/proc/self/task/{each}/comm").read_text().strip()) for each in os.listdir("/proc/self/task")}
+
+
+async def test_a_packet_passes_one_thread_between_a_program_and_the_stack() -> None:
+    before = threads()
+    interfaces = Interfaces()
+    interface = interfaces.create()
+    program, _ = interface.attach()
+    assert [name for _, name in threads() - before] == ["ginnel-stack"]
+    with pytest.raises(OSError, match="in use"):
+        Link(interface.device.core, "interface", interface.stack.core)
+    # The stack goes: the program sees that, and another stack may come.
+    await interface.stack.aclose()
+    program.settimeout(10)
+    assert program.recv(100) == b""
+    interface.device.set_up(True)
+    system = interface.device.interface
+    system.fileno()
+    again, _ = interface.attach()
+    again.send(PACKET)
+    assert system.read(10) == PACKET
+    system.write(PACKET)
+    assert again.recv(100) == PACKET
+    for each in (program, again):
+        each.close()
+    await interfaces.aclose()
 
 
 def test_packet_information_is_put_in_front_and_taken_off() -> None:

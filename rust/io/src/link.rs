@@ -1,7 +1,7 @@
 //! Joins an end of a memory device with descriptors that other programs hold.
 //!
-//! A program holds the other half of a SOCK_SEQPACKET pair. A thread here reads what the program writes,
-//! always: what a kernel's device would have refused is counted, what finds no room is dropped and
+//! A program holds the other half of a SOCK_SEQPACKET pair. A thread reads what the program writes, always,
+//! the link's own or that of the stack which reads it on the device's other end: what a kernel's device would have refused is counted, what finds no room is dropped and
 //! counted. What is for the program the device's writer puts into the pair himself ([`outward`]).
 //! Several descriptors are several queues of one device: the packets of a flow keep to one of them.
 
@@ -12,7 +12,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use ginnel_core::device::{Device, End, Side};
 use ginnel_core::packet::{LocalPool, Packet, Pool};
@@ -27,6 +26,7 @@ use crate::calls::Calls;
 use crate::link::outward::{Left, Outward};
 use crate::prompt::take_short_turns;
 use crate::seqpacket::{Inbox, MESSAGES, PacketSocket, SEND_BUFFER};
+use crate::stack::{Guest, NetStack, errno};
 use crate::wake::Waker;
 
 /// One end of a device and the descriptors joined to it.
@@ -49,11 +49,26 @@ pub enum NotJoined {
 }
 
 impl Link {
-    /// A link to this end of a device. The end is taken while a descriptor is joined that is enabled.
+    /// A link to this end of a device, on a thread of its own. The end is taken while a descriptor is joined that is
+    /// enabled.
     pub fn start(device: Arc<Device>, side: Side, pool: &Arc<Pool>) -> io::Result<Link> {
         let inner = Loop::new(device, side, pool)?;
         let shared = inner.shared.clone();
         Ok(Link { shared, thread: Mutex::new(Some(inner.spawn()?)) })
+    }
+
+    /// The same on the thread of a stack, which has the device's other end, for as long as that lasts: what a program
+    /// writes wakes the stack itself.
+    pub fn with_stack(
+        device: Arc<Device>,
+        side: Side,
+        pool: &Arc<Pool>,
+        stack: &NetStack,
+    ) -> io::Result<Link> {
+        let inner = Loop::new(device, side, pool)?;
+        let shared = inner.shared.clone();
+        stack.take_in(Box::new(inner)).map_err(|failure| io::Error::from_raw_os_error(errno(failure)))?;
+        Ok(Link { shared, thread: Mutex::new(None) })
     }
 
     /// Joins a SOCK_SEQPACKET socket and returns its number.
@@ -99,11 +114,12 @@ impl Link {
         self.shared.ready.as_fd()
     }
 
-    /// Closes every descriptor, gives the end back and ends the thread. Idempotent.
+    /// Closes every descriptor, gives the end back and ends the link's own thread. Idempotent.
     pub fn close(&self) {
-        let Some(thread) = lock(&self.thread).take() else { return };
-        let _ = self.shared.calls.call(|inner| inner.running = false);
-        let _ = thread.join();
+        let _ = self.shared.calls.call(Loop::end);
+        if let Some(thread) = lock(&self.thread).take() {
+            let _ = thread.join();
+        }
     }
 }
 
@@ -207,29 +223,31 @@ impl Loop {
     }
 
     fn run(&mut self) {
-        let mut ready = Vec::with_capacity(READY);
         while self.running {
-            let patience =
-                self.device_waits.then(|| Timespec::try_from(Duration::ZERO).expect("zero is a time"));
-            ready.clear();
-            // Interrupted or not, the next turn looks at everything.
-            let _ = epoll::wait(&*self.epoll, spare_capacity(&mut ready), patience.as_ref());
-            for event in ready.drain(..) {
-                match event.data.u64() {
-                    WAKE => {
-                        self.wake.clear();
-                        self.device_waits = true;
-                        self.shared.calls.take().into_iter().for_each(|call| call(self));
-                    }
-                    number => self.serve(number, event.flags),
+            self.round(if self.device_waits { Some(AT_ONCE) } else { None });
+        }
+    }
+
+    /// Waits for something to do, and does a bounded part of it.
+    fn round(&mut self, patience: Option<Timespec>) {
+        let mut ready = Vec::with_capacity(READY);
+        // Interrupted or not, the next round looks at everything.
+        let _ = epoll::wait(&*self.epoll, spare_capacity(&mut ready), patience.as_ref());
+        for event in ready {
+            match event.data.u64() {
+                WAKE => {
+                    self.wake.clear();
+                    self.device_waits = true;
+                    self.shared.calls.take().into_iter().for_each(|call| call(self));
                 }
+                number => self.serve(number, event.flags),
             }
-            if self.device_waits {
-                let left = self.outward.deliver();
-                self.device_waits = left == Left::More;
-                if left == Left::Ended {
-                    self.end_all();
-                }
+        }
+        if self.device_waits {
+            let left = self.outward.deliver();
+            self.device_waits = left == Left::More;
+            if left == Left::Ended {
+                self.end_all();
             }
         }
     }
@@ -237,8 +255,7 @@ impl Loop {
     /// What descriptors have to say that the thread has not seen yet.
     fn look(&mut self) {
         let mut ready = Vec::with_capacity(READY);
-        let at_once = Timespec::try_from(Duration::ZERO).expect("zero is a time");
-        let _ = epoll::wait(&*self.epoll, spare_capacity(&mut ready), Some(&at_once));
+        let _ = epoll::wait(&*self.epoll, spare_capacity(&mut ready), Some(&AT_ONCE));
         for event in ready {
             if event.data.u64() != WAKE {
                 self.serve(event.data.u64(), event.flags);
@@ -321,10 +338,20 @@ impl Loop {
     }
 
     fn end_all(&mut self) {
-        let numbers: Vec<u64> = self.members.keys().copied().collect();
-        numbers.iter().for_each(|&number| self.forget(number));
+        let numbers = self.forget_all();
         lock(&self.shared.gone).extend(numbers);
         self.shared.ready.wake();
+    }
+
+    fn end(&mut self) {
+        self.forget_all();
+        self.running = false;
+    }
+
+    fn forget_all(&mut self) -> Vec<u64> {
+        let numbers: Vec<u64> = self.members.keys().copied().collect();
+        numbers.iter().for_each(|&number| self.forget(number));
+        numbers
     }
 
     fn serve(&mut self, number: u64, flags: EventFlags) {
@@ -370,6 +397,25 @@ impl Loop {
     }
 }
 
+impl Guest for Loop {
+    fn readiness(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+
+    fn turn(&mut self) -> bool {
+        self.round(Some(AT_ONCE));
+        if self.device_waits {
+            self.wake.wake();
+        }
+        self.running
+    }
+
+    fn move_out(self: Box<Self>) {
+        // Without a thread it is dropped, and every program sees its descriptor end.
+        let _ = self.spawn();
+    }
+}
+
 impl Drop for Loop {
     /// Also after a panic: nobody is left waiting, and every program sees its descriptor end.
     fn drop(&mut self) {
@@ -383,6 +429,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
+const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 const TURNS: usize = 4;
 const READY: usize = 64;
 /// As on the kernel's device (MAX_TAP_QUEUES, drivers/net/tun.c).

@@ -8,6 +8,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::device::{Device, POOL, device_error, parse_side, system_error};
+use crate::stack::NetStack;
 
 #[pyclass(module = "ginnel._core.device", frozen)]
 pub struct Link {
@@ -17,9 +18,14 @@ pub struct Link {
 #[pymethods]
 impl Link {
     #[new]
-    fn new(device: &Device, side: &str) -> PyResult<Link> {
-        let side = parse_side(side)?;
-        Ok(Link { inner: link::Link::start(device.inner().clone(), side, &POOL).map_err(system_error)? })
+    #[pyo3(signature = (device, side, stack=None))]
+    fn new(device: &Device, side: &str, stack: Option<&NetStack>) -> PyResult<Link> {
+        let (device, side) = (device.inner().clone(), parse_side(side)?);
+        let inner = match stack {
+            Some(stack) => link::Link::with_stack(device, side, &POOL, stack.inner()),
+            None => link::Link::start(device, side, &POOL),
+        };
+        Ok(Link { inner: inner.map_err(system_error)? })
     }
 
     fn add(&self, py: Python<'_>, fd: RawFd, packet_info: bool) -> PyResult<u64> {

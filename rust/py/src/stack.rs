@@ -206,6 +206,13 @@ impl NetStack {
     }
 }
 
+impl NetStack {
+    /// The stack itself.
+    pub fn inner(&self) -> &stack::NetStack {
+        &self.inner
+    }
+}
+
 fn event_tuple(py: Python<'_>, event: Event) -> PyResult<Bound<'_, PyTuple>> {
     match event {
         Event::Connected { flow, local } => {

@@ -2,6 +2,7 @@ from collections.abc import Iterable
 from typing import Self
 
 from ginnel._core.plane import DataPlane
+from ginnel._core.stack import NetStack
 
 class Device:
     """A memory device: two ends, a queue of ``capacity`` packets each way. It is down at first."""
@@ -84,15 +85,18 @@ class DescriptorEnd:
     def __exit__(self, *exc_info: object) -> None: ...
 
 class Link:
-    """Joins an end of a device with descriptors that other programs hold, on a thread of its own.
+    """Joins an end of a device with descriptors that other programs hold.
 
     Each message on a descriptor is one packet. What the program writes is always read: what a kernel's device would
     have refused is counted as an error, what finds no room is dropped and counted. Several descriptors are several
     queues: a flow's packets keep to one of them. When the device is deleted every program sees its descriptor end.
     """
 
-    def __new__(cls, device: Device, side: str) -> Link:
-        """The ``application`` or ``interface`` end. It is taken while an enabled descriptor is joined."""
+    def __new__(cls, device: Device, side: str, stack: NetStack | None = None) -> Link:
+        """The ``application`` or ``interface`` end. It is taken while an enabled descriptor is joined.
+
+        A ``stack`` on the other end has its thread serve the descriptors, a thread less for packets to wait for. One
+        link a stack, OSError (EADDRINUSE). None: a thread of its own."""
 
     def add(self, fd: int, packet_info: bool) -> int:
         """Takes over one half of a SOCK_SEQPACKET pair and returns its number.
@@ -116,7 +120,7 @@ class Link:
         """A descriptor that is readable while events wait."""
 
     def close(self) -> None:
-        """Closes every descriptor, gives the end back and ends the thread. Idempotent."""
+        """Closes every descriptor and gives the end back. Idempotent."""
 
 class Capture:
     """A pcapng file to which a thread of its own writes packets. Whoever moves them never waits for it."""

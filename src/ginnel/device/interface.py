@@ -151,7 +151,7 @@ class Interface:
         """Called when a setting has changed."""
         self.on_detach: list[Callable[[int], None]] = []
         """Called with a queue's number when the program that held it has gone."""
-        self._link = Link(self.device.core, "application")
+        self._link = Link(self.device.core, "application", self.stack.core)
         self._queues: set[int] = set()
         self._addresses: list[Address] = []
         self._routes: list[Route] = []

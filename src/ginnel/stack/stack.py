@@ -74,6 +74,11 @@ class Stack:
         self.streams: set[asyncio.BaseTransport] = set()
         self._loop.add_reader(self._core.fileno(), self.handle_events)
 
+    @property
+    def core(self) -> NetStack:
+        """The stack itself, for the parts of ginnel in Rust."""
+        return self._core
+
     def set_addresses(self, addresses: Sequence[str]) -> None:
         """The own addresses, in CIDR notation. Connections from one that is gone end with ENETRESET."""
         interfaces = [ipaddress.ip_interface(address) for address in addresses]
