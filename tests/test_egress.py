@@ -37,9 +37,7 @@ def namespace() -> Iterator[Namespace]:
     """This thread is in it. Its addresses are the host's own."""
     with Namespace() as namespace, namespace.entered():
         namespace.ip("link set lo up", f"address add {HOST}/32 dev lo", f"address add {HOST6}/128 dev lo nodad")
-        # The kernel finishes an address of IPv6 later: until then what is sent to it is lost.
-        while HOST6 not in namespace.run(["ip", "-6", "route", "show", "table", "local"]):
-            pass
+        namespace.settle(HOST6)
         yield namespace
 
 

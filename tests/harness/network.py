@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -71,6 +73,16 @@ class Namespace:
     def ip(self, *lines: str) -> None:
         """Runs commands of ip(8) in one batch."""
         self.run(["ip", "-batch", "-"], input="\n".join(lines), timeout=10)
+
+    def settle(self, *addresses: str) -> None:
+        """Waits until these IPv6 addresses of ours can be reached: the kernel adds the routes to them a moment later,
+        on a thread of its own, which a busy machine lets wait."""
+        deadline = time.monotonic() + 20
+        while not {f"local {address} " for address in addresses} <= set(
+            re.findall("^local [^ ]+ ", self.run(["ip", "-6", "route", "show", "table", "local"]), re.M)
+        ):
+            assert time.monotonic() < deadline, addresses
+            time.sleep(0.02)
 
     def names(self, **known: Sequence[str]) -> None:
         """What the system's resolver knows from now on, where there is a mount namespace: names in ``.example``."""
@@ -153,6 +165,9 @@ def _join(
         f"link set {device} up",
         *([f"address add {CLIENT6}/64 dev {device} nodad"] if right_address == CLIENT and mtu >= 1280 else []),
     )
+    if mtu >= 1280:
+        left.settle(*([SERVER6] if left_address == SERVER else []))
+        right.settle(*([CLIENT6] if right_address == CLIENT else []))
 
 
 def _setns(descriptor: int) -> None:

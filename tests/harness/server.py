@@ -24,6 +24,7 @@ class Office:
             f"address add {office.ADDRESS}/32 dev lo",
             f"address add {office.ADDRESS6}/128 dev lo nodad",
         )
+        namespace.settle(office.ADDRESS6)
         root = str(Path(__file__).parents[2])
         self._process = namespace.start(
             [sys.executable, "-m", "tests.harness.office"], env={**os.environ, "PYTHONPATH": root}
