@@ -290,6 +290,23 @@ def test_a_revoked_certificate_is_refused_and_others_are_not() -> None:
     assert "it is revoked (CN=bad)" in str(complaint(client, bad))
 
 
+def test_numbers_are_revoked_at_any_depth_whoever_the_issuer_and_may_change() -> None:
+    middle = Signer("Middle", ROOT)
+    server = middle.server((CN, "x"))
+    assert server.cert is not None
+    number = leaf(server).serial_number
+    server = replace(server, cert=server.cert + middle.pem)
+    for numbers, revoked in (
+        ({number}, "x"),
+        ({middle.certificate.serial_number}, "Middle"),
+        ({ROOT.certificate.serial_number}, "Root"),
+        ({number + 1}, None),
+        (set(), None),
+    ):
+        said = complaint(replace(TRUST, crl=frozenset(numbers)), server)
+        assert (said is None) if revoked is None else (f"it is revoked (CN={revoked})" in str(said))
+
+
 @pytest.mark.parametrize(
     ("since", "until", "reason"), [(-9, -2, "the revocation list expired"), (2, 9, "not valid yet")]
 )

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import pkcs12
 
 from ginnel.cli.check import command
 from ginnel.testing import Authority
-from tests.test_ovpn_file import AUTHORITY, BASE, TRUST, WHOLE, block
+from tests.test_ovpn_file import AUTHORITY, BASE, STATIC, TRUST, WHOLE, block
 
 
 def revocation_list(*, until: int) -> str:
@@ -81,6 +81,7 @@ def test_a_file_that_cannot_be_used_ends_with_2_and_says_all_that_is_to_change(t
         (WHOLE + "redirect-gateway def1\n", 0o600, "redirect-gateway"),
         (WHOLE + "auth-user-pass\nauth-nocache\n", 0o600, "auth-nocache"),
         (WHOLE + "auth none\ndata-ciphers AES-256-GCM:AES-256-CBC\n", 0o600, "auth"),
+        (WHOLE + "auth MD5\n" + block("tls-auth", STATIC.emit()), 0o600, "auth"),
         (WHOLE + "tls-cipher DEFAULT:@SECLEVEL=0\n", 0o600, "tls-cipher"),
         (WHOLE + "tls-cert-profile insecure\n", 0o600, "tls-cert-profile"),
         (WHOLE + block("crl-verify", revocation_list(until=-1)), 0o600, "crl-verify"),

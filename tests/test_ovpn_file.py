@@ -553,7 +553,7 @@ WRONG = [
     ("cipher AES-256-GMC", "'AES-256-GMC' is no cipher; choose from AES-256-GCM"),
     ("data-ciphers AES-256-GCM:AES-256-GMC", "'AES-256-GMC' is no cipher"),
     ("data-ciphers BF-CBC", "none of 'BF-CBC' is supported"),
-    ("auth MD5", "the digest 'MD5' is not supported; use SHA1"),
+    ("auth MD4", "the digest 'MD4' is not supported; use SHA1"),
     ("auth MD4", "the digest 'MD4' is not supported"),
     ("comp-lzo maybe", "'maybe' is no kind of compression"),
     ("compress zip", "'zip' is no kind of compression"),
@@ -583,8 +583,12 @@ WRONG = [
     ("local 192.0.2.2\nremote a 1194 udp6", "local: from 192.0.2.2 no udp6 goes out; write: proto udp"),
     ("route example.org", "route: example.org is a name, and routes are for addresses alone"),
     ("dns server 1 resolve-domains example.org", "dns server 1: has no address"),
-    ("local eth0", "'eth0' is no IP address"),
-    ("crl-verify folder dir", "a folder of revocation lists is not read; put them into one file"),
+    ("local a/b", "'a/b' is no host name or address"),
+    ("port 0\n<connection>\nremote a\n</connection>", ": 0 is no port of a server's; write: remote a PORT"),
+    ("crl-verify folder dir", "crl-verify: cannot read folder: No such file or directory"),
+    ("crl-verify . directory", "'directory' is not one of: dir"),
+    ("auth SHAKE128", "the digest 'SHAKE128' is not supported"),
+    ("auth SHA3-256\ndata-ciphers AES-256-GCM:AES-128-CBC", "auth SHA3-256 is for tls-auth alone"),
     (block("crl-verify", AUTHORITY.pem), "has no revocation list"),
     ("verify-hash 00:11", "not 20 pairs of hexadecimal digits"),
     ("verify-hash 00:11 SHA256", "not 32 pairs of hexadecimal digits"),
@@ -686,6 +690,13 @@ def test_an_encrypted_key_is_opened_with_its_password(tmp_path: Path) -> None:
     with pytest.raises(KeyPasswordError) as caught:
         settings.tls_context(parse_ovpn(text + "askpass password\n", directory=tmp_path))
     assert caught.value.wrong
+
+
+def test_a_folder_of_what_is_revoked(tmp_path: Path) -> None:
+    for name in ("17", "018", "x", "-3", "0", "1.pem"):
+        (tmp_path / name).touch()
+    config = parse_ovpn(WHOLE + "crl-verify . dir\n", directory=tmp_path)
+    assert (config.crl, config.crl_file) == ({17, -3, 0}, str(tmp_path))
 
 
 def test_pkcs12_as_a_file_and_as_a_block(tmp_path: Path) -> None:

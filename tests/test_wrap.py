@@ -161,8 +161,8 @@ def test_a_key_is_not_shown() -> None:
 
 
 def test_wrong_digest_and_direction_are_configuration_errors() -> None:
-    with pytest.raises(ConfigError, match="MD5"):
-        TlsAuth(KEY, "MD5")
+    with pytest.raises(ConfigError, match="MD4"):
+        TlsAuth(KEY, "MD4")
     with pytest.raises(ConfigError, match="key-direction"):
         TlsAuth(KEY, "SHA1", 2)
 

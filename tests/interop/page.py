@@ -99,7 +99,12 @@ ROWS = [
         "test_ways::test_a_name_for_which_nobody_waits",
         "ends with status 3: “… cannot resolve …”",
     ),
-    Row("transports", "local and lport", "bound before connecting", "test_transports::test_where_the_socket_is_bound"),
+    Row(
+        "transports",
+        "local (an address, a name) and lport",
+        "bound before connecting",
+        "test_transports::test_where_the_socket_is_bound",
+    ),
     Row(
         "transports",
         "our own address changes",
@@ -129,7 +134,7 @@ ROWS = [
     ),
     Row(
         "wrapping",
-        "tls-auth: SHA1, SHA256, SHA512, with key-direction and without",
+        "tls-auth: SHA1, SHA256, SHA512, with key-direction and without; SHA512-256, SHA3-384, BLAKE2, RIPEMD160, MD5",
         "which half of the key is whose",
         "test_matrix::test_tls_auth",
     ),
@@ -348,7 +353,7 @@ ROWS = [
     ),
     Row(
         "staying up",
-        "the server is revoked while we are connected (crl-verify)",
+        "the server is revoked while we are connected (crl-verify, a list or a folder)",
         "a list that was read once knows nothing of it",
         "test_restart::test_a_server_that_was_revoked_meanwhile",
         "ends with status 5: “… revoked …”",

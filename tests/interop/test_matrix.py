@@ -43,8 +43,13 @@ async def test_cell(
         client.stop()
 
 
-@pytest.mark.parametrize("direction", [True, False], ids=["key-direction", "bidirectional"])
-@pytest.mark.parametrize("digest", ["SHA1", "SHA256", "SHA512"])
+@pytest.mark.parametrize(
+    ("digest", "direction"),
+    [
+        *((digest, direction) for digest in ("SHA1", "SHA256", "SHA512") for direction in (True, False)),
+        *((digest, True) for digest in ("SHA512-256", "SHA3-384", "BLAKE2b512", "BLAKE2s256", "RIPEMD160", "MD5")),
+    ],
+)
 async def test_tls_auth(network: Network, ordinary_env: Environment, digest: str, direction: bool) -> None:
     profile = Profile(wrap="tls-auth", digest=digest, direction=direction)
     with StockServer(network, profile), GinnelClient(network, ordinary_env, profile) as client:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from tests.harness import office
 from tests.harness.client import GinnelClient
@@ -92,10 +93,11 @@ def test_server_says_restart(network: Network, ordinary_env: Environment) -> Non
         client.stop()
 
 
-def test_a_server_that_was_revoked_meanwhile(network: Network, ordinary_env: Environment) -> None:
+@pytest.mark.parametrize("form", ["revoked.pem", ". dir"])
+def test_a_server_that_was_revoked_meanwhile(network: Network, ordinary_env: Environment, form: str) -> None:
     authority = Authority()
     server, client = authority.issue("server", server=True), authority.issue("client")
-    profile = replace(PROFILE, client_options=("crl-verify revoked.pem",)).with_keys(
+    profile = replace(PROFILE, client_options=(f"crl-verify {form}",)).with_keys(
         ca=authority.certificate, server=server, client=client
     )
     files: dict[str, str | bytes] = {"revoked.pem": authority.revocation_list(client)}
@@ -105,7 +107,10 @@ def test_a_server_that_was_revoked_meanwhile(network: Network, ordinary_env: Env
     ):
         ours.wait_next("up")
         stock.kill()
-        (ours.folder / "revoked.pem").write_text(authority.revocation_list(server))
+        if form == ". dir":
+            (ours.folder / str(x509.load_pem_x509_certificate(server.certificate.encode()).serial_number)).touch()
+        else:
+            (ours.folder / "revoked.pem").write_text(authority.revocation_list(server))
         ours.wait_next("reconnecting")
         stock.start()
         status, line = ours.fail()

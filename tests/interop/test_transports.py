@@ -146,8 +146,10 @@ async def test_the_second_remote_when_nothing_listens_at_the_first(
         client.stop()
 
 
-def test_where_the_socket_is_bound(network: Network, ordinary_env: Environment) -> None:
-    profile = Profile(client_options=(f"local {CLIENT}", "lport 5151"))
+@pytest.mark.parametrize("local", [CLIENT, "own.example"])
+def test_where_the_socket_is_bound(network: Network, ordinary_env: Environment, local: str) -> None:
+    network.client.names(own=["2001:db8::77", CLIENT])
+    profile = Profile(client_options=(f"local {local}", "lport 5151"))
     text = profile.client_file().replace("nobind\n", "")
     with StockServer(network, profile) as server, GinnelClient(network, ordinary_env, text) as client:
         client.wait_up()

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from ipaddress import ip_address
 
 from ginnel.errors import UnreachableError
 from ginnel.network.kill_switch import Port
@@ -52,7 +51,7 @@ class Outside(ways.Outside):
         self._known: dict[tuple[str, int], list[str]] = {}
 
     async def resolve(self, host: str, port: int, family: socket.AddressFamily) -> list[Address]:
-        if _is_address(host):
+        if ways.is_address(host):
             return await super().resolve(host, port, family)
         if not self.is_changed:
             found = await self._look_up(host, port, family)
@@ -106,7 +105,7 @@ class Outside(ways.Outside):
         missing = [
             asyncio.ensure_future(self._look_up(host, port, family))
             for host, port, family in others
-            if (host, family) not in self._known and not _is_address(host)
+            if (host, family) not in self._known and not ways.is_address(host)
         ]
         if missing:
             await asyncio.wait(missing, timeout=FOR_OTHERS)
@@ -143,15 +142,7 @@ def goes_elsewhere(config: ClientConfig) -> bool:
 
 def has_names(config: ClientConfig) -> bool:
     """Whether a server, or the proxy before it, is named and not addressed."""
-    return not all(_is_address(ways.where(remote)[0]) for remote in config.remotes)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
+    return not all(ways.is_address(ways.where(remote)[0]) for remote in config.remotes)
 
 
 # Seconds for the names of the other servers.

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import pkcs12
 from ginnel.openvpn.config import ClientConfig
 from ginnel.openvpn.ovpn_login import NO_PASSWORD
 from ginnel.openvpn.push import PushReply
-from ginnel.openvpn.wrap import NoWrap
+from ginnel.openvpn.wrap import NoWrap, TlsAuth
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,10 @@ def _about_tls(config: ClientConfig) -> Iterator[Advice]:
         option = "tls-cert-profile" if config.cert_profile == "insecure" else "tls-cipher"
         text = "keys and digests that can be broken by now are taken"
         yield Advice(option, text, "ask for certificates of today, and remove it")
+    if isinstance(config.wrap, TlsAuth) and config.wrap.digest == "MD5":
+        yield Advice(
+            "auth", "MD5 is broken as a digest, and old in any use", "write: auth SHA256, on the server as well"
+        )
     if isinstance(config.wrap, NoWrap):
         text = "anybody can begin a TLS handshake with the server"
         yield Advice("tls-crypt", text, "if you run the server, give it tls-crypt-v2 or tls-crypt")
@@ -111,7 +115,7 @@ def _about_dates(config: ClientConfig, now: datetime) -> Iterator[Advice]:
         elif since > now:
             text = f"a certificate is not valid before {since:%Y-%m-%d}"
             yield Advice(option, text, "is this machine's clock right?")
-    for found in re.findall(PEM_CRL, config.crl or "", re.S):
+    for found in re.findall(PEM_CRL, config.crl if isinstance(config.crl, str) else "", re.S):
         until_next = x509.load_pem_x509_crl(found.encode()).next_update_utc
         if until_next is not None and until_next < now:
             text = f"a revocation list was good until {until_next:%Y-%m-%d}: no server is taken any more"

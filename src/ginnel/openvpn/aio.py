@@ -26,7 +26,7 @@ from ginnel.openvpn import events, settings
 from ginnel.openvpn.client import ClientPolicy
 from ginnel.openvpn.commands import REPORTS, carry_out
 from ginnel.openvpn.config import ClientConfig, HttpProxy, Remote
-from ginnel.openvpn.ovpn_file import read_login, read_revocation_lists
+from ginnel.openvpn.ovpn_file import read_login, read_revocations
 from ginnel.openvpn.session import Session
 from ginnel.openvpn.tls import KeyPasswordError, TlsContext
 from ginnel.openvpn.wrap import NoWrap
@@ -381,7 +381,7 @@ class Client:
             self._renew_revocations()
 
     def _renew_revocations(self) -> None:
-        """A file that changed counts from the next negotiation on; one that can't be read changes nothing."""
+        """A file or folder that changed counts from the next negotiation on; one that can't be read changes nothing."""
         file = self._config.crl_file
         if file is None or self._tls is None:
             return
@@ -394,7 +394,7 @@ class Client:
             return
         self._crl_seen = seen
         try:
-            self._tls.renew_crl(read_revocation_lists(file))
+            self._tls.renew_crl(read_revocations(file))
         except ConfigError as error:
             log.warning("crl-verify: %s; what was read before counts", error)
 

@@ -25,6 +25,13 @@ class Rules:
         self._fields = tuple(map(_check_field, settings.username_fields))
         self._eku = None if settings.remote_cert_eku is None else _purpose(settings.remote_cert_eku)
 
+    def refuse_revoked(self, certificate: x509.Certificate) -> str | None:
+        """Why any certificate of the chain is refused by its number, None when it isn't."""
+        revoked = self._settings.crl
+        if not isinstance(revoked, frozenset) or certificate.serial_number not in revoked:
+            return None
+        return describe(REVOKED, certificate)
+
     def refuse_issuer(self, certificate: x509.Certificate) -> str | None:
         """Why the certificate that signed the peer's is refused, None when it isn't."""
         if not self._issuers or self._issuers & _fingerprints_of(certificate):
@@ -204,7 +211,7 @@ def _subject(certificate: x509.Certificate) -> str | None:
     return ", ".join(parts)
 
 
-NO_CRL = 3
+NO_CRL, REVOKED = 3, 23
 SERIAL_NUMBER = "serialNumber"
 EXTENSIONS: dict[str, type[x509.SubjectAlternativeName] | type[x509.IssuerAlternativeName]] = {
     "ext:subjectAltName": x509.SubjectAlternativeName,

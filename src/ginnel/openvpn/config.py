@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ginnel.errors import ConfigError
-from ginnel.openvpn.data_format import MssFix
+from ginnel.openvpn.data_format import AEAD_CIPHERS, MAC_SIZES, MssFix
 from ginnel.openvpn.login import StaticChallenge
 from ginnel.openvpn.push import PullFilter, PushReply
 from ginnel.openvpn.push_values import Inactive
@@ -53,7 +53,8 @@ class SocksProxy:
 class Remote:
     """One server to try. ``host`` is a name or an address without brackets.
 
-    ``local`` and ``local_port`` are where our own socket is bound, None and 0 for the system's choice.
+    ``local`` (an address or a name of this machine's) and ``local_port`` are where our own socket is bound, None and 0
+    for the system's choice.
     ``own`` are values of `ClientConfig` that hold for this remote alone, from its <connection>.
     """
 
@@ -101,8 +102,8 @@ class ClientConfig:
 
     - ``floats``: ``float``. ``dev``: the name of a device of the kernel's, None for the next free one.
     - ``ca``, ``cert``, ``key``, ``extra_certs``: PEM text without anything around it.
-    - ``key_password``: ``askpass``, for an encrypted ``key`` or ``pkcs12``. ``crl``: ``crl-verify``;
-      ``crl_file`` is where it was read from, and is read again when it changes.
+    - ``key_password``: ``askpass``, for an encrypted ``key`` or ``pkcs12``. ``crl``: ``crl-verify``, as PEM, or from a
+      folder the serial numbers; ``crl_file`` is where it was read from, and is read again when it changes.
     - ``peer_fingerprints``: SHA-256, 64 hexadecimal digits with colons. ``issuer_fingerprints``: ``verify-hash``.
     - ``remote_cert_ku``: numbers of which the certificate must meet one, () for any; None asks for none.
     - ``username_fields``: ``x509-username-field``. ``cipher_list``, ``cipher_suites``, ``groups``, ``cert_profile``:
@@ -132,7 +133,7 @@ class ClientConfig:
     key_password: str | None = field(default=None, repr=False)
     pkcs12: bytes | None = field(default=None, repr=False)
     extra_certs: str | None = field(default=None, repr=False)
-    crl: str | None = field(default=None, repr=False)
+    crl: str | frozenset[int] | None = field(default=None, repr=False)
     crl_file: str | None = None
     peer_fingerprints: tuple[str, ...] = ()
     issuer_fingerprints: tuple[str, ...] = ()
@@ -212,6 +213,12 @@ class ClientConfig:
             )
         if self.ping_restart and self.ping_exit:
             raise _wrong("ping-exit", "ping-exit and ping-restart exclude each other", "keep one of them")
+        if self.auth not in MAC_SIZES and not {*self.data_ciphers, self.cipher or AEAD_CIPHERS[0]} <= {*AEAD_CIPHERS}:
+            raise _wrong(
+                "auth",
+                f"auth {self.auth} is for tls-auth alone, and data-ciphers has ciphers that need it for data",
+                f"write: data-ciphers {DEFAULT_DATA_CIPHERS[0]}; or use {', '.join(MAC_SIZES)}",
+            )
         if not self.data_ciphers:
             raise _wrong("data-ciphers", "data-ciphers is empty", "write: data-ciphers AES-256-GCM")
 

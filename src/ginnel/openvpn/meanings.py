@@ -64,6 +64,7 @@ MEANINGS: dict[str, tuple[str, ...]] = {
     "askpass": ("the key's password is in {0}", "the key's password is asked for"),
     "extra-certs": ("sends the certificates in {0} along", "sends these certificates along"),
     "crl-verify": (
+        "certificates whose numbers are names of files in {0} ({1}) are refused; it is read again when it changes",
         "certificates that {0} revokes are refused; it is read again when it changes",
         "certificates that it revokes are refused",
     ),

@@ -49,11 +49,13 @@ class Draft:
 
     ``entry`` is what may be said in a <connection> too, and isn't simply a value. ``connections`` are the
     finished <connection> blocks. ``source`` reads the block or file of a statement, ``binary`` what is no
-    text; ``warn`` remembers a warning for the current one.
+    text, ``revoked`` a folder's path and the serial numbers that its files are named by; ``warn`` remembers a warning
+    for the current one.
     """
 
     source: Callable[[Statement], Source]
     binary: Callable[[Statement], bytes]
+    revoked: Callable[[Statement], tuple[str, frozenset[int]]]
     warn: Callable[[str], None]
     values: dict[str, Any] = field(default_factory=dict)
     entry: Entry = field(default_factory=Entry)

@@ -11,6 +11,7 @@ them would be dropped without anyone's decision.
 from __future__ import annotations
 
 import base64
+import itertools
 import os
 import re
 from dataclasses import dataclass, replace
@@ -51,9 +52,12 @@ def parse_ovpn(
     return reader.finish()
 
 
-def read_revocation_lists(path: str) -> str:
-    """What ``crl-verify`` takes from a file: PEM. Raises ConfigError."""
+def read_revocations(path: str) -> str | frozenset[int]:
+    """What ``crl-verify`` takes from a file, PEM, or from a folder: the serial numbers that files are named by.
+    Raises ConfigError."""
     where = Path(path)
+    if where.is_dir():
+        return _serial_numbers(where)
     return ovpn_pem.revocation_lists(Source(decode(_read(where)), f"the file {escape(path)}", path, 1))
 
 
@@ -135,7 +139,7 @@ class _Reader:
         self._current = Statement(0, "")
         self._given: dict[str, Statement] = {}
         self._announced: dict[str, Statement] = {}
-        self._draft = Draft(source=self._source, binary=self._binary, warn=self._warn)
+        self._draft = Draft(source=self._source, binary=self._binary, revoked=self._revoked, warn=self._warn)
         self.warnings: list[Warning] = []
 
     def statements(self, text: str | bytes) -> list[Statement]:
@@ -343,6 +347,10 @@ class _Reader:
         except ValueError:
             raise ConfigError(f"the <{statement.name}> block is not base64") from None
 
+    def _revoked(self, statement: Statement) -> tuple[str, frozenset[int]]:
+        folder = self._directory / statement.words[0]
+        return str(folder), _serial_numbers(folder)
+
     def _source(self, statement: Statement) -> Source:
         if statement.block is not None:
             source = Source(statement.block, f"the <{statement.name}> block", None, statement.line + 1)
@@ -389,6 +397,20 @@ def _read(path: Path) -> bytes:
     return data
 
 
+def _serial_numbers(folder: Path) -> frozenset[int]:
+    """Whatever is in the files, and in decimal (``ssl_verify.c``, verify_check_crl_dir)."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in itertools.islice(entries, MAX_REVOKED + 1)]
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"cannot read {escape(str(folder))}: {reason}") from None
+    if len(names) > MAX_REVOKED:
+        raise ConfigError(f"{escape(str(folder))}: more than {MAX_REVOKED} files", instead="use a revocation list")
+    return frozenset(int(name) for name in names if re.fullmatch("0|-?[1-9][0-9]{0,60}", name))
+
+
+MAX_REVOKED = 100_000
 MAX_FILE = 1 << 20
 TOO_LARGE = "more than 1 MiB, which no configuration needs"
 SERVER_CHECKS = {"remote_cert_tls", "remote_cert_eku", "verify_x509_name", "peer_fingerprints", "issuer_fingerprints"}

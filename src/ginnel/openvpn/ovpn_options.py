@@ -27,6 +27,7 @@ from ginnel.openvpn.push import PullFilter
 from ginnel.openvpn.push_options import DHCP_OPTIONS, NO_NAMES, complaint
 from ginnel.openvpn.push_values import NO_DNSSEC, NO_TRANSPORT, Inactive
 from ginnel.openvpn.words import escape, quote
+from ginnel.openvpn.wrap import DIGESTS
 
 
 def _number(name: str, least: int, most: int) -> Taker:
@@ -157,7 +158,7 @@ def _known_cipher(text: str) -> str:
 
 def _auth(draft: Draft, statement: Statement) -> None:
     name = normal_cipher(statement.words[0]).removeprefix("RSA-")
-    if name not in MAC_SIZES:
+    if name not in (*DIGESTS, "none"):
         raise ConfigError(
             f"the digest {escape(statement.words[0])!r} is not supported", instead="use " + ", ".join(MAC_SIZES)
         )

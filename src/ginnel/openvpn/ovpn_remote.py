@@ -23,11 +23,14 @@ def finish_remote(target: Target, entry: Entry) -> Remote:
     if entry.bind is False and (entry.lport is not None or entry.local is not None):
         option = "lport" if entry.lport is not None else "local"
         raise ConfigError(f"nobind and {option} exclude each other", option=option, instead="keep one of them")
-    if proxy is None and entry.local is not None and proto[3:] and (":" in entry.local) != (proto[3:] == "6"):
+    own = entry.local if entry.local is not None and _is_address(entry.local) else None
+    if proxy is None and own is not None and proto[3:] and (":" in own) != (proto[3:] == "6"):
         raise ConfigError(
             f"from {entry.local} no {proto} goes out", option="local", instead=f"write: proto {proto[:3]}"
         )
     port = entry.lport if entry.lport is not None else entry.port if entry.bind else 0
+    if not target.port and not entry.port:
+        raise ConfigError("0 is no port of a server's", option="port", instead=f"write: remote {target.host} PORT")
     return Remote(target.host, target.port or entry.port, cast(Proto, proto), proxy, entry.local, port)
 
 
@@ -65,7 +68,7 @@ def _remote(draft: Draft, statement: Statement) -> None:
 
 
 def _port(draft: Draft, statement: Statement) -> None:
-    draft.entry.port = _parse_port(statement.words[0])
+    draft.entry.port = number(statement.words[0], 0, 65535, "a port")
 
 
 def _lport(draft: Draft, statement: Statement) -> None:
@@ -83,12 +86,8 @@ def _bind(draft: Draft, statement: Statement) -> None:
 
 
 def _local(draft: Draft, statement: Statement) -> None:
-    try:
-        draft.entry.local = str(ip_address(statement.words[0]))
-    except ValueError:
-        raise ConfigError(
-            f"{escape(statement.words[0])!r} is no IP address", instead="write an address of this machine"
-        ) from None
+    word = statement.words[0]
+    draft.entry.local = str(ip_address(word)) if _is_address(word) else _host(word)
 
 
 def _http_proxy(draft: Draft, statement: Statement) -> None:
@@ -166,6 +165,14 @@ def _host(text: str) -> str:
         except UnicodeError:
             raise ConfigError(f"{escape(text)!r} is no host name") from None
     return text
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _parse_port(text: str) -> int:

@@ -40,10 +40,11 @@ def _askpass(draft: Draft, statement: Statement) -> None:
 
 
 def _crl(draft: Draft, statement: Statement) -> None:
-    if statement.words[1:] == ("dir",):
-        raise ConfigError("a folder of revocation lists is not read", instead="put them into one file")
     for word in statement.words[1:]:
         one_of(word, "dir")
+    if len(statement.words) > 1:
+        draft.values["crl_file"], draft.values["crl"] = draft.revoked(statement)
+        return
     source = draft.source(statement)
     draft.values["crl"] = ovpn_pem.revocation_lists(source)
     draft.values["crl_file"] = source.file

@@ -39,11 +39,12 @@ class TlsContext:
         self._rules = certificates.Rules(settings)
         self._context, self._anchored = self._make(settings)
 
-    def renew_crl(self, crl: str) -> None:
-        """The negotiations from now on look at these revocation lists. Raises ConfigError, and all is as before."""
+    def renew_crl(self, crl: str | frozenset[int]) -> None:
+        """The negotiations from now on look at these revocations. Raises ConfigError, and all is as before."""
         settings = replace(self._settings, crl=crl)
+        rules = certificates.Rules(settings)
         self._context, self._anchored = self._make(settings)
-        self._settings = settings
+        self._settings, self._rules = settings, rules
 
     def _make(self, settings: TlsSettings) -> tuple[SSL.Context, bool]:
         verified = not self.server or settings.client_certificate
@@ -72,11 +73,13 @@ class TlsContext:
             if error == certificates.NO_CRL:
                 return True
             complaint = certificates.describe(error, parsed)
-        elif depth == 1:
-            verdict.issuer_seen = True
-            complaint = self._rules.refuse_issuer(parsed)
-        elif depth == 0:
-            complaint = self._rules.refuse(parsed, issuer_seen=verdict.issuer_seen)
+        else:
+            complaint = self._rules.refuse_revoked(parsed)
+            if depth == 1:
+                verdict.issuer_seen = True
+                complaint = complaint or self._rules.refuse_issuer(parsed)
+            elif depth == 0:
+                complaint = complaint or self._rules.refuse(parsed, issuer_seen=verdict.issuer_seen)
         verdict.complaint = verdict.complaint or complaint
         return complaint is None
 

@@ -38,7 +38,7 @@ class TlsSettings:
       sent along, and trusted when ``ca`` is None.
     - ``key_password``: opens ``key`` or ``pkcs12`` (``askpass``). Not needed for what isn't encrypted.
     - ``crl``: one or more revocation lists (``crl-verify``). An expired list refuses all of its issuer's
-      certificates, a missing one none, as in stock.
+      certificates, a missing one none, as in stock. Or the serial numbers that are revoked, whoever the issuer.
     - ``peer_fingerprints``: SHA-256, 64 hexadecimal digits, colons allowed. Without ``ca`` they name the only
       certificates that are accepted, whatever else is wrong with these; with it they are an extra check.
     - ``issuer_fingerprints``: ``verify-hash``, SHA-256 or (40 digits) SHA-1 of the certificate that signed the peer's.
@@ -58,7 +58,7 @@ class TlsSettings:
     key_password: str | None = field(default=None, repr=False)
     pkcs12: bytes | None = field(default=None, repr=False)
     extra_certs: str | None = None
-    crl: str | None = None
+    crl: str | frozenset[int] | None = None
     peer_fingerprints: tuple[str, ...] = ()
     issuer_fingerprints: tuple[str, ...] = ()
     remote_cert_tls: Literal["server", "client"] | None = None
@@ -235,7 +235,7 @@ def _load_trust(context: SSL.Context, settings: TlsSettings, own: _Own | None) -
         trusted = own.more
     for certificate in trusted:
         store.add_cert(crypto.X509.from_cryptography(certificate))
-    if settings.crl is not None:
+    if isinstance(settings.crl, str):
         for crl in _revocation_lists(settings.crl):
             store.add_crl(crl)
         store.set_flags(crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL)

@@ -113,6 +113,10 @@ class TlsAuth:
     def __post_init__(self) -> None:
         if self.digest.upper() not in DIGESTS:
             raise ConfigError(f"digest {self.digest!r} is not supported", instead="use " + ", ".join(DIGESTS))
+        try:
+            hmac.digest(b"", b"", _hash(self.digest))
+        except ValueError:
+            raise ConfigError(f"this machine's OpenSSL has no {self.digest}", instead="use SHA256") from None
         if self.direction not in (None, 0, 1):
             raise ConfigError(f"key-direction is 0 or 1, not {self.direction!r}")
 
@@ -165,7 +169,7 @@ class _TlsAuthWrapper:
     wrapped_key = b""
 
     def __init__(self, settings: TlsAuth, sender: PacketIdSender) -> None:
-        self._digest = settings.digest.lower()
+        self._digest = _hash(settings.digest)
         self._size = DIGESTS[settings.digest.upper()]
         self._send = settings.send_key
         self._receive = settings.receive_key
@@ -281,6 +285,11 @@ class ReplayWindow:
         self._seen |= 1 << behind
 
 
+def _hash(digest: str) -> str:
+    """OpenSSL's name as `hashlib` has it."""
+    return digest.lower().replace("-", "_")
+
+
 def _net_clock(unix_time: float, start: float) -> NetClock:
     return lambda now: int(unix_time + (now - start)) & 0xFFFFFFFF
 
@@ -292,6 +301,18 @@ KEY_FOOT = "-----END OpenVPN Static key V1-----"
 KEY_FILE_SIZE = 256
 GENKEY = "make one with: openvpn --genkey secret FILE"
 PACKET_ID_SIZE = 8
-DIGESTS = {"SHA1": 20, "SHA224": 28, "SHA256": 32, "SHA384": 48, "SHA512": 64}
+# Of those that OpenSSL has, without MD5-SHA1, which is no digest of its own, and without what has no fixed size.
+DIGESTS = {
+    name: size
+    for size, names in {
+        16: "MD5",
+        20: "SHA1 RIPEMD160",
+        28: "SHA224 SHA512-224 SHA3-224",
+        32: "SHA256 SHA512-256 SHA3-256 BLAKE2S256 SM3",
+        48: "SHA384 SHA3-384",
+        64: "SHA512 SHA3-512 BLAKE2B512",
+    }.items()
+    for name in names.split()
+}
 REPLAY_WINDOW = 64
 REPLAY_MASK = (1 << REPLAY_WINDOW) - 1

@@ -8,7 +8,8 @@ import functools
 import random
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from typing import Self
 
 from ginnel.openvpn.config import HttpProxy, Remote, SocksProxy
@@ -101,6 +102,13 @@ class Ways:
         return not self._left
 
     async def _resolve(self, remote: Remote) -> list[Way] | Unresolved:
+        if remote.local is not None and not is_address(remote.local):
+            try:
+                # The machine's own names are its own resolver's to know, whatever is outside.
+                (own, _), *_ = await resolve(remote.local, 0, _family_to(remote))
+            except OSError as error:
+                return Unresolved(remote, remote.local, error)
+            remote = replace(remote, local=own)
         host, port, family = where(remote)
         self.resolving = host
         try:
@@ -202,10 +210,26 @@ def where(remote: Remote) -> tuple[str, int, socket.AddressFamily]:
     host, port, family = remote.host, remote.port, _FAMILIES[remote.proto[3:]]
     if remote.proxy is not None:
         host, port, family = remote.proxy.host, remote.proxy.port, socket.AF_UNSPEC
-    if remote.local is not None and (remote.tcp or remote.proxy is None):
+    if remote.local is not None and is_address(remote.local) and (remote.tcp or remote.proxy is None):
         # From an address of one family only its own can be reached.
         family = socket.AF_INET6 if ":" in remote.local else socket.AF_INET
     return host, port, family
+
+
+def is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _family_to(remote: Remote) -> socket.AddressFamily:
+    """The one that is known before anything is resolved."""
+    host, _, family = where(remote)
+    if is_address(host):
+        return socket.AF_INET6 if ":" in host else socket.AF_INET
+    return family
 
 
 def describe(remote: Remote) -> str:
