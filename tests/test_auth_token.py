@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from ginnel.openvpn.auth_token import PREFIX, AuthTokens, is_token
+from ginnel.openvpn.auth_token import PREFIX, AuthTokens, is_token, session_of
 
 # OpenVPN, tests/unit_tests/openvpn/test_auth_token.c: now0key0, and "test user name" with a key of zeros.
 STOCK = "SESS_ID_AT_0123456789abcdefAAAAAAAAAAAAAAAAAAAAAE5JsQJOVfo8jnI3RL3tBaR5NkE4yPfcylFUHmHSc5Bu"
@@ -18,7 +18,16 @@ def test_a_token_is_stocks_to_the_byte() -> None:
     session = base64.b64decode("0123456789abcdef")
     tokens = AuthTokens(bytes(32), lambda size: session)
     assert tokens.first(USER, 0) == STOCK
-    assert tokens.renew(STOCK, USER, 0) == STOCK
+
+
+def test_a_token_is_later_than_the_one_before_it_even_within_a_second() -> None:
+    tokens = AuthTokens(os.urandom(32), os.urandom)
+    token = tokens.first(USER, 5000.1)
+    for now in (5000.2, 5000.3, 4990.0):
+        following = tokens.renew(token, USER, now)
+        assert following is not None
+        assert session_of(following)[2] > session_of(token)[2]
+        token = following
 
 
 def test_a_token_is_renewed_in_time_and_ends_with_its_lifetime() -> None:

@@ -28,6 +28,12 @@ SERVER_ROWS = [
     ),
     Row(
         SUBJECT,
+        "UDP and TCP over IPv6, TLS 1.2 (data keys by PRF are a client's before 2.6: tried between our own sessions)",
+        "another family's length, another handshake",
+        "test_serve_cells::test_outer_ipv6",
+    ),
+    Row(
+        SUBJECT,
         "a stream while keys change every two seconds, UDP, TCP, begun by either side (100 changes in `make soak`)",
         "packets of the old key are on their way",
         "test_serve::test_a_stream_goes_on_while_keys_change",
@@ -87,6 +93,27 @@ SERVER_ROWS = [
         "only OpenSSL knows",
         "test_serve_cells::test_an_expired_certificate_is_refused_and_said",
         "refused, and a line in the log",
+    ),
+    Row(
+        SUBJECT,
+        "a certificate of another authority, or a server's",
+        "whoever has a server's key must not be a client (remote-cert-tls)",
+        "test_serve_cells::test_a_certificate_that_is_no_clients_of_ours_is_refused_and_said",
+        "refused, and a line in the log",
+    ),
+    Row(
+        SUBJECT,
+        "a token after its session, a token that was replaced, another user's",
+        "as with stock a token is no session's: whoever has the latest is in",
+        "test_serve_tokens::test_a_token_counts_until_the_next_one_and_for_its_user_alone",
+        "connects; the others are refused, and a line in the log",
+    ),
+    Row(
+        SUBJECT,
+        "a token whose lifetime is over",
+        "the client has to go back to its password by itself",
+        "test_serve_tokens::test_a_token_whose_lifetime_is_over_makes_way_for_the_password",
+        "refused, and connects again",
     ),
     Row(
         SUBJECT,

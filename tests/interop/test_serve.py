@@ -48,7 +48,7 @@ def serving(network: Network, people: People, **config: Any) -> Iterator[Process
 
 @contextlib.contextmanager
 def stock_client(
-    network: Network, people: People, name: str, *lines: str, proto: str = "udp", **options: Any
+    network: Network, people: People, name: str, *lines: str, proto: str = "udp", server: str = SERVER, **options: Any
 ) -> Iterator[Process]:
     with tempfile.TemporaryDirectory(prefix="ginnel-stock-") as made:
         folder = Path(made)
@@ -57,7 +57,7 @@ def stock_client(
             (folder / "login").write_text(f"{name}\n{options.pop('password', password)}\n")
             (folder / "login").chmod(0o600)
             lines = (*lines, f"auth-user-pass {folder / 'login'}")
-        remote = f"remote {SERVER} 1194 {proto}"
+        remote = f"remote {server} 1194 {proto}"
         (folder / "client.conf").write_text(people.client_file(name, remote, "disable-dco", *lines, **options))
         with network.client.start(["openvpn", "--config", folder / "client.conf"]) as process:
             yield process

@@ -10,9 +10,10 @@ import pytest
 
 from ginnel.openvpn.tls_crypt_v2 import ServerKey, TlsCryptV2Server
 from ginnel.openvpn.wrap import NoWrap, StaticKey, TlsAuth, TlsCrypt
-from tests.harness.network import Network
+from ginnel.server import Listen
+from tests.harness.network import CLIENT6, SERVER6, Network
 from tests.harness.people import People
-from tests.harness.pki import static_key
+from tests.harness.pki import Authority, static_key
 from tests.harness.process import parse_event
 from tests.interop.test_serve import UP, echo, event, serving, stock_client
 
@@ -74,6 +75,47 @@ def test_who_has_no_wrap_or_anothers_is_not_answered(network: Network) -> None:
                 client.wait_line("TLS key negotiation failed to occur within 3 seconds", 30)
         assert server.running
         assert len(server.out) == 1, str(server)
+
+
+@pytest.mark.parametrize("proto", ["udp", "tcp"])
+def test_outer_ipv6(network: Network, proto: str) -> None:
+    people = People()
+    people.add("alice")
+    place = Listen.parse(f"{proto}:[{SERVER6}]:1194")
+    with serving(network, people, listen=place, reneg_sec=4) as server:
+        with stock_client(network, people, "alice", proto=f"{proto}6", server=SERVER6) as client:
+            client.wait_line(UP, 30)
+            echo(network)
+            client.wait_line("Control Channel: TLS", 30, len(client.out))
+            echo(network, "fd67:696e:6e65:6c::1")
+        assert event(server, "connected")["remote"].startswith(f"[{CLIENT6}]:")
+
+
+def test_an_older_tls(network: Network) -> None:
+    people = People()
+    people.add("alice")
+    with serving(network, people, reneg_sec=4) as server:
+        with stock_client(network, people, "alice", "tls-version-max 1.2") as client:
+            client.wait_line(UP, 30)
+            client.wait_line("Control Channel: TLSv1.2", 30, len(client.out))
+            echo(network)
+        assert event(server, "connected")["tls"] == "TLSv1.2"
+
+
+@pytest.mark.parametrize("whose", ["another authority's", "a server's"])
+def test_a_certificate_that_is_no_clients_of_ours_is_refused_and_said(network: Network, whose: str) -> None:
+    people = People()
+    people.add("alice")
+    authority, server_too = (
+        (Authority("Elsewhere CA"), False) if whose == "another authority's" else (people.authority, True)
+    )
+    people.users["alice"].identity = authority.issue("alice", server=server_too)
+    with serving(network, people) as server, stock_client(network, people, "alice") as client:
+        reason = event(server, "failed", 30)["reason"]
+        assert reason.startswith("the client's certificate")
+        assert ("made for another purpose" if server_too else "issuer") in reason
+        client.wait_line("Received fatal SSL alert", 20)
+        assert not any('"connected"' in line for line in server.out.all())
 
 
 def test_an_expired_certificate_is_refused_and_said(network: Network) -> None:

@@ -44,7 +44,8 @@ class AuthTokens:
         fresh = began <= made <= unix_time + SKEW and unix_time < made + 2 * self.renewal
         if not fresh or (self.lifetime and unix_time > began + self.lifetime):
             return None
-        return self._emit(username, session, began, int(unix_time))
+        # Later than the one before in any case: by that the two are told apart.
+        return self._emit(username, session, began, max(int(unix_time), made + 1))
 
     def _emit(self, username: str, session: bytes, began: int, made: int) -> str:
         body = struct.pack(LAYOUT, session, began, made)
