@@ -117,6 +117,20 @@ SERVER_ROWS = [
     ),
     Row(
         SUBJECT,
+        "users of Debian's easy-rsa, whose folder was imported; one was revoked there, one is here",
+        "their files are of another server, and so is the list of the revoked",
+        "test_serve_easyrsa::test_users_of_an_easy_rsa_keep_their_files_and_who_was_revoked_stays_out",
+        "connects; AUTH_FAILED for the revoked",
+    ),
+    Row(
+        SUBJECT,
+        "the status file, format 3, beside a stock server's",
+        "monitors count columns",
+        "test_serve_monitors::test_the_status_file_is_stocks_field_by_field",
+        "the same lines, fields and order",
+    ),
+    Row(
+        SUBJECT,
         "a user's name that is not the certificate's",
         "somebody else's file",
         "test_serve_cells::test_a_user_name_that_is_not_the_certificates_is_refused_and_said",

@@ -17,8 +17,9 @@ UP = "Initialization Sequence Completed"
 
 
 @contextlib.contextmanager
-def serving(network: Network, folder: Path) -> Iterator[Process]:
-    command = [*GINNEL, "serve", "--json", "--dir", folder / "state", "--listen", f"udp:{SERVER}:1194"]
+def serving(network: Network, folder: Path, *options: str | Path) -> Iterator[Process]:
+    place = f"udp:{SERVER}:1194"
+    command = [*GINNEL, "serve", "--json", "--dir", folder / "state", "--listen", place, *options]
     with network.server.start(command, env=dict(os.environ)) as process:
         process.wait_line('"event": "up"', 30)
         yield process
