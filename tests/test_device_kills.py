@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from ginnel.device import KernelDevice, NamedEnd, Service, create, named
-from ginnel.device.interface import Address, Interfaces
+from ginnel.device.address import Address
+from ginnel.device.interface import Interfaces
 from ginnel.device.lend.memory import Caller
 from ginnel.device.lend.seccomp import Listener
 from ginnel.errors import DeviceError

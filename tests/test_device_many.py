@@ -19,8 +19,8 @@ from ipaddress import ip_interface
 import pytest
 
 from ginnel.device import KernelDevice
+from ginnel.device.address import Address
 from ginnel.device.base import Kind
-from ginnel.device.interface import Address
 from ginnel.testing.lender import Lender
 from ginnel.testing.probes import Background, number_of, packet, until, writer_of
 from ginnel.testing.subjects import SUBJECTS, Factory, set_ipv6

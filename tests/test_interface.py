@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from ginnel._core import DescriptorEnd, Link
-from ginnel.device.interface import Address, Interface, Interfaces, Route, parse_address
+from ginnel.device.address import Address, Route, parse_address
+from ginnel.device.interface import Interface, Interfaces
 from ginnel.device.memory import MemoryDevice
 from ginnel.errors import DeviceError
 

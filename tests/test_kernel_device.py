@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from ginnel.device import KernelDevice, MemoryDevice
+from ginnel.device.address import Address, Route
 from ginnel.device.base import DeviceEnd
 from ginnel.device.bridge import Bridge
-from ginnel.device.interface import Address, Route
 from ginnel.errors import DeviceError
 from ginnel.stack import Stack
 from ginnel.testing.probes import network_state, refuses

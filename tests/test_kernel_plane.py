@@ -15,8 +15,8 @@ from ipaddress import ip_interface
 import pytest
 
 from ginnel._core import DataPlane
+from ginnel.device.address import Address
 from ginnel.device.base import Kind
-from ginnel.device.interface import Address
 from ginnel.device.kernel import KernelDevice
 from ginnel.device.memory import MemoryDevice
 from tests.harness.network import Namespace

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from ginnel.device.interface import Interfaces, parse_address
+from ginnel.device.address import parse_address
+from ginnel.device.interface import Interfaces
 from ginnel.device.lend import LentProgram, Node
 from ginnel.errors import DeviceError
 from ginnel.testing.ioctl_cases import IOCTL_CASES

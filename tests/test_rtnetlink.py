@@ -14,7 +14,8 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from ginnel.device.interface import Interfaces, parse_address
+from ginnel.device.address import parse_address
+from ginnel.device.interface import Interfaces
 from ginnel.device.lend.rtnetlink import RouteNetlink
 
 INDEX = 1 << 20

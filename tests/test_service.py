@@ -25,9 +25,9 @@ import pytest
 
 import ginnel.device
 from ginnel.device import Service, create
+from ginnel.device.address import Address, Route
 from ginnel.device.directory import Claim, Directory, claim_name
 from ginnel.device.forge import Datagram, Echo
-from ginnel.device.interface import Address, Route
 from ginnel.device.service import MAX_CLIENTS, MAX_REQUEST, Holder
 from ginnel.errors import ConfigError, DeviceError
 from tests.harness.pcapng import CaptureFile

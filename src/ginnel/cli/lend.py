@@ -17,8 +17,9 @@ from weakref import WeakKeyDictionary
 
 import click
 
-from ginnel.device.interface import Address as InterfaceAddress
-from ginnel.device.interface import Interface, Interfaces, parse_address
+from ginnel.device.address import Address as InterfaceAddress
+from ginnel.device.address import parse_address
+from ginnel.device.interface import Interface, Interfaces
 from ginnel.device.lend import LentProgram, Node
 from ginnel.device.lend.launch import become_subreaper, kill_orphans
 from ginnel.device.lend.node import TUN

@@ -1,17 +1,47 @@
 """Devices: two ends, and packets between them. `base` is the contract, the other modules keep it."""
 
-from ginnel.device.base import Device as Device
-from ginnel.device.base import DeviceEnd as DeviceEnd
-from ginnel.device.capture import Capture as Capture
-from ginnel.device.kernel import KernelDevice as KernelDevice
-from ginnel.device.memory import MemoryDevice as MemoryDevice
-from ginnel.device.named import NamedEnd as NamedEnd
-from ginnel.device.named import add_address as add_address
-from ginnel.device.named import delete as delete
-from ginnel.device.named import list_devices as list_devices
-from ginnel.device.named import open as open
-from ginnel.device.named import set_mtu as set_mtu
-from ginnel.device.named import set_up as set_up
-from ginnel.device.named import show as show
-from ginnel.device.service import Service as Service
-from ginnel.device.service import create as create
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ginnel.device.base import Device, DeviceEnd
+    from ginnel.device.capture import Capture
+    from ginnel.device.kernel import KernelDevice
+    from ginnel.device.memory import MemoryDevice
+    from ginnel.device.named import NamedEnd, add_address, delete, list_devices, open, set_mtu, set_up, show
+    from ginnel.device.service import Service, create
+
+__all__ = [
+    "Capture",
+    "Device",
+    "DeviceEnd",
+    "KernelDevice",
+    "MemoryDevice",
+    "NamedEnd",
+    "Service",
+    "add_address",
+    "create",
+    "delete",
+    "list_devices",
+    "open",
+    "set_mtu",
+    "set_up",
+    "show",
+]
+
+_HOMES = {
+    "Device": "base",
+    "DeviceEnd": "base",
+    "Capture": "capture",
+    "KernelDevice": "kernel",
+    "MemoryDevice": "memory",
+    "Service": "service",
+    "create": "service",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Who needs one kind of device does without the others' memory: the helper of `--tun` has the kernel's alone.
+    if name in __all__:
+        return getattr(importlib.import_module(f"ginnel.device.{_HOMES.get(name, 'named')}"), name)
+    raise AttributeError(f"module 'ginnel.device' has no attribute {name!r}")

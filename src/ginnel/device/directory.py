@@ -16,7 +16,8 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ginnel.device.interface import MAX_INTERFACES, check_name
+from ginnel.device.address import check_name
+from ginnel.device.interface import MAX_INTERFACES
 from ginnel.errors import DeviceError
 
 if TYPE_CHECKING:

@@ -9,41 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
-import re
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from ipaddress import IPv4Interface, IPv6Interface
 
 from ginnel._core import Link
+from ginnel.device.address import MAIN_TABLE, MAX_NAME, Address, Route, check_name
 from ginnel.device.base import DEFAULT_MTU, Kind
 from ginnel.device.memory import MemoryDevice
 from ginnel.errors import DeviceError
 from ginnel.stack import Stack
-
-MAX_NAME = 15
-"""Bytes of a name, as in the kernel (IFNAMSIZ - 1)."""
-MAIN_TABLE = 254
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """An interface's own address with its prefix length, and the other side's on a point-to-point link."""
-
-    interface: IPv4Interface | IPv6Interface
-    peer: IPv4Address | IPv6Address | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A destination that is reached through the interface, by a gateway or directly."""
-
-    destination: IPv4Network | IPv6Network
-    gateway: IPv4Address | IPv6Address | None = None
-    metric: int = 0
-    table: int = MAIN_TABLE
-    """The routing table it is in (``rtnetlink(7)``). The stack goes by the main one."""
 
 
 class Interfaces:
@@ -326,26 +301,8 @@ class Interface:
             call()
 
 
-def check_name(pattern: str) -> None:
-    """Raises DeviceError (EINVAL) for what cannot be an interface's name, or its pattern with one ``%d``."""
-    if not _NAME.fullmatch(pattern) or pattern in ("", ".", "..") or len(pattern) > MAX_NAME:
-        raise DeviceError(errno.EINVAL, f"{pattern!r} is no name for a device: 1 to {MAX_NAME} letters, digits and -_.")
-
-
-def parse_address(text: str) -> Address:
-    """An address with its prefix length, ``10.0.0.1/24``. Raises ValueError, which says how to write one."""
-    try:
-        interface = ipaddress.ip_interface(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is no address; write one as 10.0.0.1/24 or fd00::1/64") from None
-    if interface.ip.is_multicast or interface.ip.is_unspecified:
-        raise ValueError(f"{text} is no host's address; write one as 10.0.0.1/24 or fd00::1/64")
-    return Address(interface)
-
-
 MAX_INTERFACES = 4096
 MAX_ADDRESSES = 1024
 MAX_ROUTES = 10_000
 SEND_BUFFER = 4 << 20
 """Bytes that a program's half of a pair asks for, so that it hardly ever waits for us."""
-_NAME = re.compile(r"[A-Za-z0-9_.\-]*(%d)?[A-Za-z0-9_.\-]*")

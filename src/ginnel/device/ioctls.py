@@ -16,8 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
+from ginnel.device.address import Address
 from ginnel.device.base import Kind
-from ginnel.device.interface import SEND_BUFFER, Address, Interface, Interfaces
+from ginnel.device.interface import SEND_BUFFER, Interface, Interfaces
 from ginnel.errors import DeviceError
 
 

@@ -17,9 +17,9 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ginnel._core import DataPlane, DescriptorEnd
+from ginnel.device.address import MAIN_TABLE as MAIN_TABLE
+from ginnel.device.address import MAX_NAME, Address, Route
 from ginnel.device.base import DEFAULT_MTU, Kind
-from ginnel.device.interface import MAIN_TABLE as MAIN_TABLE
-from ginnel.device.interface import MAX_NAME, Address, Route
 from ginnel.errors import DeviceError
 
 if TYPE_CHECKING:

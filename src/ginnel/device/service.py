@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ginnel.device.address import MAIN_TABLE, Address, parse_address
 from ginnel.device.base import DEFAULT_MTU, Kind
 from ginnel.device.capture import Capture
 from ginnel.device.directory import MAX_ANSWER, Claim, claim_name
-from ginnel.device.interface import MAIN_TABLE, Address, Interface, parse_address
+from ginnel.device.interface import Interface
 from ginnel.errors import DeviceError
 
 if TYPE_CHECKING:

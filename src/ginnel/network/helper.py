@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any
 
-from ginnel.device.interface import check_name
+from ginnel.device.address import check_name
 from ginnel.device.kernel import KernelDevice
 from ginnel.errors import DeviceError, GinnelError
 from ginnel.network.apply import Applied

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from functools import partial
 from ipaddress import ip_address, ip_interface, ip_network
 
+from ginnel.device.address import Address, Route
 from ginnel.device.base import Kind
 from ginnel.device.bridge import Bridge
-from ginnel.device.interface import Address, Interfaces, Route
+from ginnel.device.interface import Interfaces
 from ginnel.device.memory import MemoryDevice
 from ginnel.errors import DeviceError
 from ginnel.stack import Stack

@@ -15,7 +15,8 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from ginnel.device.interface import Address, Interface
+from ginnel.device.address import Address
+from ginnel.device.interface import Interface
 from ginnel.device.ioctls import has_carrier, interface_flags, link_type
 from ginnel.errors import DeviceError
 

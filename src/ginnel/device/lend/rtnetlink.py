@@ -18,7 +18,8 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from ginnel.device.interface import Address, Interface, Interfaces, Route
+from ginnel.device.address import Address, Route
+from ginnel.device.interface import Interface, Interfaces
 from ginnel.device.lend import messages as nl
 from ginnel.device.lend.kernel_routes import KernelRoutes
 from ginnel.device.lend.messages import IPAddress, Message, RouteEntry
