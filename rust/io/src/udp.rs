@@ -567,7 +567,7 @@ const MEMINFO_DROPS: usize = 8;
 
 /// Messages a call at most, those of a call that comes after a pause, and the room for each: a run that GRO put
 /// together fills 64 KiB.
-const RECEIVED: usize = 32;
+const RECEIVED: usize = 12;
 const AFTER_A_PAUSE: usize = 8;
 /// What is received in a turn, more or less: two such runs.
 const TURN_BYTES: usize = 128 << 10;

@@ -46,8 +46,8 @@ const MANY: u64 = 15_000;
 /// Their bytes on average. Those that only acknowledge what we send are shorter, and it is for the sender's sake that
 /// they are not late.
 const LONG: u64 = 600;
-/// As many as come in a rest at the rate of a fast network card.
-const ENOUGH: u64 = 16;
+/// As many as one call takes at most.
+const ENOUGH: u64 = 12;
 /// The system adds up to 50 µs of its own to a thread that is not ahead of others.
 const REST: Duration = Duration::from_micros(150);
 
