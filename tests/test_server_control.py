@@ -122,7 +122,12 @@ async def test_a_program_serves_a_directory_and_leaves_it_closed(tmp_path: Path)
     directory = tmp_path / "state"
     config = ginnel.ServerConfig(listen=Listen.parse("127.0.0.1:0"))
     for _ in range(2):
+        # As a server leaves it that was killed while it asked a program.
+        (directory / "asked/ginnel-x").mkdir(parents=True)
+        directory.chmod(0o700)
+        (directory / "asked/ginnel-x/login").write_text("alice\nsecret\n")
         async with ginnel.serve(directory, config) as server:
+            assert not (directory / "asked/ginnel-x").exists()
             status = await asyncio.to_thread(ask, directory, {"command": "status"})
             assert status["listen"] == [str(place) for place in server.places]
             with pytest.raises(ConfigError, match="a server runs in"):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import re
 import socket
 import tempfile
 import time
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 import ginnel
-from ginnel.errors import AuthError
+from ginnel.errors import AuthError, GinnelError
 from ginnel.openvpn.ovpn_file import read_ovpn
 from ginnel.openvpn.server import ClientLogin
 from ginnel.server import Client, Listen, Publish, Server, ServerConfig
@@ -28,9 +29,9 @@ from tests.harness.people import People
 
 
 @contextlib.asynccontextmanager
-async def serving(people: People, **config: Any) -> AsyncIterator[Server]:
+async def serving(people: People, *, scratch: Path | None = None, **config: Any) -> AsyncIterator[Server]:
     config.setdefault("listen", Listen.parse("127.0.0.1:0"))
-    async with Server(people, ServerConfig(**config)) as server:
+    async with Server(people, ServerConfig(**config), scratch=scratch) as server:
         yield server
 
 
@@ -90,7 +91,12 @@ async def test_a_second_login_ends_the_first_and_has_its_address() -> None:
         assert second.info.address == first.info.address
         await reaches(second, server)
         assert len(server.clients) == 1
-    assert people.sessions[0][4] == "the user logged in anew"
+        reason = f"the user logged in anew, from {server.clients[0].remote}; give each machine a user of its own"
+        # It does not come again, and throws nobody out.
+        with pytest.raises(GinnelError, match=f"the server ended the session: {re.escape(reason)}"):
+            await asyncio.wait_for(first.wait_closed(), 20)
+        assert people.sessions[0][4] == reason
+        await reaches(second, server)
 
 
 async def test_several_sessions_of_a_user_where_that_is_allowed() -> None:
@@ -208,6 +214,8 @@ async def test_a_clients_first_packet_is_not_lost_however_slow_the_server_is() -
         ('(sleep 0.3; printf 1 > "$auth_control_file") & exit 2', None),
         ('(sleep 0.3; printf 0 > "$auth_control_file") & exit 2', ""),
         ('{ read -r user; read -r word; } < "$1"; [ "$common_name/$user" = alice/alice -a "$word" = secret ]', None),
+        # In /tmp it would stay when the server is killed.
+        ('case "$1" in "${0%/*}/asked/"*) exit 0;; esac; exit 1', None),
     ],
 )
 async def test_a_program_decides(tmp_path: Path, script: str, reason: str | None) -> None:
@@ -216,7 +224,7 @@ async def test_a_program_decides(tmp_path: Path, script: str, reason: str | None
     program = tmp_path / "check"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
-    async with serving(people, auth_program=(str(program),)) as server:
+    async with serving(people, scratch=tmp_path / "asked", auth_program=(str(program),)) as server:
         if reason is None:
             async with connecting(server, people, "alice", "auth-user-pass", login=("alice", "secret")) as alice:
                 await reaches(alice, server)

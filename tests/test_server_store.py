@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from ginnel.errors import ConfigError
 from ginnel.openvpn.ovpn_file import read_ovpn
 from ginnel.server.authority import Authority, Issued
 from ginnel.server.client_file import client_file, remotes, split_host
+from ginnel.server.pool import Pool
 from ginnel.server.store import Store, open_store
 from tests.harness.client import wait_until
 
@@ -365,6 +366,29 @@ def test_fixed_addresses_and_networks_are_one_users(store: Store, tmp_path: Path
     assert alice is not None
     assert (alice.address, str(alice.address6), alice.routes) == (None, "fd67::77", ("192.168.5.0/24",))
     assert ginnel("user", "set", "bob", "--dir", directory, "--address", "10.8.0.77").returncode == 0
+
+
+def test_what_is_fixed_fits_the_inner_addresses(store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store.add_user("alice")
+    # Nobody knows them before the first start, which says it.
+    store.set_user("alice", address=IPv4Address("10.9.0.9"), networks=[IPv4Network("10.8.0.2/32")])
+    store.set_inner(Pool(IPv4Network("10.8.0.0/24"), IPv6Network("fd67::/64"), "subnet"))
+    (record,) = caplog.records
+    assert (record.event, record.fields["name"]) == ("unfit", "alice")  # type: ignore[attr-defined]
+    assert "10.9.0.9 is none of the inner addresses" in caplog.text
+    store.set_user("alice", address=IPv4Address("10.8.0.9"), address6=IPv6Address("fd67::9"), networks=[])
+    alice = store.user("alice")
+    for address in ("10.9.0.9", "10.8.0.0", "10.8.0.1", "10.8.0.255", "127.0.0.1"):
+        with pytest.raises(ConfigError, match=f"{address} is none of the inner addresses that clients have; take one"):
+            store.set_user("alice", address=IPv4Address(address))
+    for address in ("fd68::9", "fd67::", "fd67::1"):
+        with pytest.raises(ConfigError, match=f"{address} is none of the inner addresses"):
+            store.set_user("alice", address6=IPv6Address(address))
+    for network in ("10.8.0.2/32", "10.8.0.0/24", "10.0.0.0/8", "0.0.0.0/0", "fd67::5/128", "::/0"):
+        with pytest.raises(ConfigError, match=f"{network} overlaps the inner addresses"):
+            store.set_user("alice", networks=[ip_network(network)])
+    assert store.user("alice") == alice
+    store.set_user("alice", networks=[IPv4Network("192.168.5.0/24")])
 
 
 def test_an_authority_that_has_ended_signs_nothing_and_says_so_in_one_line() -> None:

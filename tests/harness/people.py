@@ -125,3 +125,5 @@ class People:
 
     def set_listeners(self, listeners: object, public: str | None) -> None:
         self.listeners = list(listeners)  # type: ignore[call-overload]
+
+    def set_inner(self, pool: object) -> None: ...

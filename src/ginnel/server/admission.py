@@ -14,7 +14,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Interface, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Interface, IPv6Network, ip_network
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from ginnel.errors import AuthError, GinnelError
@@ -45,6 +46,7 @@ class Admission:
         store: Store,
         clients: dict[int, Client],
         *,
+        scratch: Path | None = None,
         is_tcp: Callable[[int], bool],
         displace: Callable[[str, int], None],
         count: Callable[[int], None],
@@ -55,6 +57,7 @@ class Admission:
         self._store = store
         self._clients = clients
         self._pool = Pool(config.network, config.network6, config.topology)
+        self._scratch = scratch
         self._is_tcp = is_tcp
         self._displace = displace
         self._count = count
@@ -159,7 +162,9 @@ class Admission:
         if login.again:
             tell("undecided", level=logging.ERROR, name=login.name, reason=f"{error}; the client stays connected")
             return PushReply()
-        return self._refuse(login, f"nobody can decide: {error}", told="try again later", backoff=BACKOFF)
+        return self._refuse(
+            login, f"nobody can decide: {error}", event="undecided", told="try again later", backoff=BACKOFF
+        )
 
     def _is_latest(self, token: str) -> bool:
         session, _, made = session_of(token)
@@ -237,6 +242,7 @@ class Admission:
                 self._config.auth_program,
                 login,
                 user.name,
+                scratch=self._scratch,
                 timeout=self._config.hand_window,
                 tell=lambda text: self._inform(login.peer, text),
             )
@@ -264,7 +270,8 @@ class Admission:
             return self._undecided(login, error)
         lease = self._pool.take(login.peer, user.address, user.address6, held[0], reserved, over)
         if lease is None:
-            return self._refuse(login, self._why_no_address(user), told="no address is free", backoff=BACKOFF)
+            reason, told = self._why_no_address(user)
+            return self._refuse(login, reason, told=told, backoff=BACKOFF)
         if user.address is None and not self._config.duplicate_cn and held != (lease.address, lease.address6):
             self._store.set_lease(user.name, lease.address, lease.address6)
             self._noted.add(login.peer)
@@ -275,7 +282,8 @@ class Admission:
             path=login.path,
             transport="tcp" if self._is_tcp(login.path[0]) else "udp",
             lease=lease,
-            routes=tuple(user.routes),
+            # One of the inner addresses would be taken from who has it.
+            routes=tuple(route for route in user.routes if not self._pool.overlaps(ip_network(route))),
             serial=login.serial,
             peer_info=login.peer_info,
         )
@@ -287,19 +295,26 @@ class Admission:
             self._displace(self._clients[login.peer].name, login.peer)
         return verdict
 
-    def _why_no_address(self, user: User) -> str:
+    def _why_no_address(self, user: User) -> tuple[str, str]:
+        """For the log, and for the client."""
         fixed = [address for address in (user.address, user.address6) if address is not None]
         for other in self._clients.values():
             if other.address in fixed or other.address6 in fixed:
-                return f"{other.name} has an address that is fixed for {user.name}, until that session ends"
-        if user.address is not None:
-            return f"{user.address}, which is fixed for {user.name}, is none of {self._pool.network}'s for clients"
-        return f"no address is free for {user.name}"
+                reason = f"{other.name} has an address that is fixed for {user.name}, until that session ends"
+                return reason, "another client still has the address that is fixed for this user"
+        for address in fixed:
+            if not self._pool.is_clients(address):
+                own = self._pool.network if address.version == 4 else self._pool.network6
+                reason = f"{address}, which is fixed for {user.name}, is none of {own}'s for clients"
+                return reason, "the address that is fixed for this user is none of the server's"
+        return f"no address is free for {user.name}", "no address is free"
 
-    def _refuse(self, login: ClientLogin, reason: str, *, told: str | None = None, backoff: int = 0) -> Refusal:
+    def _refuse(
+        self, login: ClientLogin, reason: str, *, event: str = "refused", told: str | None = None, backoff: int = 0
+    ) -> Refusal:
         """Refused with a line in the log; the client is told the same, or what is better told to strangers."""
         tell(
-            "refused",
+            event,
             level=logging.WARNING,
             name=login.name or None,
             username=login.username or None,

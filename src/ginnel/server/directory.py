@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,4 +39,17 @@ def claimed(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def scratch(directory: Path) -> Iterator[Path]:
+    """Where the programs that a server asks find their files, the password of a login among them. What a server that
+    was killed has left there goes before another begins."""
+    folder = directory / SCRATCH
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 LOCK = "server.lock"
+SCRATCH = "asked"

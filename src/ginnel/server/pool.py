@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
@@ -54,10 +54,10 @@ class Pool:
         if last is not None and self._held.get(last) in over:
             fixed = fixed or last
         address = fixed or self._free(last, reserved)
-        if address is None or not self._is_clients(address) or self._held.get(address, holder) not in heirs:
+        if address is None or not self.is_clients(address) or self._held.get(address, holder) not in heirs:
             return None
         address6 = fixed6 or self._beside(address)
-        if address6 is not None and self._held6.get(address6, holder) not in heirs:
+        if address6 is not None and (not self.is_clients(address6) or self._held6.get(address6, holder) not in heirs):
             return None
         lease = Lease(address, address6)
         self.hold(holder, lease)
@@ -76,8 +76,41 @@ class Pool:
         if lease.address6 is not None and self._held6.get(lease.address6) == holder:
             del self._held6[lease.address6]
 
+    def is_clients(self, address: IPv4Address | IPv6Address) -> bool:
+        """Whether a client can have it: it is in the network, and neither the server's nor the network's own."""
+        if isinstance(address, IPv6Address):
+            network6 = self.network6
+            return network6 is not None and address in network6 and int(address) - int(network6.network_address) >= 2
+        offset = int(address) - int(self.network.network_address)
+        if self._step == 1:
+            return 2 <= offset < self.network.num_addresses - 1
+        return 4 <= offset < self.network.num_addresses and offset % 4 == 2
+
+    def check(
+        self,
+        addresses: Iterable[IPv4Address | IPv6Address],
+        networks: Iterable[IPv4Network | IPv6Network],
+    ) -> None:
+        """Raises ConfigError for what no client can have as a fixed address, or behind it."""
+        for address in addresses:
+            if not self.is_clients(address):
+                own = self.network if address.version == 4 else self.network6
+                what = f"{address} is none of the inner addresses that clients have"
+                instead = "set network6 in server.toml" if own is None else f"take one of {own}, which has others, too"
+                raise ConfigError(what, instead=instead)
+        for network in networks:
+            if self.overlaps(network):
+                what = f"{network} overlaps the inner addresses, {self.network} and {self.network6}"
+                raise ConfigError(what, instead="name the networks behind the user alone")
+
+    def overlaps(self, network: IPv4Network | IPv6Network) -> bool:
+        """Whether it has addresses of the server's and its clients'."""
+        if isinstance(network, IPv6Network):
+            return self.network6 is not None and network.overlaps(self.network6)
+        return network.overlaps(self.network)
+
     def _free(self, last: IPv4Address | None, reserved: Collection[IPv4Address | IPv6Address]) -> IPv4Address | None:
-        if last is not None and self._is_clients(last) and self._is_free(last, reserved):
+        if last is not None and self.is_clients(last) and self._is_free(last, reserved):
             return last
         # Where the last search ended: so each is short, and an address rests before somebody else gets it.
         for _ in range(self._size):
@@ -89,12 +122,6 @@ class Pool:
 
     def _is_free(self, address: IPv4Address, reserved: Collection[IPv4Address | IPv6Address]) -> bool:
         return address not in self._held and address not in reserved and self._beside(address) not in reserved
-
-    def _is_clients(self, address: IPv4Address) -> bool:
-        offset = int(address) - int(self.network.network_address)
-        if self._step == 1:
-            return 2 <= offset < self.network.num_addresses - 1
-        return 4 <= offset < self.network.num_addresses and offset % 4 == 2
 
     def _nth(self, number: int) -> IPv4Address:
         """A client's address by its number, from 0."""

@@ -20,7 +20,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ginnel.errors import AuthError
@@ -34,21 +34,32 @@ class UndecidedError(Exception):
 
 
 async def ask_program(
-    command: Sequence[str], login: ClientLogin, name: str, *, timeout: float, tell: Callable[[str], None]
+    command: Sequence[str],
+    login: ClientLogin,
+    name: str,
+    *,
+    scratch: Path | None,
+    timeout: float,
+    tell: Callable[[str], None],
 ) -> None:
     """Returns for a login that is accepted. Raises AuthError for one that is not, or for a program that fails, and
-    UndecidedError where it can't be run."""
+    UndecidedError where it can't be run. The password lies in ``scratch`` meanwhile: see `_folder`."""
     try:
-        await _ask(command, login, name, timeout, tell)
+        await _ask(command, login, name, scratch, timeout, tell)
     except OSError as error:
-        raise UndecidedError(f"the program that checks logins does not run: {error.strerror}") from None
+        reason = f"the program that checks logins, {command[0]}, does not run: {error.strerror}"
+        raise UndecidedError(reason) from None
 
 
 async def _ask(
-    command: Sequence[str], login: ClientLogin, name: str, timeout: float, tell: Callable[[str], None]
+    command: Sequence[str],
+    login: ClientLogin,
+    name: str,
+    scratch: Path | None,
+    timeout: float,
+    tell: Callable[[str], None],
 ) -> None:
-    with tempfile.TemporaryDirectory(prefix="ginnel-auth-", ignore_cleanup_errors=True) as made:
-        folder = Path(made)
+    with _folder(scratch) as folder:
         files = {key: folder / key for key in FILES}
         _prepare(files.values())
         credentials = folder / "login"
@@ -71,12 +82,12 @@ async def _ask(
             raise AuthError("the program refuses the login", reason if reason.isprintable() else "")
 
 
-async def run_connected(command: Sequence[str], client: Client, *, timeout: float) -> list[str]:
+async def run_connected(command: Sequence[str], client: Client, *, scratch: Path | None, timeout: float) -> list[str]:
     """What a client is pushed besides. Raises AuthError where the program refuses it, and UndecidedError where it can't
     be run, or writes what it may not."""
     try:
-        with tempfile.TemporaryDirectory(prefix="ginnel-connect-", ignore_cleanup_errors=True) as made:
-            answer = Path(made) / "answer"
+        with _folder(scratch) as folder:
+            answer = folder / "answer"
             _prepare([answer])
             async with asyncio.timeout(timeout):
                 status = await _run([*command, str(answer)], _of_client("client-connect", client))
@@ -84,7 +95,8 @@ async def run_connected(command: Sequence[str], client: Client, *, timeout: floa
     except TimeoutError:
         raise AuthError("the program for clients that connect did not end in time") from None
     except OSError as error:
-        raise UndecidedError(f"the program for clients that connect does not run: {error.strerror}") from None
+        reason = f"the program for clients that connect, {command[0]}, does not run: {error.strerror}"
+        raise UndecidedError(reason) from None
     if status or "disable" in lines:
         raise AuthError("the program for clients that connect refuses the login")
     return [_pushed(line) for line in lines if line.strip()]
@@ -101,6 +113,16 @@ async def run_disconnected(command: Sequence[str], client: Client, reason: str) 
     }
     async with asyncio.timeout(TELLING):
         await _run(command, environment)
+
+
+@contextlib.contextmanager
+def _folder(scratch: Path | None) -> Iterator[Path]:
+    """For one program's files, in ``scratch``, which is emptied when a server starts: what one that is killed leaves
+    behind may be a password (see `ginnel.server.directory.scratch`). The system's own place with None."""
+    if scratch is not None:
+        scratch.mkdir(mode=0o700, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="ginnel-", dir=scratch, ignore_cleanup_errors=True) as made:
+        yield Path(made)
 
 
 def _of_client(kind: str, client: Client) -> dict[str, str]:

@@ -6,6 +6,8 @@ from collections.abc import Collection, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
+from ginnel.server.pool import Pool
+
 
 class Identity(Protocol):
     """Texts in PEM. ``tls_crypt_v2`` is the server's key, ``token_key`` 32 bytes of its own."""
@@ -74,3 +76,5 @@ class Store(Protocol):
         """Waits until what was told is written; whether it is. Called on another thread."""
 
     def set_listeners(self, listeners: Sequence[str], public: str | None) -> None: ...
+    def set_inner(self, pool: Pool) -> None:
+        """Which addresses clients have, as of this start."""

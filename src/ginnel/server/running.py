@@ -12,7 +12,7 @@ from ginnel.openvpn.tls_crypt_v2 import ServerKey, TlsCryptV2Server
 from ginnel.openvpn.wrap import StaticKey, TlsAuth, TlsCrypt
 from ginnel.server.config import ServerConfig
 from ginnel.server.control import Control
-from ginnel.server.directory import claimed
+from ginnel.server.directory import claimed, scratch
 from ginnel.server.easyrsa import Imported
 from ginnel.server.inner import Inner
 from ginnel.server.service import Server
@@ -38,12 +38,13 @@ async def running(
     """Users who were imported connect with the static key that they have. `ginnel.server.control` answers in
     ``directory``."""
     wrap = config.wrap or _imported_wrap(store)
-    async with Server(store, replace(config, wrap=wrap), inner) as server:
-        control = await Control.open(server, directory)
-        try:
-            yield server
-        finally:
-            await control.aclose()
+    with scratch(directory) as folder:
+        async with Server(store, replace(config, wrap=wrap), inner, scratch=folder) as server:
+            control = await Control.open(server, directory)
+            try:
+                yield server
+            finally:
+                await control.aclose()
 
 
 def _imported_wrap(store: Store) -> TlsCryptV2Server | None:

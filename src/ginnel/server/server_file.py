@@ -18,6 +18,7 @@ from typing import Any
 from ginnel.errors import ConfigError
 from ginnel.server.clients import Client
 from ginnel.server.config import ServerConfig, parse_push
+from ginnel.server.directory import SCRATCH
 from ginnel.server.program import run_connected, run_disconnected
 
 
@@ -45,7 +46,7 @@ def read_server_file(path: Path, config: ServerConfig) -> ServerConfig:
     }
     config = replace(config, **fields)
     if connected or pushed:
-        config = replace(config, connected=_Connected(connected, pushed, config.hand_window))
+        config = replace(config, connected=_Connected(connected, pushed, path.parent / SCRATCH, config.hand_window))
     if disconnected:
         config = replace(config, disconnected=partial(run_disconnected, disconnected))
     return config
@@ -54,7 +55,10 @@ def read_server_file(path: Path, config: ServerConfig) -> ServerConfig:
 class _Connected:
     """What a user is pushed by the file, and what the program adds."""
 
-    def __init__(self, command: Sequence[str], pushed: dict[str, dict[str, Any]], timeout: float) -> None:
+    def __init__(
+        self, command: Sequence[str], pushed: dict[str, dict[str, Any]], scratch: Path, timeout: float
+    ) -> None:
+        self._scratch = scratch
         self._command = command
         self._pushed = pushed
         self._timeout = timeout
@@ -63,7 +67,7 @@ class _Connected:
         own = self._pushed.get(client.name, {})
         options = [*map(_route, own.get("routes", ())), *own.get("push", ())]
         if self._command:
-            options += await run_connected(self._command, client, timeout=self._timeout)
+            options += await run_connected(self._command, client, scratch=self._scratch, timeout=self._timeout)
         return options
 
 

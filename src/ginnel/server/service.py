@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
@@ -40,12 +41,21 @@ class Server:
     """A running server: an asynchronous context manager, made and used in one event loop.
 
     ``inner`` is where clients' packets come out, a stack in user space with None. ``stack`` is at the server's
-    inner address; what runs on it is reached by clients alone.
+    inner address; what runs on it is reached by clients alone. ``scratch`` is where programs that it asks find
+    their files, a folder that is made there when it is needed.
     """
 
-    def __init__(self, store: Store, config: ServerConfig | None = None, inner: Inner | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        config: ServerConfig | None = None,
+        inner: Inner | None = None,
+        *,
+        scratch: Path | None = None,
+    ) -> None:
         self.config = config or ServerConfig()
         self._inner = inner
+        self._scratch = scratch
         self.store = store
         self.started = time.time()
         self._exit = contextlib.AsyncExitStack()
@@ -106,8 +116,8 @@ class Server:
 
     @property
     def clients(self) -> list[Client]:
-        """Those whose tunnel is open."""
-        return [client for client in self._clients.values() if client.session is not None]
+        """Those whose tunnel is open, and who were not told to go."""
+        return [client for client in self._clients.values() if client.session is not None and not client.leaving]
 
     def count(self) -> None:
         """Brings the clients' counters up to this moment; without, they are looked at every few seconds."""
@@ -117,7 +127,9 @@ class Server:
     def traffic(self) -> dict[str, tuple[int, int]]:
         """The bytes from and to each user since the start, by name, of all sessions, as of `count`."""
         counted = dict(self._traffic)
-        for client in self.clients:
+        for client in self._clients.values():
+            if client.session is None:
+                continue
             rx, tx = counted.get(client.name, (0, 0))
             counted[client.name] = rx + client.rx, tx + client.tx
         return counted
@@ -189,6 +201,7 @@ class Server:
             config,
             self.store,
             self._clients,
+            scratch=self._scratch,
             is_tcp=self._listeners.is_tcp,
             displace=self._displace,
             count=self._count,
@@ -216,6 +229,7 @@ class Server:
         self._exit.push_async_callback(self._end_tasks)
         self._spawn(self._watch())
         self.store.set_listeners([str(place) for place in self.places], config.public)
+        self.store.set_inner(self.pool)
 
     def _address_of(self, name: str) -> str | None:
         return next((str(client.address) for client in self.clients if client.name == name), None)
@@ -308,6 +322,8 @@ class Server:
             case events.DelPeer():
                 self._count(peer)
                 carry_out(self._plane, event)
+                # Now, and not when it has heard: its address may be another's by then.
+                self._inside.forget(self._clients[peer])
             case events.Established():
                 self._welcome(self._clients[peer], event)
             case events.Closed(error):
@@ -357,9 +373,17 @@ class Server:
         now = self._loop.time()
         for peer, client in list(self._clients.items()):
             session = self._endpoint.session(peer)
-            if client.name == name and peer != newcomer and session is not None:
-                session.finish(GinnelError("the user logged in anew"), retry=False)
-                self._endpoint.touch(peer, now)
+            if client.name != name or peer == newcomer or session is None or client.leaving:
+                continue
+            if session.tunnel is None or client.path == self._clients[newcomer].path:
+                session.finish(GinnelError(ANEW), retry=False)
+            else:
+                # HALT, since who is told to come again, or nothing, comes again, and throws the newcomer out.
+                remote = self._clients[newcomer].remote
+                client.leaving = True
+                session.cut()
+                self._policies[peer].halt(now, f"{ANEW}, from {remote}; {EACH_ITS_OWN}")
+            self._endpoint.touch(peer, now)
 
     def _expel(self, peer: int, reason: str) -> None:
         """Tells a client to go. Its data stops at once, whether it hears that or not."""
@@ -387,8 +411,6 @@ class Server:
         reason = "the server ended the session" if error is None else str(error)
         policy = self._policies.pop(peer)
         client = self._admission.forget(peer)
-        if client is not None:
-            self._inside.forget(client)
         if client is None or client.session is None:
             _, host, port = policy.path
             name = None if client is None else client.name
@@ -521,6 +543,9 @@ TURNED_AWAY = {
     "over_connect_freq": "more clients came than connect_freq lets in",
     "revoked": "the user is revoked",
 }
+# What who has been replaced by a newcomer is told.
+ANEW = "the user logged in anew"
+EACH_ITS_OWN = "give each machine a user of its own"
 # Sessions beyond max_clients.
 TOLD_FULL = 32
 # What the store could not say.

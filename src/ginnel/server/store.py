@@ -33,6 +33,7 @@ from ginnel.server.easyrsa import Imported
 from ginnel.server.journal import tell
 from ginnel.server.notes import Notes
 from ginnel.server.passwords import hash_password, verify_password
+from ginnel.server.pool import Pool
 
 Deliver = Callable[[Issued], None]
 """Takes a new certificate to where it belongs; what it raises leaves everything as it was."""
@@ -242,7 +243,8 @@ class Store:
         networks: Sequence[IPv4Network | IPv6Network] | EllipsisType = ...,
     ) -> None:
         """Fixed addresses, None for any, and the networks behind the user; ``...`` leaves what is there.
-        Raises ConfigError for another user's."""
+        Raises ConfigError for another user's, and for what doesn't fit the inner addresses of the server's last
+        start."""
         changes: dict[str, str | None] = {}
         for column, own in (("address", address), ("address6", address6)):
             if own is not ...:
@@ -251,7 +253,10 @@ class Store:
             changes["routes"] = " ".join(map(str, networks))
         with self._refusals(), self._transaction():
             self.check_valid(name)
-            self._check_taken(name, (address, address6), () if networks is ... else networks)
+            behind = () if networks is ... else networks
+            if (pool := self._inner()) is not None:
+                pool.check([own for own in (address, address6) if not isinstance(own, EllipsisType | None)], behind)
+            self._check_taken(name, (address, address6), behind)
             for column, text in changes.items():
                 self._database.execute(f"UPDATE users SET {column} = ? WHERE name = ?", (text, name))
 
@@ -360,6 +365,19 @@ class Store:
             texts = self._texts()
         return texts.get("listeners", "").splitlines(), texts.get("public") or None
 
+    def set_inner(self, pool: Pool) -> None:
+        """Which addresses clients have, as of this start; who was given others before is named."""
+        text = " ".join(map(str, (pool.network, pool.network6 or "-", pool.topology)))
+        if self._texts().get("inner") != text:
+            with self._refusals(), self._transaction():
+                self._set_text("inner", text)
+        for user in (user for user in self.users() if not user.revoked):
+            try:
+                fixed = [own for own in (user.address, user.address6) if own is not None]
+                pool.check(fixed, map(ip_network, user.routes))
+            except ConfigError as error:
+                tell("unfit", level=logging.WARNING, name=user.name, reason=str(error))
+
     def imported_wrap(self) -> tuple[str, str] | None:
         """``tls-crypt`` or ``tls-auth``, and its key: what the files of imported users have."""
         with self._refusals():
@@ -377,6 +395,13 @@ class Store:
             self._database.close()
 
     # Inside a transaction, or about to be.
+
+    def _inner(self) -> Pool | None:
+        """What `set_inner` was told last; None where no server has run."""
+        match self._texts().get("inner", "").split():
+            case [network, network6, "subnet" | "net30" as topology]:
+                return Pool(IPv4Network(network), None if network6 == "-" else IPv6Network(network6), topology)
+        return None
 
     def _is_made(self) -> bool:
         """Without a transaction, which a full disk refuses: who only reads needs none."""
