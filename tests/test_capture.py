@@ -142,11 +142,19 @@ def test_it_is_there_while_the_capture_runs(path: Path) -> None:
 
 
 def test_the_file_is_for_its_owner_alone_even_where_it_was_there_before(path: Path) -> None:
-    path.write_bytes(b"what was there")
-    path.chmod(0o644)
-    Capture(path, "tun", "tun0").close()
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert CaptureFile(path).packets == []
+    for there in (b"", b"\x0a\x0d\x0d\x0a and more"):
+        path.write_bytes(there)
+        path.chmod(0o644)
+        Capture(path, "tun", "tun0").close()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert CaptureFile(path).packets == []
+
+
+def test_a_file_that_is_no_capture_is_not_overwritten(path: Path) -> None:
+    path.write_text("client\n")
+    with pytest.raises(ConfigError, match="no capture"):
+        Capture(path, "tun", "tun0")
+    assert path.read_text() == "client\n"
 
 
 def test_a_file_that_cannot_be_written_is_an_error_of_one_line(tmp_path: Path) -> None:
@@ -156,7 +164,7 @@ def test_a_file_that_cannot_be_written_is_an_error_of_one_line(tmp_path: Path) -
 
 def test_a_full_disk_is_said_once_counted_and_the_device_goes_on(path: Path) -> None:
     # /dev/full refuses the header already: nothing begins.
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ConfigError, match="cannot write /dev/full: No space left"):
         Capture("/dev/full", "tun", "tun0")
     limit = 20_000
     script = f"""

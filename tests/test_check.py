@@ -141,3 +141,7 @@ def test_a_certificate_that_expires(tmp_path: Path, days: int, said: str | None)
 def test_what_is_no_file_of_options_is_one_error(tmp_path: Path) -> None:
     result = check(tmp_path, "\0\1\2")
     assert "office.ovpn:1" in str(result.exception)
+    result = check(tmp_path, "\0\1\2", "--json")
+    report = json.loads(result.stdout)
+    assert (result.return_value, report["usable"], len(report["options"])) == (2, False, 1)
+    assert "office.ovpn:1" in report["options"][0]["text"]

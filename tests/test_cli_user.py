@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pty
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def test_a_full_disk_leaves_the_user_and_the_file_of_before(store: Store, tmp_pa
             line = [sys.executable, "-m", "ginnel", "user", command, "--dir", tmp_path / "state", "alice"]
             done = subprocess.run(list(map(str, line)), stdout=full, stderr=subprocess.PIPE, text=True, check=False)
         assert done.returncode == 2, done
-        assert "No space left" in done.stderr
+        assert done.stderr == "ginnel: stdout: No space left on device; nothing was changed\n"
         assert store.users() == before
 
 
@@ -91,6 +92,29 @@ def test_what_can_not_be_printed_is_one_line_and_no_trace(store: Store, tmp_path
         done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 6, done
     assert done.stderr == "ginnel: this system: No space left on device\n"
+    # Who has read enough is told nothing, as by any other program.
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(line, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize(("key", "status"), [(b"\x03", 130), (b"\x04", 2)])
+def test_who_is_asked_for_a_password_and_leaves_has_added_nobody(
+    store: Store, tmp_path: Path, key: bytes, status: int
+) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        line = [sys.executable, "-m", "ginnel", "user", "add", "alice", "--password", "--dir", str(tmp_path / "state")]
+        os.execv(line[0], line)
+    shown = b""
+    while not shown.endswith(b": "):
+        shown += os.read(terminal, 4096)
+    os.write(terminal, key)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == status
+    os.close(terminal)
+    assert store.users() == []
 
 
 def test_who_listens_to_nothing_gets_no_user(store: Store, tmp_path: Path) -> None:

@@ -765,6 +765,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.ovpn", Path("a\0b")):
         with pytest.raises(ConfigError, match="cannot read"):
             read_ovpn(path)
+    with pytest.raises(ConfigError, match="a file's text, not its name") as caught:
+        read_ovpn(WHOLE)
+    assert len(str(caught.value)) < 200, "keys belong in no message"
     (tmp_path / "large.ovpn").write_bytes(b"#" * ((1 << 20) + 1))
     with pytest.raises(ConfigError, match="more than 1 MiB"):
         read_ovpn(tmp_path / "large.ovpn")

@@ -5,7 +5,6 @@
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 from ginnel.errors import (
     AuthError,
@@ -17,6 +16,8 @@ from ginnel.errors import (
     UnreachableError,
 )
 
+# That of `typing` takes longer to import than all the rest of this.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ginnel.server import Server, ServerConfig, serve
     from ginnel.vpn import Change, Down, Info, OpenUrl, Prompt, Reconnecting, State, Up, Vpn, connect
@@ -47,9 +48,14 @@ __all__ = [
 _OF_SERVERS = ("Server", "ServerConfig", "serve")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # TLS, X.509 and DNS take a third of a second to import; `ginnel --help` needs none of them.
     if name in __all__:
         home = "ginnel.server" if name in _OF_SERVERS else "ginnel.vpn"
         return getattr(importlib.import_module(home), name)
     raise AttributeError(f"module 'ginnel' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    # What is not imported yet is among it: notebooks complete names by this.
+    return [name for name in (*globals(), *__all__) if name.startswith("__") or name in __all__]

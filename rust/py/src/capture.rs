@@ -5,12 +5,13 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use ginnel_io::capture::{self, Direction};
 use ginnel_io::splice::adopt_file;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::device::{Device, parse_kind};
 use crate::plane::DataPlane;
+use crate::stack::words;
 
 #[pyclass(module = "ginnel._core.device", frozen)]
 pub struct Capture {
@@ -23,7 +24,8 @@ impl Capture {
     fn new(py: Python<'_>, fd: RawFd, kind: &str, name: &str) -> PyResult<Capture> {
         let file = File::from(adopt_file(fd)?);
         let kind = parse_kind(kind)?;
-        Ok(Capture { inner: py.detach(|| capture::Capture::start(file, kind, name))? })
+        let started = py.detach(|| capture::Capture::start(file, kind, name));
+        Ok(Capture { inner: started.map_err(refused)? })
     }
 
     #[pyo3(signature = (device, name=None))]
@@ -63,4 +65,9 @@ impl Capture {
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.inner.close());
     }
+}
+
+fn refused(error: std::io::Error) -> PyErr {
+    let number = error.raw_os_error().unwrap_or(libc::EIO);
+    PyOSError::new_err((number, words(number)))
 }

@@ -287,7 +287,13 @@ fn address(text: &str) -> PyResult<IpAddr> {
 
 fn os_error(failure: Failure) -> PyErr {
     let number = errno(failure);
-    PyOSError::new_err((number, std::io::Error::from_raw_os_error(number).to_string()))
+    PyOSError::new_err((number, words(number)))
+}
+
+/// What the system calls an error, as Python words it.
+pub fn words(number: i32) -> String {
+    let text = std::io::Error::from_raw_os_error(number).to_string();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
 fn errno(failure: Failure) -> i32 {

@@ -28,8 +28,14 @@ def command(file: Path, as_json: bool) -> int:
     What is ignored, what is unsafe and what to change is said as well. Ends with status 2 if the file
     can't be used.
     """
-    report = _with_tls(report_ovpn(file))
-    advice = _open_to_others(file)
+    try:
+        report = _with_tls(report_ovpn(file))
+        advice = _open_to_others(file)
+    except ConfigError as error:
+        if not as_json:
+            raise
+        refused = Finding(error.line or 0, error.option or "", Verdict.REFUSED, str(error))
+        report, advice = Report((refused,), None), ()
     if report.config is not None:
         login = report.config.auth_user_pass
         advice += _readable_login(login.file) if login is not None and login.file is not None else ()
@@ -83,7 +89,7 @@ def _described(file: Path, report: Report, advice: tuple[Advice, ...]) -> dict[s
 
 
 def _show(file: Path, report: Report, advice: tuple[Advice, ...]) -> None:
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    console = _Console(file=sys.stdout, highlight=False, soft_wrap=True)
     width = max((len(finding.option) for finding in report.findings), default=0)
     for finding in report.findings:
         line = Text(f"{finding.line or '':>4}  {finding.option:<{width}}  ")
@@ -92,6 +98,12 @@ def _show(file: Path, report: Report, advice: tuple[Advice, ...]) -> None:
     for item in advice:
         console.print(Text("unsafe", "bold yellow") + Text(f"  {item.option}: {item.text}; {item.instead}"))
     console.print(_summary(file, report, advice))
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # Rich would end the program, with a status of its own.
+        raise
 
 
 def _summary(file: Path, report: Report, advice: tuple[Advice, ...]) -> Text:

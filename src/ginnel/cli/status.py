@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -36,10 +37,8 @@ def _watch(folder: Path) -> None:
     from rich.live import Live
     from rich.text import Text
 
-    try:
-        with Live(auto_refresh=False, screen=False) as live:
-            while True:
-                live.update(Text(table(ask(folder, {"command": "status"})).rstrip()), refresh=True)
-                time.sleep(1)
-    except KeyboardInterrupt:
-        return
+    # A signal is how this ends as it was asked to.
+    with contextlib.suppress(SystemExit), Live(auto_refresh=False, screen=False) as live:
+        while True:
+            live.update(Text(table(ask(folder, {"command": "status"})).rstrip()), refresh=True)
+            time.sleep(1)

@@ -235,7 +235,12 @@ class _Delivery:
 def _ask() -> str:
     """Twice on a terminal; elsewhere it is the first line of stdin. Raises ConfigError."""
     if sys.stdin.isatty():
-        return str(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+        try:
+            return str(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+        except (SystemExit, click.Abort):
+            # What is said next begins a line.
+            print(file=sys.stderr)
+            raise
     try:
         line = sys.stdin.readline()
     except UnicodeDecodeError:

@@ -58,7 +58,10 @@ class Capture:
         """Writes the file anew, readable for its owner alone. ``name`` is the interface's. Raises ConfigError."""
         opened = file if isinstance(file, File) else File(file)
         self.path = opened.path
-        self._core = CoreCapture(opened.take(), kind, name)
+        try:
+            self._core = CoreCapture(opened.take(), kind, name)
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
         self._loop: asyncio.AbstractEventLoop | None = None
         with contextlib.suppress(RuntimeError):
             self._loop = asyncio.get_running_loop()
@@ -133,10 +136,34 @@ class CapturedEnd:
 
 def _open(path: str) -> int:
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            # It may have been there before, for everybody to read.
-            os.fchmod(descriptor, 0o600)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+        try:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                _refuse_other(path)
+                # It may have been there before, for everybody to read.
+                os.fchmod(descriptor, 0o600)
+                os.ftruncate(descriptor, 0)
+        except BaseException:
+            os.close(descriptor)
+            raise
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}", option="capture") from None
+        raise _unwritable(path, error) from None
     return descriptor
+
+
+def _refuse_other(path: str) -> None:
+    """A key, or the client's file, is easily named by mistake, and never comes back."""
+    with open(path, "rb") as file:
+        begin = file.read(len(PCAPNG))
+    if begin not in (b"", PCAPNG):
+        raise ConfigError(
+            f"{path} is there, and no capture: it is not overwritten", option="capture", instead="take another name"
+        )
+
+
+def _unwritable(path: str, error: OSError) -> ConfigError:
+    return ConfigError(f"cannot write {path}: {os.strerror(error.errno or errno.EIO)}", option="capture")
+
+
+PCAPNG = b"\x0a\x0d\x0d\x0a"
+"""How such a file begins."""

@@ -390,8 +390,15 @@ def _read(path: Path) -> bytes:
         with open(path, "rb") as file:
             data = file.read(MAX_FILE + 1)
     except (OSError, ValueError) as error:
+        shown = escape(str(path))
+        if "\n" in str(path) or len(shown) > MAX_SHOWN:
+            # There may be keys in it, which belong in no message.
+            raise ConfigError(
+                f"{shown[:20]}…: that is a file's text, not its name",
+                instead="give the name, or parse_ovpn(text) of ginnel.openvpn.ovpn_file",
+            ) from None
         reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"cannot read {escape(str(path))}: {reason}") from None
+        raise ConfigError(f"cannot read {shown}: {reason}") from None
     if len(data) > MAX_FILE:
         raise ConfigError(f"{escape(str(path))}: {TOO_LARGE}")
     return data
@@ -412,6 +419,8 @@ def _serial_numbers(folder: Path) -> frozenset[int]:
 
 MAX_REVOKED = 100_000
 MAX_FILE = 1 << 20
+# Of a path: Linux takes no longer one.
+MAX_SHOWN = 4096
 TOO_LARGE = "more than 1 MiB, which no configuration needs"
 SERVER_CHECKS = {"remote_cert_tls", "remote_cert_eku", "verify_x509_name", "peer_fingerprints", "issuer_fingerprints"}
 NO_CHECK = "whoever has any certificate of this ca can pose as the server; add: remote-cert-tls server"
