@@ -41,7 +41,7 @@ use crate::plane::keys::KeyError;
 use crate::plane::receiving::{ReceivingHalf, ReceivingPeer};
 use crate::plane::sending::{SendingHalf, SendingPeer};
 use crate::plane::table::Table;
-use crate::{Nanos, mss};
+use crate::{Nanos, SECOND, mss};
 
 /// A way to a peer: the number of one of our sockets and the address on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -393,6 +393,14 @@ fn clamp(kind: Kind, limit: u16, packet: &mut Packet) {
 fn earlier(a: Option<Nanos>, b: Option<Nanos>) -> Option<Nanos> {
     a.into_iter().chain(b).min()
 }
+
+/// When all peers are to be looked at again: not for each of many whose turn comes a moment after the one before.
+fn next_look(timer: Option<Nanos>, now: Nanos) -> Option<Nanos> {
+    timer.map(|timer| timer.max(now + LOOK))
+}
+
+/// How late a ping or an expiry may be at most.
+const LOOK: Nanos = SECOND / 20;
 
 /// A lock whose poison is ignored: a panic ends a thread, and what it left is only read after.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -16,7 +16,7 @@ use crate::plane::keys::{ReceivingKeys, Refusal};
 use crate::plane::routes::{Ends, Prefixes};
 use crate::plane::sending::PING;
 use crate::plane::table::Table;
-use crate::plane::{Path, Plane, clamp, earlier};
+use crate::plane::{Path, Plane, clamp, earlier, next_look};
 
 /// What became of a datagram.
 pub enum Opened {
@@ -137,6 +137,7 @@ impl Receiving<'_> {
             }
             *timer = earlier(*timer, peer.expiry());
         }
+        *timer = next_look(*timer, now);
     }
 
     fn control(&mut self, datagram: &[u8], path: Path, now: Nanos) {

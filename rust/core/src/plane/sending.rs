@@ -13,7 +13,7 @@ use crate::plane::counters::{Counters, PeerCounters};
 use crate::plane::events::Event;
 use crate::plane::keys::SendingKeys;
 use crate::plane::table::Table;
-use crate::plane::{Datagram, Path, Plane, clamp, earlier};
+use crate::plane::{Datagram, Path, Plane, clamp, earlier, next_look};
 
 /// The payload of a keepalive packet (OpenVPN's `ping.c`).
 pub const PING: [u8; 16] =
@@ -130,6 +130,7 @@ impl Sending<'_> {
             }
             *timer = earlier(*timer, peer.ping_due());
         }
+        *timer = next_look(*timer, now);
     }
 }
 

@@ -195,6 +195,27 @@ fn pings_go_out_after_silence_and_are_kept_from_the_device() {
 }
 
 #[test]
+fn many_peers_are_not_looked_at_for_each() {
+    let mut pair = Pair::new(Some(1));
+    for number in 2..102 {
+        let now = u64::from(number) * SECOND / 1000;
+        pair.left.new_peer(number, path(0, 2000 + number as u16), Some(number), now).unwrap();
+        pair.left
+            .new_key(number, number.into(), 0, Format::Aead(Cipher::Aes256Gcm), &material(1), &material(2))
+            .unwrap();
+        pair.left.swap(number, number.into()).unwrap();
+        pair.left.set_peer(number, 10 * SECOND, 0, 0, Framing::None, now).unwrap();
+    }
+    let (mut pings, mut looks) = (Vec::new(), 0);
+    while let Some(timer) = pair.left.next_timer().filter(|&timer| timer < 11 * SECOND) {
+        pair.left.handle_timer(timer, &mut pings, &mut pair.pool);
+        looks += 1;
+    }
+    assert_eq!(pings.len(), 100);
+    assert!(looks <= 4, "{looks}");
+}
+
+#[test]
 fn a_silent_peer_expires_once() {
     let mut pair = Pair::new(Some(1));
     pair.right.set_peer(1, 0, 60 * SECOND, 0, Framing::None, 0).unwrap();
