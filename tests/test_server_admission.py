@@ -204,7 +204,7 @@ async def test_who_is_revoked_while_others_are_asked_stays_out() -> None:
 
 
 async def test_what_goes_wrong_here_keeps_newcomers_waiting_and_throws_nobody_out(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     house = House(token_lifetime=None)
     await house.enter(house.login("alice", 1, "secret"))
@@ -220,14 +220,20 @@ async def test_what_goes_wrong_here_keeps_newcomers_waiting_and_throws_nobody_ou
     with monkeypatch.context() as broken:
         broken.setattr(house.people, "check_password", fail)
         assert await asks() == (PushReply(), later)
-    house.admission.use(replace(ServerConfig(), auth_program=(str(tmp_path / "nothing"),)))
+    gone = tmp_path / "gone"
+    gone.touch(0o700)
+    house.admission.use(replace(ServerConfig(), auth_program=(str(gone),)))
+    gone.unlink()
+    caplog.clear()
     assert await asks() == (PushReply(), later)
+    assert {record.event for record in caplog.records} == {"undecided"}  # type: ignore[attr-defined]
+    assert f"the program that checks logins, {gone}, does not run: No such file" in caplog.text
     house.admission.use(replace(ServerConfig(), auth_program=("/bin/true",)))
     with no_descriptors():
         assert await asks() == (PushReply(), later)
     with monkeypatch.context() as full:
         # No folder can be made there.
-        full.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+        full.setattr(tempfile, "tempdir", str(gone))
         assert await asks() == (PushReply(), later)
     assert isinstance((await asks())[0], PushReply)
     house.admission.use(replace(ServerConfig(), auth_program=("/bin/false",)))

@@ -6,13 +6,14 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from ginnel.server.client_file import add_user
 from ginnel.server.clients import Client
 from ginnel.server.config import Listen, Publish, ServerConfig
 from ginnel.server.directory import state_directory
 from ginnel.server.running import opened, running
 from ginnel.server.service import Server
 
-__all__ = ["Client", "Listen", "Publish", "Server", "ServerConfig", "serve"]
+__all__ = ["Client", "Listen", "Publish", "Server", "ServerConfig", "add_user", "serve"]
 
 
 @contextlib.asynccontextmanager

@@ -24,12 +24,13 @@ from ginnel.openvpn.push import PushReply
 from ginnel.openvpn.push_values import Ifconfig, IfconfigIpv6, Route, RouteIpv6
 from ginnel.openvpn.server import ClientLogin, Refusal, Verdict
 from ginnel.server.clients import Client
-from ginnel.server.config import ServerConfig, parse_push
+from ginnel.server.config import ServerConfig
 from ginnel.server.guesses import Guesses
 from ginnel.server.journal import tell
 from ginnel.server.pool import Lease, Pool
 from ginnel.server.program import UndecidedError, ask_program
 from ginnel.server.records import Store, User
+from ginnel.server.values import parse_push
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -7,10 +7,26 @@ import ipaddress
 import re
 import socket
 
-from ginnel.errors import ConfigError
+from ginnel.errors import ConfigError, LocalProtocolError
 from ginnel.openvpn.words import quote
 from ginnel.server.authority import Issued
-from ginnel.server.store import Identity
+from ginnel.server.service import Server
+from ginnel.server.store import Identity, Store
+
+
+def add_user(server: Server, name: str, *, password: str | None = None) -> str:
+    """Adds a user to a running server of `ginnel.serve`: the text of the client's file, as ``ginnel user add`` makes
+    it. It holds the user's key. Takes a moment, with a password a tenth of a second.
+
+    Raises ConfigError for who is a user already, and for what is no name.
+    """
+    store = server.store
+    if not isinstance(store, Store):
+        raise LocalProtocolError("the server's users are kept by a program of its own; ask that")
+    places, _ = remotes(*store.listeners())
+    wrap_key = store.make_wrap_key(name)
+    issued = store.add_user(name, password=password)
+    return client_file(store.identity, issued, wrap_key, places, password=password is not None)
 
 
 def client_file(

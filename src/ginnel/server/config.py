@@ -7,13 +7,14 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ginnel.errors import ConfigError
 from ginnel.openvpn.data_format import MssFix
-from ginnel.openvpn.push import PushReply
 from ginnel.openvpn.server import ClientLogin
 from ginnel.openvpn.wrap import Wrap
+from ginnel.server import values
+from ginnel.server.pool import Pool
 
 if TYPE_CHECKING:
     from ginnel.server.clients import Client
@@ -73,7 +74,8 @@ class Publish:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """Times are in seconds.
+    """Times are in seconds. What is given is converted as `server.toml` is: networks and addresses may be texts, lists
+    may be lists, False is None. Raises ConfigError.
 
     - ``listen``: () is port 1194, UDP and TCP, on every address. ``public``: what client files name.
     - ``network``, ``network6``: the inner addresses, of which the first is the server's.
@@ -123,13 +125,44 @@ class ServerConfig:
     connected: Connected | None = field(default=None, repr=False)
     disconnected: Disconnected | None = field(default=None, repr=False)
 
+    def __post_init__(self) -> None:
+        for name, convert in CONVERTERS.items():
+            try:
+                object.__setattr__(self, name, convert(getattr(self, name)))
+            except (ValueError, ConfigError) as error:
+                raise ConfigError(f"{name} {error}", option=name) from None
+        Pool(self.network, self.network6, self.topology)
 
-def parse_push(options: Sequence[str]) -> PushReply:
-    """What a server pushes. Raises ConfigError for an option that a client would ignore."""
-    reply = PushReply.parse(options)
-    for option, reason in reply.ignored:
-        raise ConfigError(f"'{option}' can't be pushed: {reason}", option="push")
-    return reply
 
-
+CONVERTERS: dict[str, Callable[[Any], Any]] = {
+    "listen": values.listed(Listen, Listen.parse, "127.0.0.1:1194"),
+    "public": values.public,
+    "network": values.network,
+    "network6": values.network6,
+    "topology": values.topology,
+    "routes": values.networks,
+    "redirect_gateway": values.flags,
+    "dns": values.optional(values.addresses),
+    "push": values.options,
+    "allow": values.networks,
+    "publish": values.listed(Publish, lambda text: [Publish.parse(text)], "8080:alice:80"),
+    "data_ciphers": values.ciphers,
+    "auth": values.digest,
+    "tun_mtu": values.mtu,
+    "keepalive": values.keepalive,
+    "reneg_sec": values.seconds,
+    "hand_window": values.window,
+    "client_certificate": values.boolean,
+    "token_lifetime": values.lifetime,
+    "duplicate_cn": values.boolean,
+    "takeover": values.boolean,
+    "client_to_client": values.boolean,
+    "max_clients": values.count,
+    "connect_freq": values.optional(values.frequency),
+    "connect_freq_initial": values.frequency,
+    "auth_program": values.program,
+    "authenticate": values.hook,
+    "connected": values.hook,
+    "disconnected": values.hook,
+}
 DEFAULT_PORT = 1194

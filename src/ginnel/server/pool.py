@@ -24,8 +24,10 @@ class Pool:
         self, network: IPv4Network, network6: IPv6Network | None, topology: Literal["subnet", "net30"]
     ) -> None:
         step = 4 if topology == "net30" else 1
-        if network.num_addresses < 4 + step or (network6 is not None and network6.num_addresses < 4):
-            raise ConfigError(f"{network} has no room for clients", instead="give a larger network, 10.8.0.0/24 say")
+        if network.num_addresses < 4 + step:
+            raise ConfigError(f"{network} has no room for clients", option="network", instead=LARGER)
+        if network6 is not None and network6.num_addresses < 4:
+            raise ConfigError(f"{network6} has no room for clients", option="network6", instead=LARGER)
         self.network = network
         self.network6 = network6
         self.topology = topology
@@ -132,3 +134,6 @@ class Pool:
         if self.network6 is None or address not in self.network or offset >= self.network6.num_addresses:
             return None
         return self.network6[offset]
+
+
+LARGER = "give a larger one, 10.8.0.0/24 or fd00:8::/64 say"

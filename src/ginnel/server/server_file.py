@@ -11,13 +11,14 @@ import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
 from ginnel.errors import ConfigError
+from ginnel.server import values
 from ginnel.server.clients import Client
-from ginnel.server.config import ServerConfig, parse_push
+from ginnel.server.config import CONVERTERS, ServerConfig
 from ginnel.server.directory import SCRATCH
 from ginnel.server.program import run_connected, run_disconnected
 
@@ -25,7 +26,8 @@ from ginnel.server.program import run_connected, run_disconnected
 def read_server_file(path: Path, config: ServerConfig) -> ServerConfig:
     """The configuration with what the file says, or as it is where there is none. Raises ConfigError with its line."""
     try:
-        text = path.read_text(encoding="utf-8")
+        # Some editors begin a file with a mark of its encoding.
+        text = path.read_text(encoding="utf-8-sig")
         found = tomllib.loads(text)
     except FileNotFoundError:
         return config
@@ -44,15 +46,19 @@ def read_server_file(path: Path, config: ServerConfig) -> ServerConfig:
         name: _parsed(table, USER_FIELDS, partial(_fail, path, text, f"user.{name}"))
         for name, table in _tables(users, partial(_fail, path, text, None))
     }
-    config = replace(config, **fields)
+    try:
+        config = replace(config, **fields)
+    except ConfigError as error:
+        line = None if error.option is None else _line(text, None, error.option)
+        raise ConfigError(error.message, file=str(path), line=line, instead=error.instead) from None
     if connected or pushed:
-        config = replace(config, connected=_Connected(connected, pushed, path.parent / SCRATCH, config.hand_window))
+        config = replace(config, connected=PushedToUsers(connected, pushed, path.parent / SCRATCH, config.hand_window))
     if disconnected:
         config = replace(config, disconnected=partial(run_disconnected, disconnected))
     return config
 
 
-class _Connected:
+class PushedToUsers:
     """What a user is pushed by the file, and what the program adds."""
 
     def __init__(
@@ -62,6 +68,11 @@ class _Connected:
         self._command = command
         self._pushed = pushed
         self._timeout = timeout
+
+    @property
+    def users(self) -> list[str]:
+        """Whom the file names."""
+        return list(self._pushed)
 
     async def __call__(self, client: Client) -> list[str]:
         own = self._pushed.get(client.name, {})
@@ -76,17 +87,18 @@ Fail = Callable[[str, str, str | None], ConfigError]
 
 
 def _parsed(table: dict[str, Any], fields: dict[str, Callable[[Any], Any]], fail: Fail) -> dict[str, Any]:
-    values = {}
+    found = {}
     for key, value in table.items():
         if key in ON_THE_COMMAND_LINE:
             raise fail(key, "is no key of this file", f"give --{key} to ginnel serve")
         if key not in fields:
-            raise fail(key, "is not known", "write one of " + ", ".join(sorted(fields)))
+            more = " or [user.NAME]" if fields is FIELDS else ""
+            raise fail(key, "is not known", f"write one of {', '.join(sorted(fields))}{more}")
         try:
-            values[key] = fields[key](value)
+            found[key] = fields[key](value)
         except (ValueError, ConfigError) as error:
             raise fail(key, str(error), None) from None
-    return values
+    return found
 
 
 def _tables(users: Any, fail: Fail) -> list[tuple[str, dict[str, Any]]]:
@@ -105,109 +117,11 @@ def _line(text: str, table: str | None, key: str) -> int | None:
     for number, line in enumerate(text.splitlines(), 1):
         if (head := re.match(r"\s*\[([^\[\]]+)\]", line)) is not None:
             current = re.sub(r"[\"'\s]", "", head[1])
+            if table is None and current.partition(".")[0] == key:
+                return number
         elif current == table and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[=.]", line):
             return number
     return None
-
-
-# Values. Each raises ValueError with words that follow the key's name.
-
-
-def _bool(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("is true or false")
-    return value
-
-
-def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError("is a whole number from 1 on")
-    return value
-
-
-def _seconds(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e9:
-        raise ValueError("is a number of seconds")
-    return float(value)
-
-
-def _lifetime(value: Any) -> int | None:
-    return None if value is False else int(_seconds(value))
-
-
-def _frequency(value: Any) -> tuple[int, float]:
-    if not isinstance(value, list) or len(value) != 2:
-        raise ValueError("is a number and the seconds for it: [100, 10]")
-    return _count(value[0]), _seconds(value[1])
-
-
-def _keepalive(value: Any) -> tuple[int, int]:
-    if not isinstance(value, list) or len(value) != 2:
-        raise ValueError("is two numbers of seconds: [10, 60]")
-    return _count(value[0]), _count(value[1])
-
-
-def _topology(value: Any) -> str:
-    if value not in ("subnet", "net30"):
-        raise ValueError('is "subnet" or "net30"')
-    return str(value)
-
-
-def _texts(value: Any) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-        raise ValueError("is a list of texts")
-    return value
-
-
-def _network(value: Any) -> IPv4Network:
-    network = _networks([value])[0]
-    if not isinstance(network, IPv4Network):
-        raise ValueError('is an IPv4 network: "10.8.0.0/24"')
-    return network
-
-
-def _network6(value: Any) -> IPv6Network | None:
-    if value is False:
-        return None
-    network = _networks([value])[0]
-    if not isinstance(network, IPv6Network):
-        raise ValueError('is an IPv6 network, or false: "fd00:8::/64"')
-    return network
-
-
-def _networks(value: Any) -> tuple[IPv4Network | IPv6Network, ...]:
-    try:
-        return tuple(map(ip_network, _texts(value)))
-    except ValueError as error:
-        raise ValueError(f"is no network: {error}") from None
-
-
-def _addresses(value: Any) -> tuple[Any, ...]:
-    try:
-        return tuple(map(ip_address, _texts(value)))
-    except ValueError as error:
-        raise ValueError(f"is no address: {error}") from None
-
-
-def _flags(value: Any) -> tuple[str, ...] | None:
-    if value is False:
-        return None
-    flags = tuple(_texts(value))
-    _options([" ".join(("redirect-gateway", *flags))])
-    return flags
-
-
-def _options(value: Any) -> tuple[str, ...]:
-    options = tuple(_texts(value))
-    parse_push(options)
-    return options
-
-
-def _program(value: Any) -> tuple[str, ...]:
-    command = tuple([value] if isinstance(value, str) else _texts(value))
-    if not command or not command[0].startswith("/"):
-        raise ValueError('is a program with its arguments: ["/path/to/it", "argument"]')
-    return command
 
 
 def _route(network: IPv4Network | IPv6Network) -> str:
@@ -216,29 +130,12 @@ def _route(network: IPv4Network | IPv6Network) -> str:
     return f"route {network.network_address} {network.netmask}"
 
 
-FIELDS: dict[str, Callable[[Any], Any]] = {
-    "network": _network,
-    "network6": _network6,
-    "topology": _topology,
-    "routes": _networks,
-    "redirect_gateway": _flags,
-    "dns": _addresses,
-    "push": _options,
-    "client_to_client": _bool,
-    "duplicate_cn": _bool,
-    "takeover": _bool,
-    "max_clients": _count,
-    "connect_freq": _frequency,
-    "connect_freq_initial": _frequency,
-    "keepalive": _keepalive,
-    "reneg_sec": _seconds,
-    "hand_window": _seconds,
-    "token_lifetime": _lifetime,
-    "tun_mtu": _count,
-    "auth_program": _program,
-    "connected": _program,
-    "disconnected": _program,
-}
-USER_FIELDS: dict[str, Callable[[Any], Any]] = {"routes": _networks, "push": _options}
+NAMES = (
+    *("network", "network6", "topology", "routes", "redirect_gateway", "dns", "push"),
+    *("client_to_client", "duplicate_cn", "takeover", "max_clients", "connect_freq", "connect_freq_initial"),
+    *("keepalive", "reneg_sec", "hand_window", "token_lifetime", "tun_mtu", "auth_program"),
+)
+FIELDS = {**{name: CONVERTERS[name] for name in NAMES}, "connected": values.program, "disconnected": values.program}
+USER_FIELDS: dict[str, Callable[[Any], Any]] = {"routes": values.networks, "push": values.options}
 ON_THE_COMMAND_LINE = ("listen", "public", "allow", "publish")
 SERVER_FILE = "server.toml"
