@@ -16,11 +16,13 @@ import pytest
 
 from ginnel._core import DescriptorEnd, Link
 from ginnel.device.address import Address, Route, parse_address
+from ginnel.device.base import Kind
 from ginnel.device.interface import Interface, Interfaces
 from ginnel.device.memory import MemoryDevice
 from ginnel.errors import DeviceError
 
 PACKET = b"\x45" + bytes(30)
+KINDS: tuple[Kind, ...] = ("tun", "tap")
 
 
 class Joined:
@@ -354,3 +356,84 @@ def _join(left: Interface, right: Interface) -> tuple[socket.socket, socket.sock
 
 def _carry(source: socket.socket, target: socket.socket) -> None:
     target.send(source.recv(65_536))
+
+
+async def test_a_network_whose_route_is_removed_is_not_reached_until_the_interface_is_set_up_again() -> None:
+    interfaces = Interfaces()
+    interface = interfaces.create(kind="tap")
+    program, _ = interface.attach()
+    own, other = (Address(ip_interface(text)) for text in ("10.0.0.1/24", "fd00::1/64"))
+    for each in (own, other):
+        interface.add_address(each)
+    interface.set_up(True)
+    core = interface.stack.core
+    for each, host in ((own, "10.0.0.2"), (other, "fd00::2")):
+        core.abort(core.connect(host, 80))
+        interface.disconnect(each)
+        with pytest.raises(OSError, match="unreachable") as caught:
+            core.connect(host, 80)
+        assert caught.value.errno == errno.ENETUNREACH
+        with pytest.raises(DeviceError):
+            interface.disconnect(each)
+    # A route there is a way again, and the address is still its own.
+    interface.add_route(Route(ip_network("10.0.0.0/28")))
+    core.abort(core.connect("10.0.0.2", 80))
+    core.abort(core.connect("10.0.0.1", 80))
+    interface.set_up(False)
+    interface.set_up(True)
+    for host in ("10.0.0.77", "fd00::2"):
+        core.abort(core.connect(host, 80))
+    program.close()
+    await interfaces.aclose()
+
+
+async def test_the_route_with_the_least_metric_is_taken() -> None:
+    """As the station shows that is asked for."""
+    interfaces = Interfaces()
+    interface = interfaces.create(kind="tap")
+    program, _ = interface.attach()
+    program.setblocking(False)
+    interface.add_address(Address(ip_interface("10.0.0.1/24")))
+    interface.set_up(True)
+    far = ip_network("192.0.2.0/24")
+    ways = [Route(far, ip_address(f"10.0.0.{metric}"), metric) for metric in (30, 10, 20)]
+    for way in ways:
+        interface.add_route(way)
+    interface.add_route(Route(far, ip_address("10.0.0.5"), 5, table=100))
+    for metric in (10, 20, 30):
+        core = interface.stack.core
+        core.abort(core.connect("192.0.2.1", 80))
+        while True:
+            frame = await asyncio.get_running_loop().sock_recv(program, 2000)
+            if frame[12:14] == b"\x08\x06" and frame[38:42] != bytes([10, 0, 0, 1]):
+                break
+        assert frame[38:42] == bytes([10, 0, 0, metric])
+        interface.remove_route(next(way for way in ways if way.metric == metric))
+    with pytest.raises(OSError, match="unreachable"):
+        core.connect("192.0.2.1", 80)
+    with pytest.raises(DeviceError):
+        interface.add_route(Route(far, ip_address("fd00::2")))
+    program.close()
+    await interfaces.aclose()
+
+
+async def test_as_many_routes_as_an_interface_has() -> None:
+    """The time each takes does not grow with how many there are."""
+    interfaces = Interfaces()
+    for kind in KINDS:
+        interface = interfaces.create(kind=kind)
+        interface.set_up(True)
+        routes = [
+            Route(ip_network(f"10.{number >> 8}.{number & 255}.0/24"), ip_address("10.0.0.2"))
+            for number in range(10_000)
+        ]
+        for route in routes:
+            interface.add_route(route)
+        with pytest.raises(DeviceError) as caught:
+            interface.add_route(Route(ip_network("10.250.0.0/24")))
+        assert caught.value.errno == errno.ENOBUFS
+        assert interface.routes == tuple(routes)
+        for route in routes:
+            interface.remove_route(route)
+        assert interface.routes == ()
+    await interfaces.aclose()

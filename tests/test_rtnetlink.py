@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import ipaddress
 import os
@@ -16,6 +18,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from ginnel.device.address import parse_address
 from ginnel.device.interface import Interfaces
+from ginnel.device.lend.netlink import NetlinkSocket
 from ginnel.device.lend.rtnetlink import RouteNetlink
 
 INDEX = 1 << 20
@@ -245,6 +248,10 @@ async def test_the_route_of_an_address_is_removed_and_comes_again_with_it(routes
     assert code(routes, route(DELROUTE, "10.0.0.0/24", index=INDEX)) == 0
     assert shown() == []
     assert code(routes, route(DELROUTE, "10.0.0.0/24", index=INDEX)) == "ESRCH"
+    interfaces.get("ours0").set_up(False)
+    interfaces.get("ours0").set_up(True)
+    assert shown() == ["10.0.0.0"], "set up again it has its network again"
+    assert code(routes, route(DELROUTE, "10.0.0.0/24", index=INDEX)) == 0
     assert code(routes, address(DELADDR, "10.0.0.1/24")) == 0
     assert code(routes, address(NEWADDR, "10.0.0.1/24")) == 0
     assert shown() == ["10.0.0.0"]
@@ -285,9 +292,18 @@ async def test_the_kernels_route_is_hidden_and_not_removed(routes):
     assert kernel_routes() == before
 
 
+class Heard:
+    def __init__(self, groups, heard):
+        self.groups, self._heard = groups, heard
+
+    def tell(self, message):
+        self._heard.append((self.groups, struct.unpack_from("=H", message, 4)[0]))
+
+
 async def test_changes_are_announced_to_their_groups(routes, interfaces):
     heard = []
-    routes.listeners.add(lambda groups, message: heard.append((groups, struct.unpack_from("=H", message, 4)[0])))
+    for bit in range(12):
+        routes.listeners.add(Heard(1 << bit, heard))
     interface = interfaces.get("ours0")
     interface.set_up(True)
     assert heard == [(1, NEWLINK)]
@@ -299,6 +315,58 @@ async def test_changes_are_announced_to_their_groups(routes, interfaces):
     assert code(routes, link(DELLINK)) == 0
     assert (1, DELLINK) in heard
     assert not list(interfaces)
+
+
+@contextlib.contextmanager
+def netlink_socket(routes, groups=0):
+    ours, theirs = NetlinkSocket.make(routes, PORT, socket.SOCK_RAW)
+    ours.groups = groups
+    ours.serve(lambda: None)
+    with theirs:
+        theirs.setblocking(False)
+        yield theirs
+        ours.close()
+
+
+async def read_until_an_error(program):
+    """How many messages came before it, its errno and the sequence number that it answers."""
+    count = 0
+    while True:
+        for kind, _, sequence, _, message in messages([await asyncio.get_running_loop().sock_recv(program, 1 << 17)]):
+            if kind == 2 and (failed := struct.unpack_from("=i", message, 16)[0]):
+                return count, -failed, sequence
+            count += 1
+
+
+async def test_who_does_not_read_announcements_hears_that_some_are_lost(routes, interfaces, monkeypatch):
+    monkeypatch.setattr("ginnel.device.lend.netlink._MOST_WAITING", 100)
+    interface = interfaces.get("ours0")
+    with netlink_socket(routes, groups=1) as program:
+        sent = 4000
+        for number in range(sent):
+            interface.set_mtu(1000 + number % 2)
+        count, failed, sequence = await read_until_an_error(program)
+        assert (failed, sequence) == (errno.ENOBUFS, 0)
+        assert 100 <= count < sent
+        interface.set_mtu(1234)
+        (kind, *_, message), *rest = messages([await asyncio.get_running_loop().sock_recv(program, 1 << 17)])
+        assert (kind, rest) == (NEWLINK, [])
+        assert struct.pack("=I", 1234) in message
+
+
+async def test_who_asks_and_does_not_read_is_never_kept_waiting_and_hears_that_answers_are_lost(routes, monkeypatch):
+    monkeypatch.setattr("ginnel.device.lend.netlink._MOST_WAITING", 100)
+    loop = asyncio.get_running_loop()
+    with netlink_socket(routes) as program:
+        sent = 5000
+        for number in range(sent):
+            asked = link(SETLINK, attributes=[["IFLA_MTU", 1400]])
+            await asyncio.wait_for(loop.sock_sendall(program, asked[:8] + struct.pack("=I", number) + asked[12:]), 60)
+        count, failed, sequence = await read_until_an_error(program)
+        assert failed == errno.ENOBUFS
+        assert 100 <= count <= sequence < sent
+        await loop.sock_sendall(program, link(GETLINK, 0, index=INDEX + 9))
+        assert await read_until_an_error(program) == (sent - 1 - sequence, errno.ENODEV, 99)
 
 
 async def test_several_in_a_datagram_and_zeros_behind(routes):

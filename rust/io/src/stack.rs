@@ -16,7 +16,7 @@ use ginnel_core::netstack::ethernet::Mac;
 use ginnel_core::netstack::flows::FlowId;
 use ginnel_core::netstack::icmp::Unreachable;
 use ginnel_core::netstack::neighbours::Row;
-use ginnel_core::netstack::routes::Route;
+use ginnel_core::netstack::routes::{Prefix, Route};
 use ginnel_core::netstack::{Event, Failure};
 use ginnel_core::packet::Pool;
 
@@ -89,6 +89,16 @@ impl NetStack {
     /// Replaces the routes; `None` for those that go without saying.
     pub fn set_routes(&self, routes: Option<Vec<Route>>) -> Result<(), Failure> {
         self.call(|inner| inner.stack.set_routes(routes))
+    }
+
+    /// Adds a route, or replaces the one to the same destination.
+    pub fn add_route(&self, route: Route) -> Result<(), Failure> {
+        self.call(move |inner| inner.stack.add_route(route))
+    }
+
+    /// Removes the route to this destination. Harmless where none was given.
+    pub fn remove_route(&self, destination: Prefix) -> Result<(), Failure> {
+        self.call(move |inner| inner.stack.remove_route(destination))
     }
 
     /// Sets the device's MTU. `false` when it is out of range.

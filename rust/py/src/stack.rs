@@ -59,9 +59,21 @@ impl NetStack {
     }
 
     fn set_routes(&self, py: Python<'_>, routes: Option<Vec<(String, Option<String>)>>) -> PyResult<()> {
+        let route =
+            |(destination, gateway): &(String, Option<String>)| route(destination, gateway.as_deref());
         let routes: Option<Vec<Route>> =
             routes.map(|routes| routes.iter().map(route).collect::<PyResult<_>>()).transpose()?;
         py.detach(|| self.inner.set_routes(routes)).map_err(os_error)
+    }
+
+    fn add_route(&self, py: Python<'_>, destination: &str, gateway: Option<&str>) -> PyResult<()> {
+        let route = route(destination, gateway)?;
+        py.detach(|| self.inner.add_route(route)).map_err(os_error)
+    }
+
+    fn remove_route(&self, py: Python<'_>, destination: &str) -> PyResult<()> {
+        let (prefix, _) = route(destination, None)?;
+        py.detach(|| self.inner.remove_route(prefix)).map_err(os_error)
     }
 
     fn set_mtu(&self, py: Python<'_>, mtu: &Bound<'_, PyInt>) -> PyResult<()> {
@@ -253,11 +265,11 @@ fn captured(
     (kind, number, host, port, destination.ip().to_string(), destination.port())
 }
 
-fn route((destination, gateway): &(String, Option<String>)) -> PyResult<Route> {
+fn route(destination: &str, gateway: Option<&str>) -> PyResult<Route> {
     let prefix = destination.parse().map_err(|()| {
         PyValueError::new_err(format!("{destination:?} is not an address with a prefix length"))
     })?;
-    let gateway = gateway.as_deref().map(address).transpose()?;
+    let gateway = gateway.map(address).transpose()?;
     if gateway.is_some_and(|gateway| gateway.is_ipv6() != destination.contains(':')) {
         let message = format!("the gateway to {destination} is not of its family");
         return Err(PyValueError::new_err(message));

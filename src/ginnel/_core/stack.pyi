@@ -26,6 +26,12 @@ class NetStack:
         The own addresses' subnets are on the link always. None: nothing but these on TAP, everything on TUN.
         What has no route is refused with ENETUNREACH, or dropped and counted."""
 
+    def add_route(self, destination: str, gateway: str | None) -> None:
+        """One more, or another to this prefix."""
+
+    def remove_route(self, destination: str) -> None:
+        """Takes back what was given to this prefix. Harmless where nothing was."""
+
     def set_mtu(self, mtu: int) -> None:
         """Sets the device's MTU. Open connections only ever take a lower one. DeviceError (EINVAL) out of range.
 

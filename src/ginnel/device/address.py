@@ -10,6 +10,8 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 
 from ginnel.errors import DeviceError
 
+Network = IPv4Network | IPv6Network
+
 MAX_NAME = 15
 """Bytes of a name, as in the kernel (IFNAMSIZ - 1)."""
 MAIN_TABLE = 254
@@ -27,7 +29,7 @@ class Address:
 class Route:
     """A destination that is reached through the interface, by a gateway or directly."""
 
-    destination: IPv4Network | IPv6Network
+    destination: Network
     gateway: IPv4Address | IPv6Address | None = None
     metric: int = 0
     table: int = MAIN_TABLE

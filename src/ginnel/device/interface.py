@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import socket
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Interface, IPv6Interface
 
 from ginnel._core import Link
-from ginnel.device.address import MAIN_TABLE, MAX_NAME, Address, Route, check_name
+from ginnel.device.address import MAIN_TABLE, MAX_NAME, Address, Network, Route, check_name
 from ginnel.device.base import DEFAULT_MTU, Kind
 from ginnel.device.memory import MemoryDevice
 from ginnel.errors import DeviceError
@@ -129,7 +130,11 @@ class Interface:
         self._link = Link(self.device.core, "application", self.stack.core)
         self._queues: set[int] = set()
         self._addresses: list[Address] = []
-        self._routes: list[Route] = []
+        # Those whose network the interface leads to no more.
+        self._bare: set[Address] = set()
+        # In their order, each once.
+        self._routes: dict[Route, None] = {}
+        self._to: dict[Network, list[Route]] = {}
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._link.fileno(), self.notice_gone)
 
@@ -142,6 +147,9 @@ class Interface:
         return self.device.up
 
     def set_up(self, up: bool) -> None:
+        if up and not self.up and self._bare:
+            self._bare.clear()
+            self._follow_addresses()
         self.device.set_up(up)
         self._changed()
 
@@ -192,10 +200,11 @@ class Interface:
             raise DeviceError(errno.EEXIST, f"{self.name} has the address {address.interface} already")
         self._addresses.append(address)
         try:
-            self._changed()
+            self._follow_addresses()
         except ValueError:
             self._addresses.remove(address)
             raise DeviceError(errno.EADDRNOTAVAIL, f"{address.interface} is no address of a host") from None
+        self._changed()
 
     def remove_address(self, interface: IPv4Interface | IPv6Interface) -> None:
         """EADDRNOTAVAIL when the interface does not have it."""
@@ -203,6 +212,24 @@ class Interface:
         if len(kept) == len(self._addresses):
             raise DeviceError(errno.EADDRNOTAVAIL, f"{self.name} does not have the address {interface}")
         self._addresses = kept
+        # An address that comes again has its network again.
+        self._bare.intersection_update(kept)
+        self._follow_addresses()
+        self._changed()
+
+    @property
+    def connected(self) -> tuple[tuple[Address, Network], ...]:
+        """The networks that come with the addresses while the interface is up."""
+        pairs = ((own, _network_of(own)) for own in self._addresses if self.up and own not in self._bare)
+        return tuple((own, network) for own, network in pairs if network is not None)
+
+    def disconnect(self, address: Address) -> None:
+        """Takes the network away that comes with an address, until the interface is set up again. ESRCH when it has
+        none. A TUN interface sends everything to its other end, whatever is routed."""
+        if all(own != address for own, _ in self.connected):
+            raise DeviceError(errno.ESRCH, f"{self.name} has no network of {address.interface}")
+        self._bare.add(address)
+        self._follow_addresses()
         self._changed()
 
     @property
@@ -210,21 +237,33 @@ class Interface:
         """The routes that were added; the addresses' own networks are not among them."""
         return tuple(self._routes)
 
+    def routes_to(self, destination: Network) -> tuple[Route, ...]:
+        """Those to exactly this network."""
+        return tuple(self._to.get(destination, ()))
+
     def add_route(self, route: Route) -> None:
         """EEXIST when there is one to this destination with this metric in its table; ENOBUFS past `MAX_ROUTES`."""
         if len(self._routes) >= MAX_ROUTES:
             raise DeviceError(errno.ENOBUFS, f"{self.name} has {MAX_ROUTES} routes already; remove one first")
-        key = route.destination, route.metric, route.table
-        if any((own.destination, own.metric, own.table) == key for own in self._routes):
+        if route.gateway is not None and route.gateway.version != route.destination.version:
+            raise DeviceError(errno.EINVAL, f"the gateway to {route.destination} is not of its family")
+        known = self._to.setdefault(route.destination, [])
+        if any((own.metric, own.table) == (route.metric, route.table) for own in known):
             raise DeviceError(errno.EEXIST, f"{self.name} has a route to {route.destination} already")
-        self._routes.append(route)
+        known.append(route)
+        self._routes[route] = None
+        self._follow_routes(route.destination)
         self._changed()
 
     def remove_route(self, route: Route) -> None:
         """ESRCH when there is none such."""
         if route not in self._routes:
             raise DeviceError(errno.ESRCH, f"{self.name} has no such route to {route.destination}")
-        self._routes.remove(route)
+        del self._routes[route]
+        self._to[route.destination].remove(route)
+        if not self._to[route.destination]:
+            del self._to[route.destination]
+        self._follow_routes(route.destination)
         self._changed()
 
     def statistics(self) -> dict[str, int]:
@@ -291,14 +330,36 @@ class Interface:
                 for call in list(self.on_detach):
                     call(number)
 
-    def _changed(self) -> None:
-        self.stack.set_addresses([str(own.interface) for own in self._addresses])
+    def _follow_addresses(self) -> None:
+        """Has the stack have the same addresses. One whose network is gone stands in no other than itself."""
+        interfaces = (
+            ipaddress.ip_interface(own.interface.ip) if own in self._bare else own.interface for own in self._addresses
+        )
+        self.stack.set_addresses([str(interface) for interface in interfaces])
+
+    def _follow_routes(self, destination: Network) -> None:
+        """Has the stack take the best way to a network."""
         # What is sent into a TUN device goes through it, whichever routes a program wanted.
-        if self.kind == "tap":
-            main = [own for own in self._routes if own.table == MAIN_TABLE]
-            self.stack.set_routes([(str(own.destination), str(own.gateway) if own.gateway else None) for own in main])
+        if self.kind != "tap":
+            return
+        ways = [own for own in self.routes_to(destination) if own.table == MAIN_TABLE]
+        if ways:
+            best = min(ways, key=lambda own: own.metric)
+            self.stack.add_route(str(destination), str(best.gateway) if best.gateway else None)
+        else:
+            self.stack.remove_route(str(destination))
+
+    def _changed(self) -> None:
         for call in list(self.on_change):
             call()
+
+
+def _network_of(address: Address) -> Network | None:
+    """The network that comes with an address: around the other side, where there is one. None: it stands alone."""
+    own, peer = address.interface, address.peer
+    if peer is not None:
+        return ipaddress.ip_interface((peer.packed, own.network.prefixlen)).network
+    return own.network if own.network.prefixlen < own.max_prefixlen else None
 
 
 MAX_INTERFACES = 4096

@@ -351,6 +351,8 @@ def _route(message: Any) -> Route:
 
 def _explained(error: OSError, name: str) -> DeviceError:
     number = error.errno or errno.EIO
+    # A pattern stands for whichever is free.
+    name = name.replace("%d", "N")
     without = "use `ginnel connect` without --tun, or `ginnel lend`"
     what = {
         errno.EPERM: f"{name}: a kernel device takes CAP_NET_ADMIN; without it {without}",

@@ -108,6 +108,15 @@ class Stack:
         given = [] if routes is None else [_route(prefix, gateway) for prefix, gateway in routes]
         self._core.set_routes(None if routes is None else given)
 
+    def add_route(self, prefix: str, gateway: str | None = None) -> None:
+        """One route more, or another to the same prefix, as `set_routes` takes them. On a TUN device with none so far,
+        this is the only one then."""
+        self._core.add_route(*_route(prefix, gateway))
+
+    def remove_route(self, prefix: str) -> None:
+        """Takes a route back. Harmless where there is none to this prefix."""
+        self._core.remove_route(_route(prefix, None)[0])
+
     def set_mtu(self, mtu: int) -> None:
         """Sets the device's MTU. Connections that are open only ever take a lower one.
 

@@ -2,7 +2,10 @@
 
 use std::net::IpAddr;
 
-use crate::plane::routes::{Address, Prefix, Prefixes};
+use foldhash::HashMap;
+
+pub use crate::plane::routes::Prefix;
+use crate::plane::routes::{Address, Prefixes};
 
 /// The next station on the way to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +21,7 @@ pub type Route = (Prefix, Option<IpAddr>);
 /// The routes: those that were given, and the own addresses' subnets.
 #[derive(Default)]
 pub struct Routes {
-    given: Option<Vec<Route>>,
+    given: Option<HashMap<Prefix, Hop>>,
     subnets: Vec<Prefix>,
     table: Prefixes<Hop>,
     /// Where there is a station at the other end that takes everything (TUN).
@@ -33,8 +36,27 @@ impl Routes {
     /// Replaces the given routes. `None`: on a point-to-point link everything goes to the other end,
     /// on another only what is in a subnet.
     pub fn set(&mut self, given: Option<Vec<Route>>) {
-        self.given = given;
+        self.given =
+            given.map(|routes| routes.into_iter().map(|(prefix, gateway)| (prefix, hop(gateway))).collect());
         self.build();
+    }
+
+    /// Gives one more, or another to the same destination.
+    pub fn add(&mut self, (prefix, gateway): Route) {
+        self.given.get_or_insert_default().insert(prefix, hop(gateway));
+        self.table.insert(prefix, hop(gateway));
+    }
+
+    /// Takes back the one to this destination. Harmless where there is none.
+    pub fn remove(&mut self, prefix: Prefix) {
+        if self.given.as_mut().and_then(|given| given.remove(&prefix)).is_none() {
+            return;
+        }
+        if self.subnets.contains(&prefix) {
+            self.table.insert(prefix, Hop::Direct);
+        } else {
+            self.table.remove(prefix);
+        }
     }
 
     pub fn set_subnets(&mut self, subnets: Vec<Prefix>) {
@@ -53,12 +75,14 @@ impl Routes {
     }
 
     fn build(&mut self) {
-        let given = self.given.iter().flatten();
-        let hop = |gateway: Option<IpAddr>| gateway.map_or(Hop::Direct, Hop::Gateway);
-        let routes = given.map(|(prefix, gateway)| (*prefix, hop(*gateway)));
+        let given = self.given.iter().flatten().map(|(prefix, hop)| (*prefix, *hop));
         // Later ones replace earlier ones of the same prefix: a given route is stronger than a subnet.
-        self.table = self.subnets.iter().map(|subnet| (*subnet, Hop::Direct)).chain(routes).collect();
+        self.table = self.subnets.iter().map(|subnet| (*subnet, Hop::Direct)).chain(given).collect();
     }
+}
+
+fn hop(gateway: Option<IpAddr>) -> Hop {
+    gateway.map_or(Hop::Direct, Hop::Gateway)
 }
 
 #[cfg(test)]
@@ -90,6 +114,15 @@ mod tests {
             assert_eq!(routes.hop(ip(address)), Some(hop), "{address}");
         }
         assert_eq!(routes.hop(ip("fd00::1")), None);
+        routes.add(("10.8.0.0/24".parse().unwrap(), gateway("10.8.0.1")));
+        routes.add(("192.0.2.0/24".parse().unwrap(), gateway("10.8.0.9")));
+        assert_eq!(routes.hop(ip("10.8.0.3")), Some(Hop::Gateway(ip("10.8.0.1"))));
+        assert_eq!(routes.hop(ip("192.0.2.1")), Some(Hop::Gateway(ip("10.8.0.9"))));
+        for prefix in ["10.8.0.0/24", "10.8.0.0/24", "192.0.2.0/24"] {
+            routes.remove(prefix.parse().unwrap());
+        }
+        assert_eq!(routes.hop(ip("10.8.0.3")), Some(Hop::Direct));
+        assert_eq!(routes.hop(ip("192.0.2.1")), Some(Hop::Gateway(ip("10.8.0.1"))));
         let mut tun = Routes::new(true);
         assert_eq!(tun.hop(ip("198.51.100.1")), Some(Hop::Direct));
         tun.set(Some(Vec::new()));

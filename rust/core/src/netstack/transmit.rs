@@ -12,6 +12,7 @@ use crate::netstack::routes::{Hop, Route};
 use crate::netstack::udp::Outlet;
 use crate::netstack::{Failure, Problem, Stack, address, arp, icmp, ip, ndp};
 use crate::packet::Packet;
+use crate::plane::routes::Prefix;
 
 /// What a stack has on an Ethernet link.
 pub(super) struct Ethernet {
@@ -46,6 +47,16 @@ impl<A, D: Outlet> Stack<A, D> {
     /// Replaces the routes; `None` for those that go without saying.
     pub fn set_routes(&mut self, routes: Option<Vec<Route>>) {
         self.routes.set(routes);
+    }
+
+    /// Adds a route, or replaces the one to the same destination.
+    pub fn add_route(&mut self, route: Route) {
+        self.routes.add(route);
+    }
+
+    /// Removes the route to this destination. Harmless where none was given.
+    pub fn remove_route(&mut self, destination: Prefix) {
+        self.routes.remove(destination);
     }
 
     /// The stations known on the link.

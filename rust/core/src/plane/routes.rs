@@ -6,7 +6,7 @@ use std::str::FromStr;
 use foldhash::{HashMap, HashMapExt};
 
 /// An IP prefix. Bits past its length are zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Prefix {
     address: Address,
     len: u8,
@@ -96,6 +96,13 @@ impl<T: PartialEq> Prefixes<T> {
             self.tables.insert(at, (prefix.len, HashMap::new()));
         }
         self.tables[at].1.insert(prefix.address, value);
+    }
+
+    pub fn remove(&mut self, prefix: Prefix) {
+        if let Some((_, table)) = self.tables.iter_mut().find(|(len, _)| *len == prefix.len) {
+            table.remove(&prefix.address);
+        }
+        self.tables.retain(|(_, table)| !table.is_empty());
     }
 
     /// Removes every prefix with this value.

@@ -8,6 +8,7 @@ so.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import secrets
 import select
@@ -16,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Self
 
+from ginnel.device.lend import messages as nl
 from ginnel.device.lend.rtnetlink import RouteNetlink
 
 log = logging.getLogger(__name__)
@@ -30,10 +32,13 @@ class NetlinkSocket:
         self.kind = kind
         self.groups = 0
         self.dropped = 0
-        """Announcements that the program left no room for."""
+        """Messages that the program left no room for."""
+        self._overrun = b""
         self._routes = routes
         self._socket = ours
-        self._waiting: deque[bytes] = deque()
+        # Each with whether it is part of an answer; how many are not, and how many are: neither takes the other's room.
+        self._waiting: deque[tuple[bytes, bool]] = deque()
+        self._counts = [0, 0]
         self._kernel: socket.socket | None = None
         self._on_close: Callable[[], object] = lambda: None
         self._loop = asyncio.get_running_loop()
@@ -57,7 +62,7 @@ class NetlinkSocket:
         """Answers until the program has closed it; then calls ``on_close``."""
         self._on_close = on_close
         self._loop.add_reader(self._socket, self._read)
-        self._routes.listeners.add(self._announce)
+        self._routes.listeners.add(self)
 
     def close(self) -> None:
         """Idempotent."""
@@ -65,7 +70,7 @@ class NetlinkSocket:
             return
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
-        self._routes.listeners.discard(self._announce)
+        self._routes.listeners.discard(self)
         self._socket.close()
         self._follow_kernel(0)
         self._on_close()
@@ -94,36 +99,51 @@ class NetlinkSocket:
             if self._is_hung_up():
                 self.close()
             return
-        # All of them: somebody waits for the end of a dump. They are bounded, and asked for one after the other.
-        self._waiting.extend(self._routes.answer(data, self.port))
-        self._write()
-
-    def _announce(self, groups: int, message: bytes) -> None:
-        if self.groups & groups:
-            self._tell(message)
-
-    def _tell(self, message: bytes) -> None:
-        if len(self._waiting) < _MOST_WAITING:
-            self._waiting.append(message)
+        answers = self._routes.answer(data, self.port)
+        if self._counts[True] < _MOST_WAITING:
+            # All of them: somebody waits for the end of a dump.
+            for each in answers:
+                self._queue(each, True)
         else:
-            self.dropped += 1
+            self._lose(len(answers), list(nl.parse_messages(data))[-1:])
         self._write()
+
+    def tell(self, message: bytes) -> None:
+        """Announces a change."""
+        if self._counts[False] < _MOST_WAITING:
+            self._queue(message, False)
+        else:
+            self._lose(1, [])
+        self._write()
+
+    def _queue(self, message: bytes, answer: bool) -> None:
+        self._waiting.append((message, answer))
+        self._counts[answer] += 1
+
+    def _lose(self, count: int, requests: list[nl.Message]) -> None:
+        """The program is told when it has read the rest: ENOBUFS, as an answer to the last request that has none."""
+        self.dropped += count
+        if requests or not self._overrun:
+            request = requests[0] if requests else nl.Message(nl.NLMSG_NOOP, 0, 0, b"")
+            self._overrun = nl.acknowledge(request, self.port, errno.ENOBUFS).pack(self.port)
 
     def _write(self) -> None:
-        while self._waiting:
+        while self._waiting or self._overrun:
+            if not self._waiting:
+                self._queue(self._overrun, False)
+                self._overrun = b""
             try:
-                self._socket.send(self._waiting[0], socket.MSG_NOSIGNAL)
+                self._socket.send(self._waiting[0][0], socket.MSG_NOSIGNAL)
             except BlockingIOError:
-                # Nothing more is taken on before the answers are away.
-                self._loop.remove_reader(self._socket)
                 self._loop.add_writer(self._socket, self._write)
                 return
             except OSError:
                 self.close()
                 return
-            self._waiting.popleft()
-        if self._socket.fileno() >= 0 and self._loop.remove_writer(self._socket):
-            self._loop.add_reader(self._socket, self._read)
+            _, answer = self._waiting.popleft()
+            self._counts[answer] -= 1
+        if self._socket.fileno() >= 0:
+            self._loop.remove_writer(self._socket)
 
     def _is_hung_up(self) -> bool:
         # An empty message looks the same as the end.
@@ -152,9 +172,11 @@ class NetlinkSocket:
 
     def _pass_on(self, kernel: socket.socket) -> None:
         try:
-            self._tell(kernel.recv(_LONGEST))
+            self.tell(kernel.recv(_LONGEST))
         except OSError as error:
             # ENOBUFS: some were lost, as they are for everyone who is slow.
+            self._lose(1, [])
+            self._write()
             log.debug("the kernel's announcements: %s", error)
 
 

@@ -17,6 +17,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Protocol
 
 from ginnel.device.address import Address, Route
 from ginnel.device.interface import Interface, Interfaces
@@ -28,18 +29,24 @@ from ginnel.errors import DeviceError
 log = logging.getLogger(__name__)
 
 
+class Listener(Protocol):
+    """A socket that hears of changes."""
+
+    groups: int
+    """Of what it hears: a bit a group."""
+
+    def tell(self, message: bytes) -> None: ...
+
+
 class RouteNetlink:
     """What all NETLINK_ROUTE sockets of a lent program talk to."""
 
     def __init__(self, interfaces: Interfaces) -> None:
-        self.listeners: set[Callable[[int, bytes], None]] = set()
-        """Called with the groups that a message is for, and the message."""
+        self.listeners: set[Listener] = set()
         self._interfaces = interfaces
         self._kernel = KernelRoutes()
         self._remembered: list[RouteEntry] = []
         self._hidden: list[RouteEntry] = []
-        self._bare: set[tuple[int, Address]] = set()
-        """Addresses of ours, by their interface's index, whose own route was removed."""
         interfaces.on_create.append(self._watch)
         interfaces.on_delete.append(self._deleted)
         for interface in interfaces:
@@ -181,15 +188,14 @@ class RouteNetlink:
         known = next((entry for entry in interface.addresses if entry.interface == own), None)
         if request.kind == nl.RTM_DELADDR:
             interface.remove_address(own)
-            self._announce(
-                _groups(own.ip, "address"), nl.address_message(interface, known or Address(own), deleted=True)
-            )
+            gone = known or Address(own)
+            self._announce(_groups(own.ip, "address"), lambda: nl.address_message(interface, gone, deleted=True))
             return
         if known is not None and request.flags & nl.NLM_F_REPLACE and not request.flags & nl.NLM_F_EXCL:
             interface.remove_address(own)
         address = Address(own, peer if peer != local else None)
         interface.add_address(address)
-        self._announce(_groups(own.ip, "address"), nl.address_message(interface, address))
+        self._announce(_groups(own.ip, "address"), lambda: nl.address_message(interface, address))
 
     def _dump_routes(self, request: Message) -> list[Message]:
         family = _family(request)
@@ -209,13 +215,10 @@ class RouteNetlink:
 
     def _connected(self, interface: Interface) -> Iterator[tuple[Address, RouteEntry]]:
         """The routes that come with an interface's addresses."""
-        for address in interface.addresses if interface.up else ():
+        for address, network in interface.connected:
             own = address.interface
-            where = own.network if address.peer is None else _around(address.peer, own.network.prefixlen)
-            has_route = address.peer is not None or where.prefixlen < where.max_prefixlen
-            if has_route and (interface.index, address) not in self._bare:
-                source = own.ip if own.version == 4 else None
-                yield address, RouteEntry(where, None, interface.index, protocol=_BY_KERNEL, source=source)
+            source = own.ip if own.version == 4 else None
+            yield address, RouteEntry(network, None, interface.index, protocol=_BY_KERNEL, source=source)
 
     def _look_up(self, request: Message) -> list[Message]:
         """The route to one address: the most specific, of the kernel's and ours."""
@@ -251,11 +254,11 @@ class RouteNetlink:
             return
         route = Route(entry.destination, entry.gateway, entry.metric, entry.table)
         if request.flags & nl.NLM_F_REPLACE:
-            for known in interface.routes:
-                if (known.destination, known.metric, known.table) == (route.destination, route.metric, route.table):
+            for known in interface.routes_to(route.destination):
+                if (known.metric, known.table) == (route.metric, route.table):
                     interface.remove_route(known)
         interface.add_route(route)
-        self._announce(_groups(entry.destination.network_address, "route"), nl.route_message(entry))
+        self._announce(_groups(entry.destination.network_address, "route"), lambda: nl.route_message(entry))
 
     def _interface_for(self, entry: RouteEntry) -> Interface | None:
         """The interface of ours that a route leads through; None: it is one of the kernel's."""
@@ -295,7 +298,7 @@ class RouteNetlink:
     def _remove_route(self, request: Message) -> None:
         entry = RouteEntry.parse(request)
         for interface in self._interfaces:
-            for route in interface.routes:
+            for route in interface.routes_to(entry.destination):
                 known = _entry(interface, route)
                 if _matches(known, entry):
                     interface.remove_route(route)
@@ -303,8 +306,7 @@ class RouteNetlink:
                     return
             for address, known in self._connected(interface):
                 if _matches(known, entry):
-                    # The stack reaches its own network all the same.
-                    self._bare.add((interface.index, address))
+                    interface.disconnect(address)
                     self._announce_removed(known)
                     return
         for known in self._remembered:
@@ -331,23 +333,25 @@ class RouteNetlink:
 
     def _watch(self, interface: Interface) -> None:
         interface.on_change.append(lambda: self._changed(interface))
-        self._announce(_GROUP_LINK, nl.link_message(interface))
+        self._announce(_GROUP_LINK, lambda: nl.link_message(interface))
 
     def _changed(self, interface: Interface) -> None:
-        # An address that comes again has its route again.
-        self._bare -= {own for own in self._bare if own[0] == interface.index and own[1] not in interface.addresses}
-        self._announce(_GROUP_LINK, nl.link_message(interface))
+        self._announce(_GROUP_LINK, lambda: nl.link_message(interface))
 
     def _announce_removed(self, entry: RouteEntry) -> None:
-        self._announce(_groups(entry.destination.network_address, "route"), nl.route_message(entry, deleted=True))
+        self._announce(
+            _groups(entry.destination.network_address, "route"), lambda: nl.route_message(entry, deleted=True)
+        )
 
     def _deleted(self, interface: Interface) -> None:
-        self._bare -= {own for own in self._bare if own[0] == interface.index}
-        self._announce(_GROUP_LINK, nl.link_message(interface, deleted=True))
+        self._announce(_GROUP_LINK, lambda: nl.link_message(interface, deleted=True))
 
-    def _announce(self, groups: int, message: Message) -> None:
-        for listener in list(self.listeners):
-            listener(groups, message.pack(0))
+    def _announce(self, groups: int, message: Callable[[], Message]) -> None:
+        listeners = [listener for listener in self.listeners if listener.groups & groups]
+        # Made only where somebody listens: a program may set thousands of routes.
+        packed = message().pack(0) if listeners else b""
+        for listener in listeners:
+            listener.tell(packed)
 
 
 def _datagrams(request: Message, found: list[Message], port: int) -> Iterator[bytes]:
