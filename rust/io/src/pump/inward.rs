@@ -112,8 +112,8 @@ impl Inward {
     }
 
     /// How long what comes next may wait for company.
-    pub fn rest(&mut self) -> Option<Duration> {
-        self.rest.take(self.shared.now())
+    pub fn rest(&mut self, now: Nanos) -> Option<Duration> {
+        self.rest.take(now)
     }
 
     /// A socket has something to say.

@@ -79,10 +79,10 @@ impl Turns {
         self.place = Place::take(self.shared.now());
         while !self.shared.is_stopped() {
             self.follow();
-            self.keep_time();
+            let now = self.keep_time();
             self.publish();
-            self.rest();
-            self.wait(&mut ready);
+            self.rest(now);
+            self.wait(now, &mut ready);
             for event in ready.drain(..) {
                 match (event.data.u64(), &mut self.inward, &mut self.outward) {
                     (WAKE, inward, outward) => {
@@ -120,12 +120,13 @@ impl Turns {
         self.shared.follow(self.thread, self.followed);
     }
 
-    fn keep_time(&mut self) {
+    fn keep_time(&mut self) -> Nanos {
         let now = self.shared.now();
         self.place.iter_mut().for_each(|place| place.keep(now));
         let expiry = self.inward.as_mut().and_then(|inward| inward.keep_time(now));
         let ping = self.outward.as_mut().and_then(|outward| outward.keep_time(now));
         self.timer = expiry.into_iter().chain(ping).min();
+        now
     }
 
     /// Tells what the last turn has counted, and then what it has seen.
@@ -136,19 +137,19 @@ impl Turns {
     }
 
     /// Lets a bulk of single datagrams gather, where nothing else is to be done.
-    fn rest(&mut self) {
+    fn rest(&mut self, now: Nanos) {
         let is_idle = !self.outward.as_ref().is_some_and(Outward::has_work);
-        if let Some(rest) = self.inward.as_mut().filter(|_| is_idle).and_then(Inward::rest) {
+        if let Some(rest) = self.inward.as_mut().filter(|_| is_idle).and_then(|inward| inward.rest(now)) {
             thread::sleep(rest);
         }
     }
 
-    fn wait(&self, ready: &mut Vec<epoll::Event>) {
+    fn wait(&self, now: Nanos, ready: &mut Vec<epoll::Event>) {
         let timeout = if self.outward.as_ref().is_some_and(Outward::has_work) {
             Some(Duration::ZERO)
         } else {
             // Rounded up to the clock that epoll has, or the last millisecond would be spun through.
-            let left = self.timer.map(|timer| timer.saturating_sub(self.shared.now()));
+            let left = self.timer.map(|timer| timer.saturating_sub(now));
             left.map(|left| Duration::from_millis(left.div_ceil(1_000_000)))
         };
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
