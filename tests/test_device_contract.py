@@ -48,7 +48,6 @@ def test_these_lines_are_kept_otherwise_and_no_others() -> None:
     """As docs/lend.md and docs/device.md say."""
     assert [case.name[:42] for case in device_cases("lent") if case in LENT.values()] == [
         "writing while the other end was not there ",
-        "when one side crashed, the other hung for ",
         "ctrl-C in a read, and deleting the interfa",
         "Operation on an unattached descriptor: EBA",
         "Read: Short buffer: truncated, the rest lo",
@@ -63,9 +62,6 @@ def test_these_lines_are_kept_otherwise_and_no_others() -> None:
         "a packet that the system sends when the in",
         "when one side crashed, the other hung for ",
         "ioctl did nothing",
-        "Operation on an unattached descriptor: EBA",
-        "Read: Short buffer: truncated, the rest lo",
-        "Read: Buffer smaller than the header it ne",
         "Write: Empty packet, a TUN packet whose ve",
         "Poll: OUT when up and a write would be tak",
         "TAP: a locally administered MAC, settable ",

@@ -197,17 +197,10 @@ def one_side_crashed(subject: Subject) -> None:
     system_side_crashes(subject)
     subject.device.interface.fileno()
     subject.device.set_up(True)
-    works(subject, 9)
-
-
-@lent(CRASHED)
-def one_side_crashed_lent(subject: Subject) -> None:
-    programs_crash(subject)
-    system_side_crashes(subject)
-    # Its descriptor has ended for good.
+    if subject.column == "memory":
+        # A socket that has ended has ended for good; an end in memory serves the next.
+        works(subject, 8)
     subject.end.close()
-    subject.device.interface.fileno()
-    subject.device.set_up(True)
     subject.end = subject.open()
     works(subject, 9)
 
