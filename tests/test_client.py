@@ -513,7 +513,7 @@ async def test_the_files_own_addresses_count_where_the_server_gives_none(people:
 
 
 async def test_what_is_pushed_to_no_effect_is_said_once(people: People, caplog: pytest.LogCaptureFixture) -> None:
-    push = ("sndbuf 400000", "dhcp-option WINS 10.8.0.1", "dns server 1 address 10.8.0.1", "dns server 1 transport DoT")
+    push = ("sndbuf 400000", "dhcp-option WINS 10.8.0.1", "dns server 1 address 10.8.0.1", "dns server 1 transport DoH")
     async with serving(people, push=push) as server:
         vpn = connecting(people, "bob", f"remote 127.0.0.1 {port(server)}")
         events = Events(vpn)
@@ -524,7 +524,7 @@ async def test_what_is_pushed_to_no_effect_is_said_once(people: People, caplog: 
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     for word in ("sndbuf 400000", "dhcp-option WINS"):
         assert sum(word in line for line in said) == 1, said
-    assert sum("DoT is not supported" in line for line in said) == 1, said
+    assert sum("asked with DoH" in line for line in said) == 1, said
 
 
 async def test_a_reconnection_waits_for_descriptors(people: People) -> None:

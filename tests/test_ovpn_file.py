@@ -789,7 +789,7 @@ def test_logins_from_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    [("transport DoT", "it is not asked, as DoT"), ("dnssec yes", "not validated"), ("transport plain", None)],
+    [("transport DoH", "it is not asked, as DoH"), ("dnssec yes", "with --tun alone"), ("transport DoT", None)],
 )
 def test_a_name_server_that_is_not_asked_as_the_file_says(line: str, said: str | None) -> None:
     text = WHOLE + f"dns server 1 address 10.0.0.1\ndns server 1 {line}\n"

@@ -80,13 +80,16 @@ def test_a_reply_as_servers_send_it() -> None:
     [
         (["dhcp-option DNS 10.0.0.1"], ["10.0.0.1:53"]),
         (["dhcp-option DNS 10.0.0.1", "dns server 0 address 10.0.0.2"], ["10.0.0.2:53"]),
-        (["dns server 1 address 10.0.0.1", "dns server 0 address 10.0.0.2:5353 fd00::2"], ["10.0.0.2:5353 fd00::2:53"]),
+        (
+            ["dns server 1 address 10.0.0.1", "dns server 0 address 10.0.0.2:5353 fd00::2"],
+            ["10.0.0.2:5353 fd00::2:53", "10.0.0.1:53"],
+        ),
         (
             ["dhcp-option DNS 10.0.0.1", "dns server 0 address 10.0.0.2", "dns server 0 resolve-domains a.example"],
             ["10.0.0.2:53 a.example", "10.0.0.1:53"],
         ),
         (["dns server 0 address 10.0.0.2", "dns server 0 resolve-domains a b"], ["10.0.0.2:53 a b"]),
-        (["dns server 0 address 10.0.0.2", "dns server 0 transport DoT"], []),
+        (["dns server 0 address 10.0.0.2", "dns server 0 transport DoT", "dhcp-option DNS 10.0.0.1"], ["10.0.0.2:853"]),
     ],
 )
 def test_who_is_asked_for_which_names(options: list[str], servers: list[str]) -> None:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address
 from types import TracebackType
 from typing import Self
 
@@ -27,10 +29,13 @@ from ginnel.openvpn.events import Prompt as Prompt
 from ginnel.openvpn.events import Reconfigured
 from ginnel.openvpn.ovpn_file import read_ovpn
 from ginnel.openvpn.push import PushReply
+from ginnel.openvpn.push_values import NameServers, left_out, why_left_out
 from ginnel.stack import DatagramSocket, Server, Stack
 from ginnel.stack.sockets import ConnectedCallback
 from ginnel.threads import for_one_peer
 from ginnel.transports.ways import Outside
+
+log = logging.getLogger("ginnel")
 
 
 class State(StrEnum):
@@ -151,6 +156,7 @@ class Vpn:
         self._outside = Outside()
         self._changes: set[asyncio.Queue[Change]] = set()
         self._changed = asyncio.Event()
+        self._told: set[str] = set()
 
     async def __aenter__(self) -> Self:
         try:
@@ -271,6 +277,7 @@ class Vpn:
         if self._runner is not None:
             if not self._runner.done() and self._client is not None:
                 self._client.leave()
+                await asyncio.wait({self._runner}, timeout=_FAREWELL if self._client.is_leaving else 0)
             self._runner.cancel()
             with contextlib.suppress(asyncio.CancelledError, GinnelError):
                 await self._runner
@@ -388,7 +395,14 @@ class Vpn:
         assert self._stack is not None
         assert self._device is not None
         self._device.set_mtu(self._tun_mtu if push.tun_mtu is None else push.tun_mtu)
-        configure(self._stack, push, self._config.local, self._config.dev_type)
+        self._tell(configure(self._stack, push, self._config.local, self._config.dev_type))
+
+    def _tell(self, sentences: list[str]) -> None:
+        """Once each, however often the tunnel is set up."""
+        for sentence in sentences:
+            if sentence not in self._told and len(self._told) < _MAX_TOLD:
+                self._told.add(sentence)
+                log.warning("%s", sentence)
 
     def _announce(self, change: Change) -> None:
         match change:
@@ -405,20 +419,30 @@ class Vpn:
             queue.put_nowait(change)
 
 
-def configure(stack: Stack, push: PushReply, local: PushReply, dev_type: str) -> None:
-    """Gives the stack what the server pushed and, where it pushed nothing of the kind, what the file has."""
+def configure(stack: Stack, push: PushReply, local: PushReply, dev_type: str) -> list[str]:
+    """Gives the stack what the server pushed and, where it pushed nothing of the kind, what the file has. Returns
+    sentences on name servers that are not asked, since they can't be as they want to."""
     stack.set_addresses([address for address in _shown_addresses(push, local) if address])
     if dev_type == "tap":
         stack.set_routes(_gateways(push))
     servers: list[str] = []
     domains: dict[str, list[str]] = {}
-    for entry in push.name_servers or local.name_servers:
-        texts = [f"[{ip}]:{port}" if ip.version == 6 else f"{ip}:{port}" for ip, port in entry.addresses]
+    groups = push.name_servers or local.name_servers
+    unable = list(left_out(groups, transports=("plain", "DoT"), validates=False))
+    for entry in groups:
+        # Nobody else is asked for the domains of those.
+        texts = [] if entry in unable else [_name_server(ip, port, entry) for ip, port in entry.addresses]
         if not entry.domains:
-            servers = texts
+            servers = servers or texts
         for domain in entry.domains:
             domains.setdefault(domain, texts)
     stack.set_dns(servers, push.search_domains or local.search_domains, domains)
+    return [why_left_out(group, who="there is none here") for group in unable]
+
+
+def _name_server(address: IPv4Address | IPv6Address, port: int, group: NameServers) -> str:
+    text = f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+    return f"{text}#{group.sni or address}" if group.transport == "DoT" else text
 
 
 def _shown_addresses(push: PushReply, local: PushReply) -> tuple[str | None, str | None]:
@@ -456,8 +480,11 @@ def _info(rose: Rose, local: PushReply) -> Info:
 
 
 _CHANGES = 64
+_MAX_TOLD = 100
 # Seconds that streams which the program has closed may take to deliver what it wrote last.
 _LAST_WORDS = 1.0
+# Seconds for which a server is told that we go, until it has heard: enough to say it again twice.
+_FAREWELL = 0.4
 # The stack takes packets in batches on its own thread; a busy machine lets it wait for some
 # milliseconds, in which a fast server sends thousands.
 _QUEUE = 4096

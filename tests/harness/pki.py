@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -40,12 +42,17 @@ class Authority:
     def key(self) -> str:
         return _private_pem(self._key)
 
-    def issue(self, name: str, *, server: bool = False, days: int = 30, bare: bool = False) -> Identity:
-        """``bare``: it doesn't say what it is for, as those of many self-made authorities."""
+    def issue(
+        self, name: str, *, server: bool = False, days: int = 30, bare: bool = False, hosts: Sequence[str] = ()
+    ) -> Identity:
+        """``bare``: it doesn't say what it is for, as those of many self-made authorities. ``hosts`` are names and
+        addresses that it is for."""
         key = ec.generate_private_key(ec.SECP256R1())
         builder = _builder(_name(name), self._name, key, days)
         if not bare:
             builder = _for_use(builder, server)
+        if hosts:
+            builder = builder.add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), False)
         return _identity(builder.sign(self._key, hashes.SHA256()), key)
 
     def revocation_list(self, *revoked: Identity) -> str:
@@ -88,6 +95,13 @@ def static_key() -> str:
     digits = os.urandom(256).hex()
     lines = [digits[start : start + 32] for start in range(0, 512, 32)]
     return "\n".join(["-----BEGIN OpenVPN Static key V1-----", *lines, "-----END OpenVPN Static key V1-----", ""])
+
+
+def _host(text: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(text))
+    except ValueError:
+        return x509.DNSName(text)
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: PrivateKey, days: int = 30) -> x509.CertificateBuilder:

@@ -125,8 +125,47 @@ NO_OTHERS = 'pull-filter ignore "dhcp-option DNS"'
             [],
             "the name servers for corp.example are not asked: that takes systemd-resolved",
         ),
+        (
+            "resolvectl",
+            (
+                "dns server 1 address 10.77.0.1 [fd77::1]:8853",
+                "dns server 1 transport DoT",
+                "dns server 1 sni ns.office",
+            ),
+            [
+                "resolvectl dnsovertls office0 yes",
+                "resolvectl dns office0 10.77.0.1#ns.office [fd77::1]:8853#ns.office",
+                "resolvectl domain office0 ~. office",
+            ],
+            "",
+        ),
+        (
+            "resolvectl",
+            ("dns server 1 address 10.77.0.1", "dns server 1 dnssec yes"),
+            [
+                "resolvectl dnssec office0 yes",
+                "resolvectl dns office0 10.77.0.1",
+                "resolvectl domain office0 ~. office",
+            ],
+            "",
+        ),
+        (
+            "resolvectl",
+            ("dns server 1 address 10.77.0.1", "dns server 1 transport DoH"),
+            [],
+            "are not asked: they are to be asked with DoH, and systemd-resolved does not",
+        ),
+        (
+            "resolvconf",
+            ("dns server 1 address 10.77.0.1", "dns server 1 transport DoT"),
+            [],
+            "are not asked: they are to be asked with DoT, and that takes systemd-resolved",
+        ),
     ],
-    ids=["for-some-domains", "for-all-and-some", "other-ports", "for-some-domains-resolvconf"],
+    ids=[
+        *("for-some-domains", "for-all-and-some", "other-ports", "for-some-domains-resolvconf"),
+        *("tls", "validated", "https", "tls-resolvconf"),
+    ],
 )
 def test_name_servers_for_some_names(
     machine: Machine,

@@ -14,47 +14,61 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ginnel.errors import DeviceError
 from ginnel.network.journal import Entry
 from ginnel.network.plan import IpAddress
-from ginnel.openvpn.push_values import PLAIN_DNS, NameServers
+from ginnel.openvpn.push_values import PLAIN_DNS, PORTS, NameServers, left_out, why_left_out
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Whom this machine is to ask, with the port, and for what: ``routed`` are domains, the root for all names."""
+    """Whom this machine is to ask, and for what: ``routed`` are domains, the root for all names."""
 
-    servers: tuple[tuple[IpAddress, int], ...] = ()
+    group: NameServers = field(default=NameServers(()))
     search: tuple[str, ...] = ()
     routed: tuple[str, ...] = (".",)
+
+    @property
+    def servers(self) -> tuple[tuple[IpAddress, int], ...]:
+        """With the port of each."""
+        return self.group.addresses
 
 
 def choose(groups: Sequence[NameServers], search: Sequence[str]) -> tuple[Names, list[str]]:
     """Of the servers wanted those that whoever is in charge here can be told of, and sentences on the others.
 
     systemd-resolved has one set of servers for a device, which may be for some domains alone; a resolv.conf knows
-    neither domains nor ports.
+    neither domains nor ports, and no other way to ask than plain DNS.
     """
+    transports: tuple[str, ...] = ("plain",)
+    who = "that takes systemd-resolved"
+    if _is_resolved():
+        transports, who = ("plain", "DoT"), "systemd-resolved does not"
+    unable = list(left_out(groups, transports=transports, validates=_is_resolved()))
+    told = [why_left_out(group, who=who) for group in unable]
+    groups = [group for group in groups if group not in unable]
     if not groups:
-        return Names(), []
+        return Names(), told
     general = next((group for group in groups if not group.domains), None)
     chosen = general or groups[0]
-    names = Names(chosen.addresses, tuple(search), (".",) if general else _domains(groups, chosen))
-    left_out = [group for group in groups if group.addresses != chosen.addresses]
-    told = [
-        f"the name servers for {' '.join(group.domains)} are not asked: others are for all names" for group in left_out
+    names = Names(replace(chosen, domains=()), tuple(search), (".",) if general else _domains(groups, chosen))
+    others = [
+        f"the name servers for {' '.join(group.domains)} are not asked: others are for all names"
+        for group in groups
+        if group.domains and replace(group, domains=()) != names.group
     ]
     if not _is_resolved():
-        names = replace(names, servers=tuple(server for server in names.servers if server[1] == PLAIN_DNS))
+        plain = tuple(server for server in names.servers if server[1] == PLAIN_DNS)
+        names = replace(names, group=replace(names.group, addresses=plain))
         if general is None:
             names = Names()
-            told = [f"the name servers for {' '.join(_domains(groups))} are not asked: that takes systemd-resolved"]
+            others = [f"the name servers for {' '.join(_domains(groups))} are not asked: that takes systemd-resolved"]
         elif len(names.servers) < len(chosen.addresses):
-            told.append(f"name servers on other ports than {PLAIN_DNS} are not asked: that takes systemd-resolved")
-    return names, told
+            others.append(f"name servers on other ports than {PLAIN_DNS} are not asked: that takes systemd-resolved")
+    return names, told + others
 
 
 def begin(device: str, names: Names) -> Entry:
@@ -76,7 +90,12 @@ def make(entry: Entry, device: str, names: Names) -> None:
     """Raises DeviceError."""
     match entry["undo"]:
         case "resolvectl":
-            _run(["resolvectl", "dns", device, *(_with_port(*server) for server in names.servers)])
+            # How they are asked comes before them: no name is asked for in the clear meanwhile.
+            if names.group.transport == "DoT":
+                _run(["resolvectl", "dnsovertls", device, "yes"])
+            if names.group.validated:
+                _run(["resolvectl", "dnssec", device, "yes"])
+            _run(["resolvectl", "dns", device, *(_server(names.group, *server) for server in names.servers)])
             # "~." draws every name to this link; without it names would be asked for on both.
             _run(
                 [
@@ -152,14 +171,16 @@ def _is_resolved() -> bool:
 
 def _domains(groups: Sequence[NameServers], chosen: NameServers | None = None) -> tuple[str, ...]:
     """Of all groups, or of those with the same servers."""
-    found = (group for group in groups if chosen is None or group.addresses == chosen.addresses)
+    found = (group for group in groups if chosen is None or replace(group, domains=chosen.domains) == chosen)
     return tuple(dict.fromkeys(domain for group in found for domain in group.domains))
 
 
-def _with_port(address: IpAddress, port: int) -> str:
-    if port == PLAIN_DNS:
-        return str(address)
-    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+def _server(group: NameServers, address: IpAddress, port: int) -> str:
+    """As resolvectl(1) takes it."""
+    text = str(address)
+    if port != PORTS[group.transport]:
+        text = f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+    return f"{text}#{group.sni}" if group.sni is not None else text
 
 
 def _text(names: Names) -> bytes:

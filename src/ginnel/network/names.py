@@ -34,7 +34,8 @@ async def ask(servers: Sequence[socket.socket], name: str, families: Sequence[in
                     with contextlib.suppress(OSError):
                         server.send(wire)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(question.is_answered.wait(), patience)
+                async with asyncio.timeout(patience):
+                    await question.is_answered.wait()
                 break
     finally:
         for listener in listeners:

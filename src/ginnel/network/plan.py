@@ -8,7 +8,7 @@ gateway there was.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -23,7 +23,7 @@ from ipaddress import (
 from typing import Any, Literal
 
 from ginnel.openvpn.push import PushReply
-from ginnel.openvpn.push_values import NameServers
+from ginnel.openvpn.push_values import PORTS, NameServers, Transport
 
 IpAddress = IPv4Address | IPv6Address
 IpNetwork = IPv4Network | IPv6Network
@@ -91,7 +91,8 @@ class Settings:
             "block_ipv6": self.block_ipv6,
             "mtu": self.mtu,
             "names": [
-                [[[str(address), port] for address, port in each.addresses], list(each.domains)] for each in self.names
+                {**asdict(each), "addresses": [[str(address), port] for address, port in each.addresses]}
+                for each in self.names
             ],
             "domains": list(self.domains),
         }
@@ -115,7 +116,7 @@ class Settings:
             flags=None if flags is None else tuple(map(str, flags)),
             block_ipv6=bool(fields["block_ipv6"]),
             mtu=None if mtu is None else int(mtu),
-            names=tuple(_name_servers(*each) for each in fields["names"])[:MAX_DNS],
+            names=tuple(_name_servers(**each) for each in fields["names"])[:MAX_DNS],
             domains=_domains(fields["domains"]),
         )
 
@@ -152,7 +153,11 @@ def settings(push: PushReply, local: PushReply, servers: Iterable[str]) -> Setti
         block_ipv6=push.block_ipv6 or local.block_ipv6,
         mtu=push.tun_mtu,
         names=tuple(
-            NameServers(group.addresses[:MAX_DNS], tuple(filter(_is_domain, group.domains))[:MAX_DNS])
+            replace(
+                group,
+                addresses=group.addresses[:MAX_DNS],
+                domains=tuple(filter(_is_domain, group.domains))[:MAX_DNS],
+            )
             for group in push.name_servers or local.name_servers
         )[:MAX_DNS],
         domains=tuple(filter(_is_domain, push.search_domains or local.search_domains))[:MAX_DNS],
@@ -324,11 +329,15 @@ def _wish(network: str | None, way: str, gateway: str | None, metric: int) -> Wi
     return Wish(None if network is None else ip_network(_word(network)), place, _address(gateway), int(metric))
 
 
-def _name_servers(addresses: list[list[Any]], domains: list[str]) -> NameServers:
+def _name_servers(
+    addresses: list[list[Any]], domains: list[str], transport: Transport, sni: str | None, validated: bool
+) -> NameServers:
     found = tuple((ip_address(_word(address)), int(port)) for address, port in addresses)[:MAX_DNS]
     if any(not 0 < port < 65536 for _, port in found):
         raise ValueError("no port of a name server")
-    return NameServers(found, _domains(domains))
+    if transport not in PORTS or not (sni is None or _is_domain(str(sni))):
+        raise ValueError("no way to ask a name server")
+    return NameServers(found, _domains(domains), transport, None if sni is None else str(sni), bool(validated))
 
 
 def _domains(texts: list[str]) -> tuple[str, ...]:

@@ -52,7 +52,6 @@ class KernelVpn(Vpn):
         self._news: deque[aio.Change | None] = deque()
         self._has_news = asyncio.Event()
         self._followers: list[asyncio.Task[None]] = []
-        self._told: set[str] = set()
 
     @property
     def was_up(self) -> bool:
@@ -138,13 +137,6 @@ class KernelVpn(Vpn):
         self._outside.inside = {str(own.ip) for own in (wanted.address, wanted.address6) if own is not None}
         self._tell(await asyncio.to_thread(self._rights.configure, wanted))
 
-    def _tell(self, sentences: list[str]) -> None:
-        """Once each, however often the machine is set up."""
-        for sentence in sentences:
-            if sentence not in self._told and len(self._told) < MAX_TOLD:
-                self._told.add(sentence)
-                log.warning("%s", sentence)
-
     def _wanted(self, push: PushReply) -> Settings:
         wanted = settings(push, self._config.local, self._outside.servers)
         return wanted if wanted.mtu is not None else replace(wanted, mtu=self._tun_mtu)
@@ -155,6 +147,3 @@ class KernelVpn(Vpn):
     def _helper_ended(self) -> None:
         asyncio.get_running_loop().remove_reader(self._rights.fileno())
         self._fail(RefusedError(errno.EIO, ENDED))
-
-
-MAX_TOLD = 100

@@ -123,6 +123,11 @@ class Client:
         if self._attempt is not None:
             self._attempt.leave()
 
+    @property
+    def is_leaving(self) -> bool:
+        """After `leave`: there is a session, and `run` ends when its server has heard, or was told often enough."""
+        return self._attempt is not None
+
     def reconnect(self) -> None:
         """Gives the session up for another, or tries again without waiting."""
         if self._attempt is not None:

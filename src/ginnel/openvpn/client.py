@@ -23,7 +23,7 @@ from ginnel.openvpn.events import Framing, Prompt
 from ginnel.openvpn.keys import KeyMessage, Proto
 from ginnel.openvpn.login import Login
 from ginnel.openvpn.push import PullFilter, PushCollector, PushReply
-from ginnel.openvpn.push_values import NO_DNSSEC, NO_TRANSPORT, Inactive, Topology
+from ginnel.openvpn.push_values import Inactive, Topology
 from ginnel.openvpn.session import Session, SessionSettings, Timer, Tunnel
 from ginnel.openvpn.tls import TlsConnection
 from ginnel.openvpn.words import escape
@@ -404,11 +404,6 @@ def _without_effect(reply: PushReply) -> Iterator[str]:
             yield f"{name} {size}: the sockets have the sizes of ginnel and the system"
     for kind in dict.fromkeys(kind for kind, *_ in reply.dhcp_options):
         yield f"dhcp-option {kind}: of these options name servers and domains alone are used"
-    for server in reply.dns_profiles:
-        if server.transport not in (None, "plain"):
-            yield f"dns server {server.priority}: {NO_TRANSPORT.format(server.transport)}"
-        elif server.dnssec == "yes":
-            yield f"dns server {server.priority} dnssec yes: {NO_DNSSEC}"
 
 
 def _without_routes(reply: PushReply) -> PushReply:

@@ -222,6 +222,6 @@ class Handshake:
 
 
 PIGGYBACKED_ACKS = 4
-LAST_TIMEOUT = 0.25
+LAST_TIMEOUT = 0.1
 # However large a wrapped key is, some of TLS goes along with it, as in stock.
 MIN_CHUNK = 16

@@ -25,7 +25,7 @@ from ginnel.openvpn.ovpn_draft import MAX_INT, Draft, Taker, number, one_of
 from ginnel.openvpn.ovpn_lexer import Statement
 from ginnel.openvpn.push import PullFilter
 from ginnel.openvpn.push_options import DHCP_OPTIONS, NO_NAMES, complaint
-from ginnel.openvpn.push_values import NO_DNSSEC, NO_TRANSPORT, Inactive
+from ginnel.openvpn.push_values import Inactive
 from ginnel.openvpn.words import escape, quote
 from ginnel.openvpn.wrap import DIGESTS
 
@@ -244,10 +244,10 @@ def _local(draft: Draft, statement: Statement) -> None:
     if reason is None:
         draft.local.append(text)
         match statement.words:
-            case ("server", _, "transport", "DoT" | "DoH" as transport):
-                draft.warn(NO_TRANSPORT.format(transport))
+            case ("server", _, "transport", "DoH"):
+                draft.warn("it is not asked, as DoH is not supported")
             case ("server", _, "dnssec", "yes"):
-                draft.warn(NO_DNSSEC)
+                draft.warn("it is asked with --tun alone, where systemd-resolved validates its answers")
         return
     if statement.name == "route" and reason.endswith(NO_NAMES) and statement.words[2:3] == ("net_gateway",):
         draft.warn(f"{reason}: it is reached through the tunnel like all else")

@@ -114,18 +114,12 @@ class PushReply:
 
     @property
     def name_servers(self) -> tuple[NameServers, ...]:
-        """Who is asked for which names in plain DNS: each ``dns server`` that is for domains of its own, and the
-        first that is for all names, in its place those of ``dhcp-option``. A domain is whose server comes first."""
-        plain = [profile for profile in self.dns_profiles if profile.transport in (None, "plain")]
-        found = [
-            NameServers(profile.plain_addresses, profile.resolve_domains)
-            for profile in plain
-            if profile.resolve_domains
-        ]
-        general = next((profile.plain_addresses for profile in plain if not profile.resolve_domains), None)
-        if general is None:
-            general = tuple((address, PLAIN_DNS) for address in self.dhcp_dns)
-        return (*found, NameServers(general)) if general else tuple(found)
+        """Who is to be asked for which names: each ``dns server`` that is for domains of its own, then those that are
+        for all names, in whose place may be those of ``dhcp-option``. The first that can be asked counts."""
+        found = sorted((profile.name_servers for profile in self.dns_profiles), key=lambda group: not group.domains)
+        if self.dhcp_dns and all(group.domains for group in found):
+            found.append(NameServers(tuple((address, PLAIN_DNS) for address in self.dhcp_dns)))
+        return tuple(found)
 
     def options(self) -> list[str]:
         """The options again, without the ignored ones. Raises ConfigError for a comma in a value."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Literal
@@ -10,6 +11,7 @@ Topology = Literal["net30", "p2p", "subnet"]
 Special = Literal["vpn_gateway", "net_gateway", "remote_host"]
 """An address that depends on where we are: the tunnel's other end, our own router, the server's."""
 Gateway = IPv4Address | Special
+Transport = Literal["plain", "DoT", "DoH"]
 
 
 @dataclass(frozen=True)
@@ -49,21 +51,44 @@ class DnsServer:
     addresses: tuple[tuple[IPv4Address | IPv6Address, int], ...] = ()
     resolve_domains: tuple[str, ...] = ()
     dnssec: Literal["yes", "no", "optional"] | None = None
-    transport: Literal["plain", "DoT", "DoH"] | None = None
+    transport: Transport | None = None
     sni: str | None = None
 
     @property
-    def plain_addresses(self) -> tuple[tuple[IPv4Address | IPv6Address, int], ...]:
-        """With the port of DNS itself where none is named."""
-        return tuple((address, port or PLAIN_DNS) for address, port in self.addresses)
+    def name_servers(self) -> NameServers:
+        transport = self.transport or "plain"
+        addresses = tuple((address, port or PORTS[transport]) for address, port in self.addresses)
+        return NameServers(addresses, self.resolve_domains, transport, self.sni, self.dnssec == "yes")
 
 
 @dataclass(frozen=True)
 class NameServers:
-    """Servers, with their ports, that know the same names: those in ``domains`` and below, without any all."""
+    """Servers, with their ports, that know the same names: those in ``domains`` and below, without any all.
+
+    They are asked by ``transport`` alone, with TLS as ``sni`` or by their address; ``validated``: their answers are to
+    be validated by DNSSEC.
+    """
 
     addresses: tuple[tuple[IPv4Address | IPv6Address, int], ...]
     domains: tuple[str, ...] = ()
+    transport: Transport = "plain"
+    sni: str | None = None
+    validated: bool = False
+
+
+def left_out(groups: Iterable[NameServers], *, transports: Container[str], validates: bool) -> Iterator[NameServers]:
+    """Those that can't be asked as they are to be. They are not asked in a weaker way."""
+    for group in groups:
+        if group.transport not in transports or (group.validated and not validates):
+            yield group
+
+
+def why_left_out(group: NameServers, *, who: str) -> str:
+    """The sentence on it. ``who`` can't do it."""
+    servers = " ".join(str(address) for address, _ in group.addresses)
+    names = f" for {' '.join(group.domains)}" if group.domains else ""
+    wish = "answers validated by DNSSEC" if group.transport == "plain" else group.transport
+    return f"the name servers{names} ({servers}) are not asked: they are to be asked with {wish}, and {who}"
 
 
 @dataclass(frozen=True)
@@ -75,5 +100,4 @@ class Inactive:
 
 
 PLAIN_DNS = 53
-NO_TRANSPORT = "it is not asked, as {} is not supported"
-NO_DNSSEC = "answers are not validated"
+PORTS: dict[Transport, int] = {"plain": PLAIN_DNS, "DoT": 853, "DoH": 443}

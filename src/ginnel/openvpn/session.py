@@ -287,7 +287,9 @@ class Session:
             self.finish_settled(None, retry=False, within=tunnel.exit_notify, now=now)
         else:
             self._command(events.SendDataMessage(self._policy.peer, EXIT_NOTICE))
-            self.finish_settled(None, retry=False, within=tunnel.exit_notify - 1, now=now, acknowledged=False)
+            self.finish_settled(
+                None, retry=False, within=(tunnel.exit_notify - 1) * EXIT_NOTICE_INTERVAL, now=now, acknowledged=False
+            )
             if tunnel.exit_notify > 1:
                 self._timers[Timer.EXIT_NOTICE] = now + EXIT_NOTICE_INTERVAL
 
@@ -686,7 +688,7 @@ def _show(path: Path) -> str:
 
 
 EXIT_NOTICE = bytes.fromhex("287f346bd4ef7a812d56b8d3afc5459c") + b"\x06"
-EXIT_NOTICE_INTERVAL = 1.0
+EXIT_NOTICE_INTERVAL = 0.1
 # How many times the bytes are counted within ``inactive``.
 ACTIVITY_CHECKS = 10
 OF_CLIENTS = frozenset({Opcode.HARD_RESET_CLIENT_V2, Opcode.HARD_RESET_CLIENT_V3, Opcode.CONTROL_WKC_V1})

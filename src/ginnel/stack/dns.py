@@ -9,13 +9,16 @@ import contextlib
 import ipaddress
 import re
 import socket
+import ssl
 import time
 import weakref
 from typing import TYPE_CHECKING, Any, cast
 
 import dns.asyncbackend
+import dns.asyncquery
 import dns.asyncresolver
 import dns.exception
+import dns.message
 import dns.name
 import dns.nameserver
 import dns.rdatatype
@@ -88,6 +91,8 @@ class Resolver:
                 domains = ", ".join(domain.to_text(omit_final_dot=True) for domain, _ in self._routes)
                 failure = failure or _error(name, f"the tunnel's DNS servers are for {domains} alone")
                 continue
+            if not servers:
+                raise _error(name, "the servers for it can't be asked as the tunnel wants it")
             left = end - time.monotonic()
             try:
                 return await servers.ask(candidate, kind, self._backend, max(left, 0.001))
@@ -95,9 +100,9 @@ class Resolver:
                 failure = failure or _error(name, f"name not found{servers}")
             except dns.exception.Timeout:
                 raise _error(name, f"no answer{servers}", socket.EAI_AGAIN) from None
-            except dns.resolver.NoNameservers:
+            except dns.resolver.NoNameservers as error:
                 # Of a domain that it knows nothing of a server may refuse to talk.
-                failure = failure or _error(name, f"refused or failed{servers}", socket.EAI_AGAIN)
+                failure = failure or _error(name, f"{_why(error)}{servers}", socket.EAI_AGAIN)
             except dns.exception.DNSException as error:
                 raise _error(name, f"not a name that can be asked for ({error})") from None
         raise failure or _error(name, "not a name that can be asked for")
@@ -111,8 +116,11 @@ class _Servers:
         self._several = len(servers) > 1
         self._resolver = dns.asyncresolver.Resolver(configure=False)
         self._resolver.cache = dns.resolver.LRUCache(CACHE_SIZE)
-        self._resolver.nameservers = [dns.nameserver.Do53Nameserver(*_address(text)) for text in servers]
+        self._resolver.nameservers = [_server(text) for text in servers]
         self._resolver.timeout = min(ATTEMPT_TIMEOUT, timeout)
+
+    def __len__(self) -> int:
+        return len(self._resolver.nameservers)
 
     def __str__(self) -> str:
         return f" through the tunnel's DNS server{'s' if self._several else ''} {self._shown}"
@@ -144,11 +152,68 @@ def _domain(text: str) -> dns.name.Name:
         raise ValueError(f"not a domain: {text!r}: {error}") from None
 
 
-def _address(text: str) -> Address:
+def _server(text: str) -> dns.nameserver.Nameserver:
+    """As `Stack.set_dns` takes it."""
+    where, _, name = text.partition("#")
+    if name:
+        return _OverTls(*_address(where, TLS_PORT), name)
+    return dns.nameserver.Do53Nameserver(*_address(where, DNS_PORT))
+
+
+class _OverTls(dns.nameserver.AddressAndPortNameserver):
+    """DNS over TLS (RFC 7858), with the certificate that its name asks for. dnspython's own connects past its caller's
+    sockets."""
+
+    def __init__(self, address: str, port: int, name: str) -> None:
+        super().__init__(address, port)
+        self._name = name
+        self._context = ssl.create_default_context()
+        self._context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._context.set_alpn_protocols(["dot"])
+
+    def kind(self) -> str:
+        return "DoT"
+
+    def is_always_max_size(self) -> bool:
+        return True
+
+    async def async_query(
+        self,
+        request: dns.message.QueryMessage,
+        timeout: float,
+        source: str | None,
+        source_port: int,
+        max_size: bool,
+        backend: Any,
+        one_rr_per_rrset: bool = False,
+        ignore_trailing: bool = False,
+    ) -> dns.message.Message:
+        return await dns.asyncquery.tls(
+            request,
+            self.address,
+            timeout,
+            self.port,
+            backend=backend,
+            ssl_context=self._context,
+            server_hostname=self._name,
+        )
+
+
+def _why(error: dns.resolver.NoNameservers) -> str:
+    """The certificate's fault, if it is."""
+    for _, _, _, reason, _ in error.kwargs["errors"]:
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            return f"its certificate is not taken ({reason.verify_message})"
+        if isinstance(reason, ssl.SSLError):
+            return f"no TLS ({reason.reason})"
+    return "refused or failed"
+
+
+def _address(text: str, port: int) -> Address:
     """``ADDRESS``, ``ADDRESS:PORT`` or ``[ADDRESS]:PORT``."""
     match = re.fullmatch(r"\[(.+)\]:([0-9]{1,5})|([^:]+):([0-9]{1,5})", text)
     if match is None:
-        return str(ipaddress.ip_address(text)), DNS_PORT
+        return str(ipaddress.ip_address(text)), port
     return str(ipaddress.ip_address(match[1] or match[3])), int(match[2] or match[4])
 
 
@@ -182,6 +247,12 @@ class _Backend(dns.asyncbackend.Backend):  # type: ignore[name-defined,misc]
             return _Datagrams(af, await self._stack.open_datagram())
         host, port = cast(Address, destination)[:2]
         reader, writer = await _within(self._stack.open_connection(host, port), timeout)
+        if ssl_context is not None:
+            try:
+                await _within(writer.start_tls(ssl_context, server_hostname=server_hostname), timeout)
+            except BaseException:
+                writer.close()
+                raise
         return _Stream(af, reader, writer)
 
     async def sleep(self, interval: float) -> None:
@@ -219,6 +290,9 @@ class _Stream(dns.asyncbackend.StreamSocket):  # type: ignore[name-defined,misc]
         self._writer.write(what)
         await _within(self._writer.drain(), timeout)
 
+    async def getpeername(self) -> None:
+        """dnspython asks whether there is one."""
+
     async def recv(self, size: int, timeout: float | None) -> bytes:
         return cast(bytes, await _within(self._reader.read(size), timeout))
 
@@ -234,5 +308,5 @@ async def _within(awaitable: Any, timeout: float | None) -> Any:
 
 
 CACHE_SIZE = 1000
-DNS_PORT = 53
+DNS_PORT, TLS_PORT = 53, 853
 ATTEMPT_TIMEOUT = 3.0

@@ -140,9 +140,10 @@ class Stack:
     ) -> None:
         """The DNS servers that are asked for names, and the domains tried after a name.
 
-        A server is an IP address, with a port as ``10.0.0.1:5353`` or ``[fd00::1]:5353``. Names in one of
-        ``domains``, and below, are asked of its own servers alone; the longest fit counts. ValueError for what is no
-        address and no domain.
+        A server is an IP address, with a port as ``10.0.0.1:5353`` or ``[fd00::1]:5353``; with a name after it, as
+        ``10.0.0.1#dns.example``, it is asked over TLS alone and has to have that name's certificate. Names in one of
+        ``domains``, and below, are asked of its own servers alone, of nobody without any; the longest fit counts.
+        ValueError for what is no address and no domain.
         """
         self._resolver.configure(servers, search_domains, domains)
 

@@ -242,7 +242,9 @@ async def pause(seconds: float, nudge: asyncio.Event) -> None:
     """Waits so long, or until nudged."""
     nudge.clear()
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(nudge.wait(), seconds)
+        # Not wait_for, which loses a cancellation that comes together with the nudge.
+        async with asyncio.timeout(seconds):
+            await nudge.wait()
 
 
 _FAMILIES = {"": socket.AF_UNSPEC, "4": socket.AF_INET, "6": socket.AF_INET6}
