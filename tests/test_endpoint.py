@@ -20,6 +20,7 @@ from ginnel.openvpn.tls import TlsContext, TlsSettings
 from ginnel.openvpn.tls_crypt_v2 import Metadata, TlsCryptV2, TlsCryptV2Server
 from ginnel.openvpn.wrap import TlsCryptWrapper
 from ginnel.testing import UNIX_TIME, Authority, Crowd, NoisyWire, Side, WrapName, matching_settings
+from tests.sessions import keys_of
 
 PUSH = PushReply.parse(["ifconfig 10.8.0.2 255.255.255.0", "topology subnet"])
 WRAPS: list[WrapName] = ["none", "tls-auth", "tls-crypt", "tls-crypt-v2"]
@@ -496,8 +497,9 @@ def test_a_policy_can_end_its_session_from_outside() -> None:
     assert "closing time" in str(side.closed.error)
 
 
-def test_a_refused_certificate_is_told_in_tls_and_the_session_is_gone() -> None:
-    house = make_house()
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_refused_certificate_is_told_in_tls_and_the_session_is_gone(elsewhere: bool) -> None:
+    house = make_house(elsewhere=elsewhere)
     stranger = Authority("Strangers", seed=9).issue("mallory", "client")
     tls = TlsSettings(ca=Authority().pem, cert=stranger[0], key=stranger[1])
     house.client = replace(house.client, tls=TlsContext(tls, server=False))
@@ -530,10 +532,34 @@ def test_many_clients_at_once() -> None:
 
 @pytest.mark.parametrize("chunk", range(5))
 def test_noisy_handshakes_with_an_endpoint(chunk: int) -> None:
+    """With every other seed TLS is computed elsewhere, while packets come again and timers run."""
     seeds = int(os.environ.get("GINNEL_SEEDS", "500"))
     for seed in range(chunk * seeds // 5, (chunk + 1) * seeds // 5):
-        house = make_house(WRAPS[1 + seed % 3], NoisyWire(seed))
+        house = make_house(WRAPS[1 + seed % 3], NoisyWire(seed), elsewhere=bool(seed % 2))
         side = house.enter()
         house.run_until(lambda: side.established, 60)  # noqa: B023
         (session,) = house.endpoint.sessions.values()
         assert session.tunnel is not None, seed
+        computed = sum(isinstance(event, events.Compute) for _, event in house.server_events)
+        assert (computed >= 2) == (seed % 2), seed
+        if seed % 10 == 1:
+            side.session.renegotiate(house.now)
+            house.run_until(lambda: len(keys_of(side)) == 2, 60)  # noqa: B023
+
+
+@pytest.mark.parametrize("hand_window", [60.0, 0.05])
+def test_a_session_that_ends_while_tls_is_computed_is_gone(hand_window: float) -> None:
+    house = make_house(elsewhere=True, hand_window=hand_window)
+    side = house.enter()
+    house.run_until(lambda: any(isinstance(event, events.Compute) for _, event in house.server_events), 5)
+    (session,) = house.endpoint.sessions.values()
+    if hand_window > 1:
+        session.finish(None, retry=False)
+        house.endpoint.touch(0, house.now)
+    house.run_for(0.06)
+    assert house.count("sessions", "negotiating") == (0, 0)
+    # Whoever has its number next is not told that TLS is done, nor is anybody.
+    house.run_for(2)
+    kinds = [type(event) for _, event in house.server_events]
+    assert kinds == [events.Compute, events.Closed]
+    assert not side.established

@@ -9,6 +9,7 @@ import logging
 import re
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -26,6 +27,7 @@ from ginnel.server import Client, Listen, Publish, Server, ServerConfig
 from ginnel.server.inner import UserSpace
 from ginnel.vpn import Reconnecting, Up, Vpn
 from tests.harness.people import People
+from tests.test_egress import until
 
 
 @contextlib.asynccontextmanager
@@ -97,6 +99,38 @@ async def test_a_second_login_ends_the_first_and_has_its_address() -> None:
             await asyncio.wait_for(first.wait_closed(), 20)
         assert people.sessions[0][4] == reason
         await reaches(second, server)
+
+
+@pytest.mark.parametrize(("allowed", "count"), [("1", 0), ("3", 2)])
+async def test_tls_is_computed_beside_the_loop_where_there_are_processors(
+    monkeypatch: pytest.MonkeyPatch, allowed: str, count: int
+) -> None:
+    monkeypatch.setenv("GINNEL_THREADS", allowed)
+    people = People()
+    names = [f"user{number}" for number in range(6)]
+    for name in names:
+        people.add(name)
+
+    def computing() -> int:
+        return sum(thread.name.startswith("handshakes") for thread in threading.enumerate())
+
+    async with serving(people) as server:
+        async with contextlib.AsyncExitStack() as stack:
+            await asyncio.gather(
+                *(stack.enter_async_context(connecting(server, people, name, "reneg-sec 2")) for name in names)
+            )
+            assert computing() == count
+            await until(lambda: server.statistics()["endpoint"]["received"] > 60)
+            assert {client.name for client in server.clients} == set(names)
+        # Whoever is on the way in when the server ends.
+        late = connecting(server, people, "user0")
+        coming = asyncio.ensure_future(late.__aenter__())
+        created = server.statistics()["endpoint"]["created"]
+        await until(lambda: server.statistics()["endpoint"]["created"] > created)
+    assert computing() == 0
+    coming.cancel()
+    await asyncio.gather(coming, return_exceptions=True)
+    await late.aclose()
 
 
 async def test_several_sessions_of_a_user_where_that_is_allowed() -> None:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from ginnel.errors import ConfigError
-from ginnel.threads import for_many_peers, for_one_peer
+from ginnel.threads import for_handshakes, for_many_peers, for_one_peer
 
 CODE = "from ginnel.threads import *; print(for_one_peer(), for_many_peers(queues=True))"
 
@@ -15,7 +15,11 @@ CODE = "from ginnel.threads import *; print(for_one_peer(), for_many_peers(queue
 def test_they_are_as_many_as_there_are_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GINNEL_THREADS", "1")
     assert for_one_peer() == for_many_peers(queues=True) == {"lanes": 1, "apart": False}
+    assert for_handshakes() == 0
+    monkeypatch.setenv("GINNEL_THREADS", "2")
+    assert for_handshakes() == 1
     monkeypatch.setenv("GINNEL_THREADS", "3")
+    assert for_handshakes() == 2
     assert for_one_peer() == for_many_peers(queues=False) == {"lanes": 1, "apart": False}
     assert for_many_peers(queues=True) == {"lanes": 3, "apart": False}
     monkeypatch.setenv("GINNEL_THREADS", "8")

@@ -1,7 +1,7 @@
-"""How many threads a data plane is given.
+"""How many threads a data plane is given, and a server's handshakes.
 
-Its peers are spread over lanes. Each lane has one thread, or two that are apart, one for each way: they carry more
-where there are processors for them, and where there are not one does the same with less work (docs/benchmarks.md).
+A plane's peers are spread over lanes. Each lane has one thread, or two that are apart, one for each way: they carry
+more where there are processors for them, and where there are not one does the same with less work (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -37,6 +37,14 @@ def for_many_peers(*, queues: bool) -> Threads:
     return {"lanes": min(allowed // 2, MOST_LANES), "apart": True}
 
 
+def for_handshakes() -> int:
+    """How many compute TLS beside Python's own: none where there is one processor, as they would wait for each other.
+
+    Raises ConfigError if GINNEL_THREADS is no number.
+    """
+    return min(MOST_FOR_HANDSHAKES, _allowed() - 1)
+
+
 def _allowed() -> int:
     """What the environment says, or else as many as there are processors for this process."""
     text = os.environ.get("GINNEL_THREADS")
@@ -50,3 +58,5 @@ def _allowed() -> int:
 #: As many threads as it takes for two that are apart: the others are Python's and the stack's, or other programs'.
 ENOUGH = 4
 MOST_LANES = 8
+#: All else of a handshake is Python's, on one thread: more than these would never be busy.
+MOST_FOR_HANDSHAKES = 2

@@ -564,7 +564,7 @@ class _Attempt:
         at = self.session.get_timer()
         self._timer = self._loop.call_at(at, self._fire) if at is not None else None
 
-    def _command(self, command: events.Command) -> None:
+    def _command(self, command: events.Command | events.Compute) -> None:
         if (report := carry_out(self._plane, command)) is not None:
             self.session.data_event(report, self._loop.time())
 

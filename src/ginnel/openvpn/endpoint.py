@@ -193,6 +193,12 @@ class Endpoint:
         """The next event with its peer. After `events.Closed` the number is free."""
         return self._events.popleft() if self._events else None
 
+    def computed(self, peer: int, session: Session, now: float) -> None:
+        """What a session's `events.Compute` asked for is done. Harmless for one that is over."""
+        if self.session(peer) is session:
+            session.computed(now)
+            self.touch(peer, now)
+
     def end_admission(self) -> None:
         """From now on a stranger gets no answer: one who knew of us already finds our successor sooner."""
         self._ending = True

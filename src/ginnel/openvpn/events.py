@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ginnel.errors import GinnelError
     from ginnel.openvpn.push import PushReply
 
@@ -121,6 +123,17 @@ class CountBytes:
     """Say, with a `BytesCounted`, how many bytes passed the device."""
 
     peer: int
+
+
+# For the owner.
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """A step of TLS that takes its time, where `SessionSettings.elsewhere` asks for that: the owner calls ``run`` in
+    any thread, and then `Session.computed`. Until then the session goes on, and leaves that TLS connection alone."""
+
+    run: Callable[[], None]
 
 
 # Reports of the data plane.
@@ -266,4 +279,4 @@ class Closed:
 Command = NewPeer | SetPeer | DelPeer | NewKey | DelKey | Swap | SendDataMessage | CountBytes
 Report = DataMessage | PeerExpired | PeerFloat | KeyLimit | BytesCounted | PathClosed
 News = Established | Reconfigured | Rekeyed | Notice | Prompt | OpenUrl | AuthPending | Closed
-Event = Command | News
+Event = Command | Compute | News

@@ -21,6 +21,7 @@ Roles differ in who sends its key message first and nothing else; what stands in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
 from typing import Protocol
@@ -65,10 +66,12 @@ class Handshake:
         now: float,
         opened: bool = False,
         wrapped_key_size: int = 0,
+        elsewhere: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
         """``header`` is that of our reset; ``timeout`` the first one before a packet is sent again.
         ``opened``: both resets were exchanged and acknowledged already. ``wrapped_key_size``: how much
-        longer P_CONTROL_WKC_V1 makes a packet."""
+        longer P_CONTROL_WKC_V1 makes a packet. ``elsewhere`` takes each step of TLS's handshake for somebody to
+        compute; `computed` is called after that."""
         self.key_id = header.key_id
         self.started = now
         self.state = State.RESET
@@ -87,13 +90,17 @@ class Handshake:
         self._ours: KeyMessage | None = None
         self._theirs: KeyMessage | None = None
         self._early_messages: list[bytes] = []
+        self._elsewhere = elsewhere
+        # Somebody else has TLS for a while, and what it came to.
+        self._computing = False
+        self._failure: Exception | None = None
         if not opened:
             self._send.push(header.opcode, b"", now)
 
     @property
     def settled(self) -> bool:
         """Nothing of ours is on its way."""
-        return self._send.empty and not self.tls.has_output
+        return self._send.empty and not self._computing and not self.tls.has_output
 
     def receive(self, packet: ControlPacket, now: float) -> bool:
         """Takes a packet with our key id from our peer. False if it is outside of the window."""
@@ -107,6 +114,13 @@ class Handshake:
                 self._acks.add(packet.packet_id)
         self._advance()
         return fits
+
+    def computed(self) -> None:
+        """The step of TLS that was computed elsewhere is done."""
+        self._computing = False
+        if self._failure is not None:
+            raise self._failure
+        self._advance()
 
     def go_on(self) -> None:
         """The key message is known by now."""
@@ -140,7 +154,7 @@ class Handshake:
 
     def take_packet(self, peer_session_id: bytes | None, chunk: int, max_acks: int, now: float) -> ControlPacket | None:
         """The next packet to send now, with up to ``chunk`` bytes of TLS; None when there is none."""
-        if self.state is not State.RESET:
+        if self.state is not State.RESET and not self._computing:
             while self._send.room > 0 and self.tls.has_output:
                 if self._owes_wrapped_key:
                     first = max(chunk - self._wrapped_key_size, MIN_CHUNK)
@@ -179,6 +193,8 @@ class Handshake:
 
     def _advance(self) -> None:
         """Takes every step of the table that can be taken."""
+        if self._computing:
+            return
         while (payload := self._receive.take_next()) is not None:
             if self.key_id == 0 and self._receive.next_id == 1:
                 self._read_reset(payload)
@@ -190,6 +206,10 @@ class Handshake:
             self.state = State.EXCHANGE
         if self.state is State.EXCHANGE and not self._server and self._ours is None:
             self._write_key_message()
+        if self._elsewhere is not None and self.tls.computes:
+            self._computing = True
+            self._elsewhere(self._compute)
+            return
         self.tls.step()
         if self.state is State.EXCHANGE and (record := self.tls.read()) is not None:
             self._theirs = KeyMessage.parse(record, from_server=not self._server)
@@ -204,6 +224,13 @@ class Handshake:
                 self.tls.write(message + b"\0")
             self._early_messages.clear()
             self.tls.step()
+
+    def _compute(self) -> None:
+        """In a thread that is not ours. What goes wrong is raised in ours."""
+        try:
+            self.tls.step()
+        except Exception as error:
+            self._failure = error
 
     def _read_reset(self, payload: bytes) -> None:
         if not self._server and self._wrapped_key_size:

@@ -69,13 +69,14 @@ class SessionSettings:
     """What both roles need to know. Times are in seconds, ``reneg_sec`` 0 means never.
 
     ``max_packet_size`` bounds a control packet with its IP and UDP headers. ``floats``: the peer may answer from
-    another path than the one that was given.
+    another path than the one that was given. ``elsewhere``: the owner carries out `events.Compute`.
     """
 
     tls: TlsContext
     wrap: Wrap = field(default_factory=NoWrap)
     tcp: bool = False
     floats: bool = False
+    elsewhere: bool = False
     tls_timeout: float = 2.0
     hand_window: float = 60.0
     tran_window: float = 3600.0
@@ -267,6 +268,11 @@ class Session:
 
     def next_event(self) -> Event | None:
         return self._events.popleft() if self._events else None
+
+    def computed(self, now: float) -> None:
+        """What `events.Compute` asked for is done."""
+        if not self._closed:
+            self._guard(self._computed, now)
 
     def renegotiate(self, now: float) -> None:
         """Begins to make new keys. Nothing happens before there are any, or while it is under way."""
@@ -492,6 +498,11 @@ class Session:
         self._current.go_on()
         self._follow(self._current, now)
 
+    def _computed(self, now: float) -> None:
+        # No other negotiation begins before this one is done.
+        self._current.computed()
+        self._follow(self._current, now)
+
     def _follow(self, handshake: Handshake, now: float) -> None:
         """Does what a negotiation's progress asks for."""
         negotiating = handshake is self._current and Timer.HAND_WINDOW in self._timers
@@ -591,6 +602,7 @@ class Session:
             now=now,
             opened=opened,
             wrapped_key_size=len(self._wrap.wrapped_key),
+            elsewhere=(lambda run: self._emit(events.Compute(run))) if self._settings.elsewhere else None,
         )
 
     def _renegotiate(self, now: float) -> None:

@@ -137,6 +137,11 @@ class TlsConnection:
         finally:
             self._drain()
 
+    @property
+    def computes(self) -> bool:
+        """`step` will take a while: it has more of the handshake to look at."""
+        return self._fed and not self.established
+
     def read(self) -> bytes | None:
         """The plain text of the next record, None while there is none. Raises `TlsError`."""
         if not self.established or not self._fed:

@@ -9,6 +9,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,7 @@ from ginnel.server.listeners import Listeners
 from ginnel.server.pool import Pool
 from ginnel.server.records import Store
 from ginnel.stack import Stack
+from ginnel.threads import for_handshakes
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -68,6 +70,7 @@ class Server:
         # Events that were fetched and not taken yet, and when they will be.
         self._waiting: deque[tuple[Any, ...]] = deque()
         self._next_turn: asyncio.Handle | None = None
+        self._computing: ThreadPoolExecutor | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         # Whoever has a client's file can make sessions fail, and a store fails each time that it is asked.
         self._failed = Rarely("failed", most=30)
@@ -191,6 +194,9 @@ class Server:
         most, period = config.connect_freq_initial
         self._plane.limit_strangers(STRANGERS * most, period)
         self._settings = _settings(config, self.store)
+        if (threads := for_handshakes()) > 0:
+            self._computing = ThreadPoolExecutor(threads, "handshakes")
+            self._settings = replace(self._settings, elsewhere=True)
         wrap = self._settings.wrap
         if isinstance(wrap, TlsCryptV2Server) and wrap.verify is None:
             self._settings = replace(self._settings, wrap=replace(wrap, verify=self._may_knock))
@@ -255,6 +261,8 @@ class Server:
         self._advance()
 
     async def _end_tasks(self) -> None:
+        if self._computing is not None:
+            await asyncio.to_thread(self._computing.shutdown, cancel_futures=True)
         for handle in (self._timer, self._next_turn):
             if handle is not None:
                 handle.cancel()
@@ -316,6 +324,8 @@ class Server:
     def _follow(self, peer: int, event: events.Event) -> None:
         """Carries out what a session asks for, and takes its news."""
         match event:
+            case events.Compute(run):
+                self._compute(peer, run)
             case events.NewPeer():
                 carry_out(self._plane, event)
                 self._lead_to(self._clients[peer])
@@ -336,6 +346,19 @@ class Server:
                 report = carry_out(self._plane, event)
                 if report is not None:
                     self._endpoint.data_event(report, self._loop.time())
+
+    def _compute(self, peer: int, run: Callable[[], None]) -> None:
+        """Has a thread of the pool do it; OpenSSL lets go of the interpreter while it computes."""
+        session = self._endpoint.session(peer)
+        if self._computing is None or session is None:
+            return
+
+        def computed() -> None:
+            self._endpoint.computed(peer, session, self._loop.time())
+            self._advance()
+
+        asked = self._computing.submit(run)
+        asked.add_done_callback(lambda _: self._loop.call_soon_threadsafe(computed))
 
     # Clients.
 

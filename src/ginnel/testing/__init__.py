@@ -367,12 +367,13 @@ class Crowd:
         limits: Limits | None = None,
         seed: int = 0,
     ) -> None:
+        """Where the settings say ``elsewhere``, TLS takes up to a second."""
         self.clock = FakeClock()
         self.wire = wire or NoisyWire.quiet()
         self.clients: dict[Path, Side] = {}
         self.server_events: list[tuple[int, Event]] = []
         self._random = random.Random(seed)
-        self._agenda: list[tuple[float, int, Path | None, Path, bytes]] = []
+        self._agenda: list[tuple[float, int, Path | None, Path, bytes | Callable[[], None]]] = []
         self._entries = 0
         self.endpoint = Endpoint(
             settings, make_policy, random=self._random.randbytes, unix_time=UNIX_TIME, now=self.now, limits=limits
@@ -415,11 +416,13 @@ class Crowd:
 
     def _step(self) -> None:
         """The next thing on the agenda: a datagram for the client at a path, or from there for the endpoint
-        (None); an empty one stands for a timer."""
+        (None); an empty one stands for a timer. Or something to do at the endpoint."""
         time, _, path, origin, datagram = heapq.heappop(self._agenda)
         self.clock.advance_to(time)
         party = self._party(path)
-        if datagram:
+        if callable(datagram):
+            datagram()
+        elif datagram:
             party.receive_datagram(datagram, origin, self.now)
         elif (due := party.get_timer()) is None or due > self.now:
             return
@@ -438,6 +441,8 @@ class Crowd:
         if path is None:
             while (entry := self.endpoint.next_event()) is not None:
                 self.server_events.append(entry)
+                if isinstance(entry[1], events.Compute):
+                    self._compute(entry[0], entry[1].run)
         else:
             side = self.clients[path]
             while (event := side.session.next_event()) is not None:
@@ -445,7 +450,21 @@ class Crowd:
         if (timer := self._party(path).get_timer()) is not None:
             self._schedule(timer, path, PATHS["server"], b"")
 
-    def _schedule(self, time: float, target: Path | None, origin: Path, datagram: bytes) -> None:
+    def _compute(self, peer: int, run: Callable[[], None]) -> None:
+        session = self.endpoint.session(peer)
+        if session is not None:
+            at_once, delay = self._random.random() < 0.5, self._random.random()
+            if at_once:
+                run()
+
+            def computed() -> None:
+                if not at_once:
+                    run()
+                self.endpoint.computed(peer, session, self.now)
+
+            self._schedule(self.now + delay, None, PATHS["server"], computed)
+
+    def _schedule(self, time: float, target: Path | None, origin: Path, datagram: bytes | Callable[[], None]) -> None:
         if target is None or target in self.clients:
             self._entries += 1
             heapq.heappush(self._agenda, (time, self._entries, target, origin, datagram))
