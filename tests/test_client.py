@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import pytest
 
 import ginnel
-from ginnel.errors import AuthError, UnreachableError
+from ginnel.errors import AuthError, ConfigError, UnreachableError
 from ginnel.openvpn import client
 from ginnel.openvpn.config import ClientConfig
 from ginnel.openvpn.events import Prompt
@@ -510,6 +510,11 @@ async def test_the_files_own_addresses_count_where_the_server_gives_none(people:
         connecting(people, "bob", f"remote 127.0.0.1 {port(server)}", *lines) as vpn,
     ):
         assert (vpn.info.address, vpn.info.address6) == ("10.8.0.9/24", None)
+        assert repr(vpn) == f"<Vpn 127.0.0.1:{port(server)} up>"
+    with pytest.raises(ConnectionAbortedError, match="this connection is closed"):
+        await vpn.open_connection("wiki.office", 80)
+    with pytest.raises(ConfigError, match="a user and a password"):
+        connecting(people, "bob", f"remote {NOBODY} 9", auth_user_pass="bob")
 
 
 async def test_what_is_pushed_to_no_effect_is_said_once(people: People, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from ginnel.device import MemoryDevice
 from ginnel.errors import ConfigError, DeviceError
-from ginnel.gateways.forward import Target
+from ginnel.gateways.forward import Forward, Target
+from ginnel.gateways.http_proxy import HttpProxy
 from ginnel.gateways.relay import Acceptor, Address, Listener, read_exactly
+from ginnel.gateways.socks5 import Socks5Gateway
+from ginnel.stack import Stack
 
 
 @pytest.mark.parametrize(
@@ -122,3 +126,47 @@ async def test_a_handler_that_fails_ends_its_connection_only() -> None:
         with contextlib.suppress(OSError):
             await writer.wait_closed()
     await acceptor.aclose()
+
+
+SOCKS = b"\5\1\0\5\1\0\3\x0bwiki.office\0\x50"
+PAGE = b"GET http://wiki.office/ HTTP/1.1\r\nHost: wiki.office\r\n\r\n"
+CONNECT = b"CONNECT wiki.office:80 HTTP/1.1\r\nHost: wiki.office\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "request_", "status"),
+    [
+        ("SOCKS", SOCKS, b"\5\0\5\4"),
+        ("HTTP proxy", PAGE, b"502 Bad"),
+        ("HTTP proxy", CONNECT, b"502 Bad"),
+        ("forward", b"", b""),
+    ],
+)
+async def test_what_cannot_be_reached_is_said_once_with_its_reason(
+    kind: str, request_: bytes, status: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    why = "wiki.office: the tunnel gave no DNS server (and the host's own is not asked)"
+    listener = Listener(Address())
+    with MemoryDevice() as device:
+        async with Stack(device.interface) as stack:
+            device.set_up(True)
+            stack.set_addresses(["10.8.0.1/24"])
+            assert not stack.has_dns
+            gateway = {
+                "SOCKS": lambda: Socks5Gateway(stack, listener),
+                "HTTP proxy": lambda: HttpProxy(stack, listener),
+                "forward": lambda: Forward(stack, listener, Target(Address(), "wiki.office", 80)),
+            }[kind]()
+            for _ in range(2):
+                reader, writer = await asyncio.open_connection(listener.address.host, listener.address.port)
+                writer.write(request_)
+                answer = b""
+                with contextlib.suppress(ConnectionResetError):
+                    answer = await asyncio.wait_for(reader.read(), 10)
+                writer.close()
+                assert status in answer
+                assert kind != "HTTP proxy" or f"cannot reach wiki.office port 80: {why}".encode() in answer
+            await gateway.aclose()
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"{kind}: cannot reach wiki.office port 80: {why}"
+    ]

@@ -192,7 +192,7 @@ async def test_connecting_fails_with_the_kernels_errors(pair: Pair) -> None:
         await left.open_connection("10.8.0.2", 9)
     with pytest.raises(ConnectionRefusedError, match=r"\[fd00::2\]:9"):
         await left.open_connection("fd00::2", 9)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match=r"no connection to 10\.8\.0\.77 port 9 through the tunnel after 0\.05 s"):
         await left.open_connection("10.8.0.77", 9, timeout=0.05)
     assert left.statistics()["flows"] == 0
     with pytest.raises(ConnectionRefusedError, match=r"10\.8\.0\.1:9"):
@@ -390,7 +390,7 @@ async def test_datagrams_for_a_program_that_does_not_read_are_dropped_and_counte
 async def test_ping(pair: Pair, host: str) -> None:
     left, right = pair
     assert await left.ping(host, payload=bytes(1400)) < 5
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match=r"no echo reply from 10\.8\.0\.77 within 0\.05 s"):
         await left.ping("10.8.0.77", timeout=0.05)
     assert right.statistics()["dropped_no_address"] == 1
 
@@ -404,8 +404,27 @@ async def test_the_stack_ends_with_its_device() -> None:
         server = await right.start_server(echo)
         reader, _ = await left.open_connection("10.8.0.2", server.port)
         device.delete()
-        with pytest.raises(OSError, match="No such device"):
+        with pytest.raises(OSError, match="this end is closed"):
             await reader.read()
+
+
+async def test_what_cannot_be_had_is_said_with_its_place(pair: Pair) -> None:
+    left, _ = pair
+    server, datagram = await left.start_server(echo), await left.open_datagram()
+    with pytest.raises(OSError, match=rf"TCP port {server.port} of the stack: Address already in use$"):
+        await left.start_server(echo, port=server.port)
+    with pytest.raises(OSError, match=rf"UDP port {datagram.port} of the stack: Address already in use$"):
+        await left.open_datagram(port=datagram.port)
+    datagram.close()
+    left.set_addresses(["10.8.0.1/24"])
+    with pytest.raises(OSError, match="no echo request to fd00::2: Network is unreachable$"):
+        await left.ping("fd00::2")
+    for call in (left.open_connection("10.8.0.2", 70_000), left.start_server(echo, port=70_000)):
+        with pytest.raises(OverflowError, match="write 0 to 65535"):
+            await call
+    await left.aclose()
+    with pytest.raises(OSError, match="the stack is closed"):
+        await left.open_connection("wiki.office", 80)
 
 
 async def test_what_was_written_before_closing_arrives_when_the_stack_settles(pair: Pair) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import time
@@ -20,7 +21,7 @@ from typing import Self
 from ginnel._core import DataPlane
 from ginnel.device import Capture, MemoryDevice
 from ginnel.device.capture import File as CaptureFile
-from ginnel.errors import GinnelError, LocalProtocolError, UnreachableError
+from ginnel.errors import ConfigError, GinnelError, LocalProtocolError, UnreachableError
 from ginnel.openvpn import aio
 from ginnel.openvpn.aio import Ask, Client, Lost, Rose
 from ginnel.openvpn.config import ClientConfig
@@ -138,6 +139,8 @@ class Vpn:
         budget: int = 64 << 20,
         capture: str | os.PathLike[str] | CaptureFile | None = None,
     ) -> None:
+        if isinstance(auth_user_pass, str) or len(auth_user_pass or "12") != 2:
+            raise ConfigError("auth_user_pass is a user and a password", instead='write ("alice", "her password")')
         self._config = config
         self._login = auth_user_pass
         self._ask = ask
@@ -174,6 +177,10 @@ class Vpn:
     ) -> None:
         await self.aclose()
 
+    def __repr__(self) -> str:
+        where = f" {self._info.server}" if self._info is not None else ""
+        return f"<Vpn{where} {self._state}>"
+
     @property
     def state(self) -> State:
         return self._state
@@ -187,9 +194,12 @@ class Vpn:
 
     @property
     def stack(self) -> Stack:
-        """The network stack inside the tunnel. LocalProtocolError before the connection was entered."""
+        """The network stack inside the tunnel. LocalProtocolError before the connection was entered,
+        ConnectionAbortedError once it is over."""
         if self._stack is None:
             raise LocalProtocolError("the connection was never up; enter it with 'async with' first")
+        if self._state is State.CLOSED:
+            raise ConnectionAbortedError(errno.ECONNABORTED, "this connection is closed")
         return self._stack
 
     async def open_connection(
@@ -198,7 +208,8 @@ class Vpn:
         """A TCP connection through the tunnel, as `asyncio.open_connection` would give.
 
         A name is resolved by the servers that the VPN pushed, never by this machine's.
-        Raises OSError as a socket would, socket.gaierror for a name that is not known.
+        Raises OSError as a socket would (ConnectionRefusedError, TimeoutError after ``timeout`` seconds, which are
+        for the name too), socket.gaierror for a name that is not known, ConnectionAbortedError after the block.
         """
         return await self.stack.open_connection(host, port, timeout=timeout)
 
@@ -207,13 +218,15 @@ class Vpn:
     ) -> Server:
         """A TCP server on our own address inside the tunnel, as `asyncio.start_server`.
 
+        Raises OSError: EADDRINUSE, EADDRNOTAVAIL.
+
         >>> async with ginnel.connect("office.ovpn") as vpn:
         ...     server = await vpn.start_server(handle, port=8000)
         """
         return await self.stack.start_server(connected, host, port, backlog=backlog)
 
     async def open_datagram(self, host: str | None = None, port: int = 0) -> DatagramSocket:
-        """A UDP socket on our own address inside the tunnel.
+        """A UDP socket on our own address inside the tunnel. Raises OSError: EADDRINUSE, EADDRNOTAVAIL.
 
         >>> async with ginnel.connect("office.ovpn") as vpn:
         ...     async with await vpn.open_datagram() as datagram:
@@ -223,7 +236,10 @@ class Vpn:
         return await self.stack.open_datagram(host, port)
 
     async def ping(self, host: str, *, timeout: float = 5.0) -> float:
-        """Sends an ICMP echo request and returns the seconds until its reply. TimeoutError without one."""
+        """Sends an ICMP echo request and returns the seconds until its reply. TimeoutError without one in time.
+
+        Raises OSError where it cannot be sent, socket.gaierror for a name that is not known.
+        """
         return await self.stack.ping(host, timeout=timeout)
 
     async def resolve(self, name: str) -> list[str]:

@@ -26,7 +26,7 @@ from ginnel.gateways.relay import Address, Listener
 from ginnel.gateways.socks5 import Login, Socks5Gateway
 from ginnel.openvpn.config import AuthUserPass, ClientConfig
 from ginnel.openvpn.ovpn_file import read_ovpn
-from ginnel.vpn import Change, Down, Info, OpenUrl, Reconnecting, Up, Vpn
+from ginnel.vpn import Change, Down, Info, OpenUrl, Reconnecting, State, Up, Vpn
 
 log = logging.getLogger("ginnel")
 
@@ -231,7 +231,7 @@ class _Listeners:
 async def _hold(vpn: Vpn, plan: Plan, reporter: Reporter, listeners: _Listeners) -> None:
     gateways = _gateway_fields(listeners)
     changes = vpn.changes()
-    reports = asyncio.get_running_loop().create_task(_report(changes, reporter, gateways))
+    reports = asyncio.get_running_loop().create_task(_report(changes, reporter, gateways, vpn))
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(reports.cancel)
         for line in _openness(plan, listeners):
@@ -250,7 +250,7 @@ async def _hold(vpn: Vpn, plan: Plan, reporter: Reporter, listeners: _Listeners)
 
 async def _hold_device(machine: Machine, vpn: Vpn, reporter: Reporter) -> None:
     changes = vpn.changes()
-    reports = asyncio.get_running_loop().create_task(_report(changes, reporter, {"device": machine.device}))
+    reports = asyncio.get_running_loop().create_task(_report(changes, reporter, {"device": machine.device}, None))
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(reports.cancel)
         reporter.listening(f"the tunnel's device is {machine.device}")
@@ -266,10 +266,13 @@ def _show(vpn: Vpn) -> asyncio.Task[None]:
     return asyncio.get_running_loop().create_task(live_line(vpn))
 
 
-async def _report(changes: Any, reporter: Reporter, gateways: dict[str, Any]) -> None:
+async def _report(changes: Any, reporter: Reporter, gateways: dict[str, Any], vpn: Vpn | None) -> None:
+    """``vpn``: one whose gateways are given names."""
     async for change in changes:
         if not isinstance(change, Down):
             reporter.change(change, gateways)
+        if vpn is not None and gateways and vpn.state is State.UP and not vpn.stack.has_dns:
+            log.warning("the tunnel gave no DNS server: its other side is reached by addresses, not by names")
 
 
 def _described(info: Info) -> dict[str, Any]:

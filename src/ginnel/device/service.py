@@ -181,7 +181,7 @@ class Service:
                 try:
                     answer = await self._answer(_parse(message), pid, descriptors)
                 except OSError as error:
-                    answer = {"errno": error.errno or errno.EIO, "error": str(error)}
+                    answer = {"errno": error.errno or errno.EIO, "error": error.strerror or str(error)}
                 try:
                     numbers = [descriptor.fileno() for descriptor in descriptors]
                     socket.send_fds(sock, [_pack(answer)], numbers)

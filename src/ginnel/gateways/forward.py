@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from dataclasses import dataclass
 from typing import Self
 
 from ginnel.errors import ConfigError, GinnelError
-from ginnel.gateways.relay import Acceptor, Address, Listener, reset
+from ginnel.gateways.relay import Acceptor, Address, Failures, Listener, reset
 from ginnel.stack import Stack
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +43,7 @@ class Forward:
     def __init__(self, stack: Stack, listener: Listener, target: Target) -> None:
         self._stack = stack
         self._target = target
+        self._failures = Failures("forward")
         self._acceptor = Acceptor(listener, self._serve)
 
     async def aclose(self) -> None:
@@ -56,7 +54,7 @@ class Forward:
         try:
             flow = await self._stack.connect_flow(self._target.host, self._target.port)
         except (OSError, TimeoutError, GinnelError) as error:
-            log.warning("forward: cannot reach %s port %d: %s", self._target.host, self._target.port, error)
+            self._failures.tell(self._target.host, self._target.port, error)
             reset(client)
             return
         self._stack.attach(flow, client)

@@ -14,13 +14,14 @@ import logging
 import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable
+from http import HTTPStatus
 from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import h11
 
 from ginnel.errors import GinnelError
-from ginnel.gateways.relay import Acceptor, Listener
+from ginnel.gateways.relay import Acceptor, Failures, Listener
 from ginnel.gateways.socks5 import Login
 from ginnel.stack.sockets import Flow
 
@@ -50,6 +51,7 @@ class HttpProxy:
         """With ``login`` clients have to give it (Basic)."""
         self._stack = stack
         self._login = login
+        self._failures = Failures("HTTP proxy")
         self._acceptor = Acceptor(listener, self._serve)
 
     async def aclose(self) -> None:
@@ -103,9 +105,9 @@ class HttpProxy:
         try:
             return await connect(host, port)
         except (OSError, GinnelError) as error:
-            log.info("HTTP proxy: cannot reach %s port %d: %s", host, port, error)
+            why = self._failures.tell(host, port, error)
             status = 504 if isinstance(error, TimeoutError) else 502
-            raise _RefusedError(status, f"cannot reach {host} port {port} through the tunnel") from None
+            raise _RefusedError(status, f"cannot reach {host} port {port}: {why}") from None
 
     def _check_login(self, request: h11.Request) -> None:
         if self._login is None:
@@ -164,7 +166,9 @@ class _Client:
         text = f"{refused}\n".encode()
         headers = [(b"Content-Type", b"text/plain; charset=utf-8"), (b"Content-Length", b"%d" % len(text))]
         answer = h11.Response(
-            status_code=refused.status, headers=[*headers, *refused.headers, (b"Connection", b"close")]
+            status_code=refused.status,
+            headers=[*headers, *refused.headers, (b"Connection", b"close")],
+            reason=HTTPStatus(refused.status).phrase,
         )
         await self.send(answer)
         # A HEAD is answered without the text.

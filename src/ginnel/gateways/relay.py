@@ -15,6 +15,7 @@ import os
 import socket
 import stat
 import struct
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -183,6 +184,33 @@ async def read_exactly(connection: socket.socket, count: int) -> bytes:
     return bytes(data)
 
 
+class Failures:
+    """Says in the log what could not be reached: each text once a minute, and not many in all."""
+
+    def __init__(self, what: str) -> None:
+        """``what`` begins each line."""
+        self._what = what
+        self._told: set[str] = set()
+        self._since = -FORGET
+
+    def tell(self, host: str, port: int, error: Exception) -> str:
+        """Returns why, for whoever is told otherwise."""
+        why = reason(error)
+        if (now := time.monotonic()) > self._since + FORGET:
+            self._told, self._since = set(), now
+        text = f"{self._what}: cannot reach {host} port {port}: {why}"
+        is_new = text not in self._told and len(self._told) < MOST_TOLD
+        log.log(logging.WARNING if is_new else logging.INFO, "%s", text)
+        if is_new:
+            self._told.add(text)
+        return why
+
+
+def reason(error: Exception) -> str:
+    """What an error says to people, without its number."""
+    return getattr(error, "strerror", None) or str(error) or "no answer in time"
+
+
 def reset(connection: socket.socket) -> None:
     """Closes a TCP connection so that the other side sees a reset, not an orderly end."""
     with contextlib.suppress(OSError):
@@ -228,6 +256,10 @@ def _unix_socket(path: Path) -> socket.socket:
         raise
     return listener
 
+
+FORGET = 60.0
+"""Seconds after which what failed is news again."""
+MOST_TOLD = 20
 
 _BACKLOG = 1024
 _BACK_OFF = 0.2

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ginnel.errors import GinnelError
-from ginnel.gateways.relay import Acceptor, Listener, read_exactly
+from ginnel.gateways.relay import Acceptor, Failures, Listener, read_exactly
 from ginnel.gateways.udp_associate import Relay
 from ginnel.socks5 import IPV4, IPV6, NAME, emit_address
 from ginnel.stack.sockets import DatagramSocket, Flow
@@ -53,6 +53,7 @@ class Socks5Gateway:
         self._stack = stack
         self._login = login
         self._relays = 0
+        self._failures = Failures("SOCKS")
         self._acceptor = Acceptor(listener, self._serve)
 
     async def aclose(self) -> None:
@@ -79,7 +80,7 @@ class Socks5Gateway:
         try:
             flow = await self._stack.connect_flow(host, port)
         except (OSError, TimeoutError, GinnelError) as error:
-            log.info("SOCKS: cannot reach %s port %d: %s", host, port, error)
+            self._failures.tell(host, port, error)
             await loop.sock_sendall(client, _reply(_reply_code(error)))
             return
         try:

@@ -57,6 +57,10 @@ class Resolver:
         self._routes = [(domain, _Servers(given[domain], self._timeout)) for domain in sorted(given, key=len)[::-1]]
         self._search = search
 
+    @property
+    def has_servers(self) -> bool:
+        return bool(self._routes)
+
     async def resolve(self, name: str, families: Sequence[int]) -> list[str]:
         """The addresses of ``name``: those of ``families`` (socket.AF_INET, AF_INET6), in their order.
 

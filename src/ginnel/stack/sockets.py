@@ -214,7 +214,8 @@ def os_error(number: int, remote: Address) -> OSError:
     """The OSError (ConnectionResetError, TimeoutError, ...) of a connection that failed."""
     host, port = remote
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return OSError(number, f"connection to {shown} through the tunnel: {os.strerror(number)}")
+    reason = "this end is closed" if number == errno.ENODEV else os.strerror(number)
+    return OSError(number, f"connection to {shown} through the tunnel: {reason}")
 
 
 ADDRESS_LEN = 18

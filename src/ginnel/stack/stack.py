@@ -147,11 +147,17 @@ class Stack:
         """
         self._resolver.configure(servers, search_domains, domains)
 
+    @property
+    def has_dns(self) -> bool:
+        """Whether there is a server that is asked for names."""
+        return self._resolver.has_servers
+
     async def resolve(self, name: str, family: int | None = None) -> list[str]:
         """The addresses of a name, of ``family`` or of all that the stack has; of an address, itself.
 
-        Raises socket.gaierror.
+        Raises socket.gaierror; OSError (ENODEV) once closed.
         """
+        self._check_open()
         try:
             return [str(ipaddress.ip_address(name))]
         except ValueError:
@@ -163,13 +169,19 @@ class Stack:
 
         Raises OSError (ConnectionRefusedError, TimeoutError, EHOSTUNREACH, ENOBUFS, ...) or socket.gaierror.
         """
-        async with asyncio.timeout(timeout):
-            failure: OSError | None = None
-            for address in await self.resolve(host):
-                try:
-                    return await self._connect((address, port))
-                except OSError as error:
-                    failure = error
+        _check_port(port)
+        failure: OSError | None = None
+        try:
+            async with asyncio.timeout(timeout) as limit:
+                for address in await self.resolve(host):
+                    try:
+                        return await self._connect((address, port))
+                    except OSError as error:
+                        failure = error
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise _timed_out(f"no connection to {host} port {port} through the tunnel after {timeout:g} s") from None
         raise failure if failure else OSError(errno.EHOSTUNREACH, f"{host} has no address")
 
     def attach(self, flow: Flow, sock: socket.socket) -> None:
@@ -208,7 +220,12 @@ class Stack:
 
         Raises OSError: EADDRINUSE, EADDRNOTAVAIL.
         """
-        number, bound = self._core.listen(host, port, backlog)
+        self._check_open()
+        _check_port(port)
+        try:
+            number, bound = self._core.listen(host, port, backlog)
+        except OSError as error:
+            raise _located(error, f"TCP port {port} of the stack") from None
         server = Server(self, number, bound, on_flow)
         self._servers[number] = server
         return server
@@ -257,21 +274,27 @@ class Stack:
         return ours, bound
 
     async def ping(self, host: str, *, timeout: float = 5.0, payload: bytes = b"ginnel") -> float:
-        """Sends an echo request. Returns the seconds until the reply; TimeoutError without one."""
+        """Sends an echo request. Returns the seconds until the reply; TimeoutError without one.
+
+        Raises OSError (ENETUNREACH, ...) where it cannot be sent, socket.gaierror for a name without address.
+        """
         address = (await self.resolve(host))[0]
         self._sequence = (self._sequence + 1) & 0xFFFF
         key = (address, self._identifier, self._sequence)
         pong = self._pongs[key] = self._loop.create_future()
         try:
             sent = self._loop.time()
-            self._core.ping(*key, payload)
+            try:
+                self._core.ping(*key, payload)
+            except OSError as error:
+                raise _located(error, f"no echo request to {host}") from None
             try:
                 async with asyncio.timeout(timeout):
                     await pong
             except TimeoutError:
                 # A loop that stood still finds the answer and the end of the time together: the answer counts.
                 if not pong.done() or pong.cancelled():
-                    raise
+                    raise _timed_out(f"no echo reply from {host} within {timeout:g} s") from None
             return self._loop.time() - sent
         finally:
             del self._pongs[key]
@@ -397,10 +420,19 @@ class Stack:
             case ("echo", *details):
                 capture.echo(*details)
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise OSError(errno.ENODEV, "the stack is closed")
+
     def _bind_datagrams(self, host: str | None, port: int) -> tuple[socket.socket, int, int]:
+        self._check_open()
+        _check_port(port)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             number, bound = self._core.open_datagram(host, port, theirs.detach())
+        except OSError as error:
+            ours.close()
+            raise _located(error, f"UDP port {port} of the stack") from None
         except BaseException:
             ours.close()
             raise
@@ -466,3 +498,18 @@ class Stack:
 def _route(prefix: str, gateway: str | None) -> tuple[str, str | None]:
     network = ipaddress.ip_network(prefix)
     return str(network), None if gateway is None else str(ipaddress.ip_address(gateway))
+
+
+def _check_port(port: int) -> None:
+    """Raises OverflowError, as the socket module does."""
+    if not 0 <= port <= 65_535:
+        raise OverflowError(f"port {port} is none: write 0 to 65535")
+
+
+def _timed_out(text: str) -> OSError:
+    """A TimeoutError that says what took too long."""
+    return OSError(errno.ETIMEDOUT, text)
+
+
+def _located(error: OSError, where: str) -> OSError:
+    return OSError(error.errno, f"{where}: {error.strerror}")
