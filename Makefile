@@ -66,6 +66,7 @@ soak: $(VENV)/.built
 		tests/interop/test_serve.py
 	GINNEL_PACKETS=1000000 GINNEL_KILLS=200 $(BIN)/pytest -n $(WORKERS) --timeout 3600 \
 		tests/test_device_many.py tests/test_device_kills.py
+	GINNEL_PACKETS=10000000 $(BIN)/pytest --timeout 3600 tests/test_device_many.py -k deliver
 	GINNEL_SENT=1073741824 $(BIN)/pytest --timeout 3600 tests/interop/test_lend_openvpn.py -k both_sides
 
 # Coverage-guided: each target for so many seconds. What it has learnt, and what it finds, is left in target/fuzz.

@@ -1,20 +1,19 @@
 """Eight writers and eight readers on one device, each way: each packet once, whole, in its writer's order, or counted.
 
-``rust/core/tests/many.rs`` and ``rust/io/tests/descriptors.rs`` do the same without Python.
+``rust/core/tests/many.rs`` and ``rust/io/tests/descriptors.rs`` do the same without Python, and so does
+``rust/io/examples/kernel_many.rs``, which one of these runs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import select
-import socket
-import struct
+import subprocess
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from ipaddress import ip_interface
+from pathlib import Path
 
 import pytest
 
@@ -22,13 +21,14 @@ from ginnel.device import KernelDevice
 from ginnel.device.address import Address
 from ginnel.device.base import Kind
 from ginnel.testing.lender import Lender
-from ginnel.testing.probes import Background, number_of, packet, until, writer_of
+from ginnel.testing.probes import Background, number_of, packet, writer_of
 from ginnel.testing.subjects import SUBJECTS, Factory, set_ipv6
 from tests.harness.network import Namespace
 
 THREADS = 8
 # Of each writer; `make soak` has more.
 COUNT = int(os.environ.get("GINNEL_PACKETS", 20_000)) // THREADS
+ROOT = Path(__file__).parents[1]
 # Fewer than any queue on the way holds.
 ON_THEIR_WAY = 200
 
@@ -89,36 +89,22 @@ def cross(kind: Kind, write: Callable[[bytes], object], read: Callable[[], bytes
 
 
 def test_what_the_kernels_device_does_not_deliver_it_counts() -> None:
-    got: list[list[bytes]] = [[] for _ in range(THREADS)]
+    command = ["cargo", "run", "--locked", "--quiet", "-p", "ginnel-io", "--example", "kernel_many", "--"]
     with KernelDevice() as device:
         # Of its own accord the interface says nothing then.
         set_ipv6(device.name, False)
         device.set_up(True)
         device.add_address(Address(ip_interface("10.9.0.1/24")))
-
-        def send(number: int) -> None:
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
-                for turn in range(COUNT):
-                    own.sendto(struct.pack("!BI", number, turn), ("10.9.0.2", 4000))
-
-        def read(number: int) -> None:
-            while (each := device.application.read(60))[28:] != b"end":
-                got[number].append(each[28:])
-
-        with contextlib.ExitStack() as stack:
-            for number in range(THREADS):
-                stack.enter_context(Background(partial(read, number)))
-            with contextlib.ExitStack() as sending:
-                for number in range(THREADS):
-                    sending.enter_context(Background(partial(send, number)))
-            until(lambda: not select.select([device.application], [], [], 0)[0])
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
-                for _ in range(THREADS):
-                    own.sendto(b"end", ("10.9.0.2", 4000))
-        every = Counter(each for some in got for each in some)
-        assert set(every.values()) == {1}
-        assert every.total() + device.statistics()["tx_dropped"] == THREADS * COUNT
-    for some in got:
-        for number in range(THREADS):
-            turns = [each for each in some if each[0] == number]
-            assert turns == sorted(turns)
+        descriptor = device.application.fileno()
+        printed = subprocess.run(
+            [*command, str(descriptor), "10.9.0.2:4000", str(COUNT)],
+            cwd=ROOT,
+            pass_fds=[descriptor],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        counted = device.statistics()
+        print(f"{printed.strip()} received, {counted['tx_dropped']} dropped")
+        assert int(printed) + counted["tx_dropped"] == THREADS * COUNT
+        assert counted["tx_packets"] == int(printed)
