@@ -70,6 +70,11 @@ impl StreamReader {
         Ok(len > 0)
     }
 
+    /// How many bytes of them were read, those that were there before with them.
+    pub fn filled(&self) -> usize {
+        self.filled
+    }
+
     /// The whole packets that have been read.
     pub fn packets(&self) -> Packets<'_> {
         Packets { rest: &self.buffer[..self.filled], broken: false }

@@ -182,7 +182,7 @@ impl Inward {
 
     /// One read from a stream.
     fn receive_stream(&mut self, number: u32, socket: &TcpSocket) {
-        let Inward { shared, members, reader, sorted, counters, .. } = self;
+        let Inward { shared, members, reader, sorted, rest, counters, .. } = self;
         let Some(member) = members.get_mut(&number) else { return };
         counters.sockets.rx_calls += 1;
         match reader.receive(socket, &member.partial) {
@@ -191,6 +191,7 @@ impl Inward {
             Err(errno) => return self.receive_failed(number, errno),
         }
         counters.sockets.rx_messages += 1;
+        rest.count(1, reader.filled() as u64);
         let (now, path) = (shared.now(), Path { socket: number, address: socket.address() });
         let mut stream = reader.packets();
         shared.plane.receive(self.lane, |receiving| {

@@ -20,11 +20,12 @@ pub struct Rest {
 }
 
 impl Rest {
-    /// So much came in: messages are what the system gave one by one, a run of datagrams being one.
+    /// So much came in at once: messages are what the system gave one by one, a run of datagrams being one, or what
+    /// a stream had.
     pub fn count(&mut self, messages: u64, bytes: u64) {
         self.messages += messages;
         self.bytes += bytes;
-        self.is_behind = messages >= ENOUGH;
+        self.is_behind = messages >= ENOUGH || bytes >= ENOUGH * LONG * 2;
     }
 
     /// How long the thread is to rest before it looks again.
@@ -46,7 +47,7 @@ const MANY: u64 = 15_000;
 /// Their bytes on average. Those that only acknowledge what we send are shorter, and it is for the sender's sake that
 /// they are not late.
 const LONG: u64 = 600;
-/// As many as one call takes at most.
+/// As many as one call takes at most; or as many bytes as they have.
 const ENOUGH: u64 = 12;
 /// The system adds up to 50 µs of its own to a thread that is not ahead of others.
 const REST: Duration = Duration::from_micros(150);
