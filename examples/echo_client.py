@@ -12,6 +12,8 @@ import time
 
 from tun import ipv4_packet, open_tun
 
+if len(sys.argv) <= 3:
+    sys.exit(__doc__)
 address, port = socket.inet_aton(sys.argv[1]), int(sys.argv[2])
 (first,) = struct.unpack("!I", socket.inet_aton(sys.argv[3]))
 senders = [struct.pack("!I", first + number) for number in range(3)]

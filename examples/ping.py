@@ -12,6 +12,8 @@ import time
 
 from tun import checksum, ipv4_packet, open_tun
 
+if len(sys.argv) <= 2:
+    sys.exit(__doc__)
 address, source = (socket.inet_aton(text) for text in sys.argv[1:3])
 tun = open_tun(sys.argv[3] if len(sys.argv) > 3 else None)
 received = 0

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import struct
+import sys
 
 import ginnel.device
 
@@ -20,12 +21,18 @@ def open_tun(name=None):
     """
     if name:
         try:
-            return ginnel.device.open(name).open_fd()
+            end = ginnel.device.open(name)
+            if end.kind == "tap":
+                sys.exit(f"{name} carries Ethernet frames; this script is for a TUN device")
+            return end.open_fd()
         except OSError as error:
             if error.errno != errno.ENODEV:
-                raise
-    tun = os.open("/dev/net/tun", os.O_RDWR)
-    fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", (name or "tun%d").encode(), IFF_TUN | IFF_NO_PI))
+                sys.exit(str(error))
+    try:
+        tun = os.open("/dev/net/tun", os.O_RDWR)
+        fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", (name or "tun%d").encode(), IFF_TUN | IFF_NO_PI))
+    except OSError as error:
+        sys.exit(f"/dev/net/tun: {error.strerror}; `ginnel device create NAME` makes a device for everyone")
     return tun
 
 

@@ -58,6 +58,27 @@ def test_each_option_is_said_with_what_becomes_of_it(tmp_path: Path) -> None:
     assert "log level 4" in result.stdout
     assert "unsafe" in result.stdout
     assert "can be used" in result.stdout
+    tables = [
+        line.index(word) for line in result.stdout.splitlines() for word in ("supported", "unsafe ") if word in line
+    ]
+    assert len(set(tables)) == 1, result.stdout
+
+
+def test_what_needs_a_password_and_what_has_no_effect_is_said(tmp_path: Path) -> None:
+    cert, key = AUTHORITY.issue("bob", "client")
+    locked = serialization.load_pem_private_key(key.encode(), None).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"secret"),
+    )
+    text = (
+        BASE + TRUST + block("cert", cert) + block("key", locked.decode()) + "cipher BF-CBC\ndata-ciphers AES-256-GCM\n"
+    )
+    said = json.loads(check(tmp_path, text, "--json").stdout)["options"]
+    (found,) = [item["text"] for item in said if item["option"] == "key"]
+    assert found.endswith("it is encrypted, and its password asked for")
+    (found,) = [item for item in said if item["option"] == "cipher"]
+    assert (found["verdict"], "used by" in found["text"]) == ("ignored", False)
 
 
 def test_a_file_that_cannot_be_used_ends_with_2_and_says_all_that_is_to_change(tmp_path: Path) -> None:

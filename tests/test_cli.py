@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
+import pty
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
 
 import pytest
 from click.testing import CliRunner
 
 import ginnel
+from ginnel.cli.connect import _read_login
 from ginnel.cli.program import cli
+from ginnel.cli.prompt import Asker
+from ginnel.openvpn.events import Prompt
 
 
 def ginnel_with(before: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -56,6 +66,53 @@ def test_a_trace_is_shown_with_the_line_where_it_is_asked_for(words: list[str]) 
     assert done.returncode == 2
     assert done.stderr.startswith("Traceback")
     assert done.stderr.splitlines()[-1] == "ginnel: cannot read /nonexistent: No such file or directory"
+
+
+@contextlib.contextmanager
+def a_terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """In place of stdin: what is written to the descriptor is typed."""
+    ours, theirs = pty.openpty()
+    with open(ours, "wb", buffering=0), open(theirs) as terminal:
+        monkeypatch.setattr("sys.stdin", terminal)
+        yield ours
+
+
+@pytest.mark.parametrize(("typed", "answer"), [(b"\x04", None), (b"alice\n", "alice"), (b"\n", "")])
+@pytest.mark.parametrize("kind", ["username", "password"])
+async def test_a_terminal_is_asked_until_there_is_a_user(
+    kind: Literal["username", "password"],
+    typed: bytes,
+    answer: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with a_terminal(monkeypatch) as keys:
+        asked = asyncio.ensure_future(Asker()(Prompt(kind, "User", echo=kind == "username")))
+        said = ""
+        for count, line in enumerate([typed, b"alice\n"], 1):
+            while said.count("User: ") < count and not asked.done():
+                await asyncio.sleep(0)
+                said += capsys.readouterr().err
+            if not asked.done():
+                os.write(keys, line)
+        # Nobody is called nothing.
+        assert await asked == ("alice" if (kind, answer) == ("username", "") else answer)
+    if answer is None or kind == "password":
+        assert (said + capsys.readouterr().err).endswith("\n"), "what is said next begins a line"
+
+
+def test_a_file_with_a_login_may_begin_with_a_mark(tmp_path: Path) -> None:
+    (tmp_path / "login").write_bytes(b"\xef\xbb\xbfalice\r\nsecret\r\n")
+    assert _read_login(tmp_path / "login") == ("alice", "secret")
+
+
+def test_a_device_that_is_not_there_is_said_and_nothing_reported(tmp_path: Path) -> None:
+    """As by a user without rights, who cannot make one of the kernel's."""
+    line = ["unshare", "--user", sys.executable, "-m", "ginnel", "ping", "--device", "nodev", "10.0.0.9"]
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert (done.returncode, done.stdout) == (6, "")
+    assert done.stderr.startswith("ginnel: there is no device nodev, see `ginnel device list`")
 
 
 def test_names_can_be_completed_before_they_are_imported() -> None:

@@ -138,6 +138,9 @@ def test_mistakes_end_in_one_line(shell: Shell, tmp_path: Path) -> None:
     assert "write one as 10.0.0.1/24" in shell.fails(6, "device", "create", "tun1", "--address", "10.0.0.300")
     assert "MTU 10 is outside" in shell.fails(6, "device", "create", "tun1", "--mtu", "10")
     assert "MTU 10 is outside" in shell.fails(6, "device", "set", "tun0", "mtu", "10")
+    assert "mtu is followed by nothing" in shell.fails(2, "device", "set", "tun0", "mtu")
+    line = shell.fails(6, "ping", "--device", "tun0", "--end", "interface", "10.0.0.9")
+    assert line == "ginnel: tun0 is down; set it up with `ginnel device set tun0 up`: Network is down"
     for words in (("create", "tun1", "--mtu"), ("set", "tun0", "mtu")):
         assert "MTU 99999999999999999999 is outside" in shell.fails(6, "device", *words, "99999999999999999999")
     assert "write up, down, mtu N or address" in shell.fails(2, "device", "set", "tun0", "sideways")

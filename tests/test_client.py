@@ -270,6 +270,22 @@ async def test_a_proxy_that_leads_nowhere_makes_way_for_the_next_remote(
             assert f"127.0.0.1:{number}" in str((await events.next(Reconnecting)).error)
 
 
+async def test_each_attempt_is_said_where_that_is_wanted(people: People, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with serving(people) as server:
+        remotes = [connection(f"remote {NOBODY} 9 tcp"), connection(f"remote 127.0.0.1 {port(server)}")]
+        vpn = connecting(people, "bob", *remotes, "connect-retry 0 1")
+        events = Events(vpn)
+        async with vpn:
+            error = (await events.next(Reconnecting)).error
+            assert str(error) == f"cannot reach {NOBODY} port 9 (TCP): Connection refused"
+    said = [record.getMessage() for record in caplog.records if record.name == "ginnel.openvpn.aio"]
+    assert said[:2] == [f"trying {NOBODY} port 9 (TCP)", f"trying 127.0.0.1 port {port(server)} (UDP)"]
+    (pushed,) = [line for line in said if line.startswith("the server pushed: ")]
+    assert "ifconfig 10.8.0.2" in pushed
+    assert "auth-token" not in pushed
+
+
 async def test_only_a_login_that_the_proxy_refuses_is_final(people: People) -> None:
     answer = b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=x\r\nContent-Length: 0\r\n\r\n"
     async with serving(people) as server, listening(answer) as number:

@@ -89,6 +89,7 @@ def test_whom_the_gateway_is_open_to() -> None:
     ("words", "status", "text"),
     [
         (["/nonexistent"], 127, "No such file"),
+        (["no-such-program"], 127, "no-such-program: No such file"),
         (["/etc/passwd"], 126, "Permission denied"),
         (["/etc/passwd/x"], 126, "Not a directory"),
         (["./circle"], 126, "Too many levels of symbolic links"),
@@ -113,6 +114,7 @@ def test_how_it_ends(words: list[str], status: int, text: str, tmp_path: Path, m
     assert text in said
     assert "Traceback" not in said
     assert all(line.startswith("ginnel: ") for line in said.splitlines())
+    assert "no-such-program" not in words or "is lent to" not in said
 
 
 def test_what_goes_into_the_background_is_ended(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -55,13 +56,19 @@ def _with_tls(report: Report) -> Report:
     try:
         tls_context(report.config)
     except ConfigError as error:
-        if isinstance(error, KeyPasswordError) and not error.wrong:
-            return report
         option = error.option or "cert"
+        if isinstance(error, KeyPasswordError) and not error.wrong:
+            return replace(report, findings=tuple(_with_password(finding, option) for finding in report.findings))
         line = next((finding.line for finding in report.findings if finding.option == option), 0)
         text = "; ".join(filter(None, (error.message, error.instead)))
         return Report((*report.findings, Finding(line, option, Verdict.REFUSED, text)), None)
     return report
+
+
+def _with_password(finding: Finding, option: str) -> Finding:
+    if finding.option != option:
+        return finding
+    return replace(finding, text=f"{finding.text}; it is encrypted, and its password asked for")
 
 
 def _open_to_others(file: Path) -> tuple[Advice, ...]:
@@ -90,13 +97,15 @@ def _described(file: Path, report: Report, advice: tuple[Advice, ...]) -> dict[s
 
 def _show(file: Path, report: Report, advice: tuple[Advice, ...]) -> None:
     console = _Console(file=sys.stdout, highlight=False, soft_wrap=True)
-    width = max((len(finding.option) for finding in report.findings), default=0)
+    options = [finding.option for finding in report.findings] + [item.option for item in advice]
+    width = max(map(len, options), default=0)
     for finding in report.findings:
         line = Text(f"{finding.line or '':>4}  {finding.option:<{width}}  ")
         line.append(f"{finding.verdict.value:<9}", STYLES[finding.verdict])
         console.print(line + Text(f"  {finding.text}"))
     for item in advice:
-        console.print(Text("unsafe", "bold yellow") + Text(f"  {item.option}: {item.text}; {item.instead}"))
+        line = Text(f"      {item.option:<{width}}  ").append(f"{'unsafe':<9}", "bold yellow")
+        console.print(line + Text(f"  {item.text}; {item.instead}"))
     console.print(_summary(file, report, advice))
 
 

@@ -355,7 +355,7 @@ def _with_login(config: ClientConfig, path: Path | None) -> ClientConfig:
 
 def _read_login(path: Path) -> tuple[str, str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(f"cannot read {path}: {reason}") from error
@@ -373,6 +373,7 @@ def _set_up_logging(verbose: int, verb: int) -> None:
     if verbose > 1:
         level = logging.DEBUG
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 
 # OpenVPN's own default is 1, and nearly every file says 3; both mean an ordinary user's log.

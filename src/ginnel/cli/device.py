@@ -121,6 +121,8 @@ def set_command(name: str, what: tuple[str, ...]) -> None:
             case ["address", address]:
                 named.add_address(name, address)
                 del words[:2]
+            case ["mtu"] | ["address"]:
+                raise ConfigError(f"{words[0]} is followed by nothing", instead="write mtu N, or address ADDR/LEN")
             case ["mtu", number] if number.isascii() and number.isdigit():
                 named.set_mtu(name, int(number))
                 del words[:2]

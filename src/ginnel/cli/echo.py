@@ -57,14 +57,14 @@ def server_command(
     says then whom it has answered.
     """
     seen = Answered()
-    with reporting_answered(seen, "datagrams", as_json):
-        if (side or ("interface" if name else "application")) == "interface":
-            target.refuse_capture(capture)
-            with _messages(name, port) as messages:
-                respond(messages, answer_message, seen)
-        else:
-            with open_target(name, tap, capture) as opened:
-                respond(opened.packets, functools.partial(answer_datagram, port=port), seen)
+    reporting = reporting_answered(seen, "datagrams", as_json)
+    if (side or ("interface" if name else "application")) == "interface":
+        target.refuse_capture(capture)
+        with _messages(name, port) as messages, reporting:
+            respond(messages, answer_message, seen)
+    else:
+        with open_target(name, tap, capture) as opened, reporting:
+            respond(opened.packets, functools.partial(answer_datagram, port=port), seen)
     return 0
 
 
@@ -111,14 +111,14 @@ def client_command(
             raise ConfigError("--source and --sources are for forged datagrams", instead="add --end application")
         by_stack = MessageProbe("the device", address, port, size)
         seen = Asked(by_stack.sources)
-        with reporting_asked(seen, as_json), _messages(name, 0, parse_version=address) as messages:
+        with _messages(name, 0, parse_version=address) as messages, reporting_asked(seen, as_json):
             ask(messages, by_stack, pace, seen, on_reply)
     else:
         if name is not None and target.is_named(name):
             target.own_addresses(name)
         forged = DatagramProbe(target.choose_sources(address, source, sources), address, port, size)
         seen = Asked(forged.sources)
-        with reporting_asked(seen, as_json), open_target(name, tap, capture) as opened:
+        with open_target(name, tap, capture) as opened, reporting_asked(seen, as_json):
             ask(opened.packets, forged, pace, seen, on_reply)
     return 0 if sum(seen.received) else 1
 

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import sys
@@ -83,6 +84,8 @@ def command(
     twice = next((own.interface for own in given if given.count(own) > 1), None)
     if twice is not None:
         raise ConfigError(f"--address {twice} is given twice", option="address")
+    if not _is_somewhere(program[0]):
+        return _fail(f"{program[0]}: {os.strerror(errno.ENOENT)}", 127)
     plan = Plan(program, Node(node), _gateway(socks), tuple(dns), given, name, capture)
     # Should the process die that looks after the program's orphans, they are ours to end.
     become_subreaper()
@@ -225,6 +228,11 @@ def _gateway(socks: str | None) -> Address | None:
             instead="listen on loopback, or on unix:PATH",
         )
     return address
+
+
+def _is_somewhere(program: str) -> bool:
+    """What has no path is looked for, and nothing is lent to what is not there; of a path the system says more."""
+    return "/" in program or any(os.path.lexists(Path(folder) / program) for folder in os.get_exec_path())
 
 
 def _refuse_background(program: tuple[str, ...]) -> None:

@@ -68,7 +68,7 @@ def command(
     else:
         probe = EchoProbe(target.choose_sources(address, source, sources), address, size)
         seen = Asked(probe.sources)
-        with reporting_asked(seen, as_json), open_target(name, tap, capture) as opened:
+        with open_target(name, tap, capture) as opened, reporting_asked(seen, as_json):
             ask(opened.packets, probe, pace, seen, on_reply)
     return 0 if sum(seen.received) else 1
 

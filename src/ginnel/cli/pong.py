@@ -22,6 +22,6 @@ def command(name: str | None, tap: bool, capture: Path | None, as_json: bool) ->
     Runs until SIGINT or SIGTERM, or until the device is deleted, and says then whom it has answered.
     """
     seen = Answered()
-    with reporting_answered(seen, "echo requests", as_json), open_target(name, tap, capture) as target:
+    with open_target(name, tap, capture) as target, reporting_answered(seen, "echo requests", as_json):
         respond(target.packets, answer_echo, seen)
     return 0

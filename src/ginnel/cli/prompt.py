@@ -42,7 +42,11 @@ class Asker:
             print(prompt.text, file=sys.stderr, flush=True)
             return ""
         async with self._turn:
-            return await _ask_terminal(prompt)
+            answer = await _ask_terminal(prompt)
+            while prompt.kind == "username" and answer is not None and not answer.strip():
+                # Nobody is called so.
+                answer = await _ask_terminal(prompt)
+            return answer
 
 
 async def _ask_terminal(prompt: Prompt) -> str | None:
@@ -61,11 +65,13 @@ async def _ask_terminal(prompt: Prompt) -> str | None:
     with _hidden(terminal, prompt.echo):
         print(f"{prompt.text}: ", end="", file=sys.stderr, flush=True)
         loop.add_reader(terminal, read)
+        line = b""
         try:
             line = await answer
         finally:
             loop.remove_reader(terminal)
-            if not prompt.echo:
+            # What comes next begins a line.
+            if not (prompt.echo and line):
                 print(file=sys.stderr, flush=True)
     return line.decode(errors="surrogateescape").removesuffix("\n") if line else None
 

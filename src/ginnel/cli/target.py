@@ -60,8 +60,11 @@ def open_target(name: str | None, tap: bool, capture: Path | None = None) -> Ite
     try:
         queue, found, kind = _attach(name or f"{kind}%d", kind, is_there)
     except DeviceError as error:
-        if name is not None and not is_there and error.errno in (errno.EPERM, errno.ENOENT):
-            line = f"there is no device {name}; `ginnel device create {name}` makes one"
+        if not is_there and error.errno in (errno.EPERM, errno.EACCES, errno.ENOENT):
+            if name is None:
+                line = f"a new device of {NODE} takes CAP_NET_ADMIN; `ginnel device create NAME` makes one without"
+                raise DeviceError(error.errno, line) from None
+            line = f"there is no device {name}, see `ginnel device list`; `ginnel device create {name}` makes one"
             raise DeviceError(errno.ENODEV, line) from None
         raise
     with queue:

@@ -27,8 +27,10 @@ from ginnel.openvpn.client import ClientPolicy
 from ginnel.openvpn.commands import REPORTS, carry_out
 from ginnel.openvpn.config import ClientConfig, HttpProxy, Remote
 from ginnel.openvpn.ovpn_file import read_login, read_revocations
+from ginnel.openvpn.push import PushReply
 from ginnel.openvpn.session import Session
 from ginnel.openvpn.tls import KeyPasswordError, TlsContext
+from ginnel.openvpn.words import escape
 from ginnel.openvpn.wrap import NoWrap
 from ginnel.transports import watch
 from ginnel.transports.ways import Opened, Outside, Unresolved, Way, Ways, describe, open_way, pause
@@ -201,11 +203,13 @@ class Client:
         quick = min(longest, _PATIENCE if way.remote.tcp or not way.first else _FIRST_PATIENCE)
         patience = float(longest if way.alone else quick)
         try:
+            log.info("trying %s", describe(way.remote))
             await self._outside.open(way)
             async with asyncio.timeout(patience) as limit:
                 login = functools.partial(self._proxy_login, limit)
                 opened = await open_way(way, login, self._outside, floats=config.floats)
             number = self._give_away(opened, way.remote.tcp)
+            log.info("connecting to %s port %d", *opened.address[:2])
         except DeviceError:
             raise
         except GinnelError as error:
@@ -279,9 +283,12 @@ class Client:
             case events.Established():
                 self._user_is_done()
                 self.keyed_at = time.monotonic()
+                if log.isEnabledFor(logging.INFO):
+                    log.info("the server pushed: %s", _shown(news.push))
                 self._on_change(Rose(news, attempt.path, attempt.remote, time.monotonic() - attempt.began))
             case events.Rekeyed():
                 self.keyed_at = time.monotonic()
+                log.info("new keys")
             case events.Notice(text):
                 # What each connection brings again is news once.
                 log.log(logging.DEBUG if text in self._told else logging.WARNING, "%s", text)
@@ -596,14 +603,19 @@ def _watched(connection: socket.socket | None, on_end: Callable[[], None]) -> It
         loop.remove_reader(sock)
 
 
+def _shown(push: PushReply) -> str:
+    """What counts of it. A token is as good as a password."""
+    return escape(", ".join(text for text in push.options() if not text.startswith("auth-token")))
+
+
 def _unanswered(prompt: events.Prompt) -> ConfigError:
     if prompt.kind in ("username", "password"):
         return ConfigError(
-            "the server wants a user and a password, and there is no terminal to ask on",
+            "the server wants a user and a password, and nobody answered",
             option="auth-user-pass",
             instead="give --auth-user-pass FILE, or set GINNEL_USERNAME and GINNEL_PASSWORD",
         )
-    return ConfigError(f"the server asks {prompt.text!r}, and there is nobody to answer")
+    return ConfigError(f"the server asks {prompt.text!r}, and nobody answered")
 
 
 # Seconds that a silent server may take while there are others to try: less the first time, when one of a

@@ -99,7 +99,9 @@ def report_ovpn(path: str | os.PathLike[str]) -> Report:
             findings.append(_refusal(error, statement))
             continue
         said = "; ".join(warning.text for warning in reader.warnings[before:])
-        if verdict is Verdict.SUPPORTED:
+        if verdict is Verdict.SUPPORTED and "and has no effect" in said:
+            verdict = Verdict.IGNORED
+        elif verdict is Verdict.SUPPORTED:
             statement = _optional(statement) or statement
             said = "; ".join(filter(None, (meaning(statement.name, statement.words), said)))
         findings.append(Finding(statement.line, statement.name, verdict, said or WITHOUT_LOSS))

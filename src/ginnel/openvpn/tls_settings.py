@@ -81,7 +81,7 @@ class KeyPasswordError(ConfigError):
     def __init__(self, option: str, *, wrong: bool) -> None:
         self.wrong = wrong
         message = "the private key's password is wrong" if wrong else "the private key needs a password"
-        super().__init__(message, option=option, instead="give it with askpass")
+        super().__init__(message, option=option, instead="give it with askpass FILE, or set GINNEL_KEY_PASSWORD")
 
 
 def configure(context: SSL.Context, settings: TlsSettings) -> bool:

@@ -167,10 +167,13 @@ class DatagramSocket:
     async def sendto(self, data: bytes | bytearray | memoryview, address: Address) -> None:
         """Sends one datagram. Waits while the stack is behind.
 
-        What cannot be sent (longer than the MTU, no address of that family) is dropped and counted, as in a
-        network. OSError (EBADF) once closed; socket.gaierror for a name without address.
+        What is longer than the MTU leaves in fragments; what cannot be sent (no address of that family) is dropped
+        and counted, as in a network. OSError: EMSGSIZE past 65,507 bytes, EBADF once closed; socket.gaierror for a
+        name without address.
         """
         host, port = address
+        if len(data) > LONGEST_DATAGRAM:
+            raise OSError(errno.EMSGSIZE, f"a datagram of {len(data)} bytes: {LONGEST_DATAGRAM} at most")
         packed = pack_address((await self._stack.resolve(host))[0], port)
         await asyncio.get_running_loop().sock_sendall(self._sock, packed + bytes(data))
 
@@ -219,5 +222,6 @@ def os_error(number: int, remote: Address) -> OSError:
 
 
 ADDRESS_LEN = 18
+LONGEST_DATAGRAM = 65_507
 LONGEST_MESSAGE = ADDRESS_LEN + 65_535
 STREAM_LIMIT = 64 * 1024

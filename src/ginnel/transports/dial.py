@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import socket
 import threading
 from collections import deque
@@ -86,7 +87,11 @@ def source_address(address: str) -> str | None:
 async def _connect(address: Address, local: Local | None) -> socket.socket:
     made = _socket(address, socket.SOCK_STREAM, local)
     try:
-        await asyncio.get_running_loop().sock_connect(made, address)
+        try:
+            await asyncio.get_running_loop().sock_connect(made, address)
+        except OSError as error:
+            # asyncio puts its own words in place of the system's.
+            raise OSError(error.errno, os.strerror(error.errno or 0)) from None
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except BaseException:
         made.close()
