@@ -554,8 +554,13 @@ the words given. Where a test is named, it is in `tests/interop` and needs more 
 
 What OpenVPN 2.6 does not have can't be tried with it: PUSH_UPDATE and epoch keys are of 2.7. They are tried with
 ginnel's own server, and held to OpenVPN's published values (`tests/vectors/SOURCES.md`). What `connect --tun` does to a
-machine is in `tests/interop/test_tun.py`. Stock clients at `ginnel serve` come last; OpenVPN 3, which phones have, is
-not in Debian and has not been tried.
+machine is in `tests/interop/test_tun.py`. Stock clients at `ginnel serve` come last.
+
+OpenVPN 3, which phones have, is not in Debian. Its own `ovpncli` (3.12, built of its repository) was tried at
+`ginnel serve` by hand on 2026-11-29: UDP and TCP, subnet and net30, no wrap, tls-auth, tls-crypt and tls-crypt-v2,
+AES-GCM and ChaCha20 with epoch keys, password and token, IPv4 and IPv6 inside, renegotiation begun by it, kicked (it
+comes back), revoked (it ends with the reason). Where the server begins renegotiations more often than each two minutes,
+no data comes through after the second: it sends with the first key for a minute, which by then is nobody's.
 """.splitlines()
 
 
