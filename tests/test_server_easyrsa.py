@@ -232,7 +232,7 @@ def test_what_is_there_is_not_imported_over(pki: Pki, tmp_path: Path) -> None:
 
 
 def test_what_is_no_pki_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="name its pki folder"):
+    with pytest.raises(ConfigError, match=r"ca\.crt: No such file or directory; name its pki folder"):
         read_pki(tmp_path)
     (tmp_path / "ca.crt").write_text("nothing")
     with pytest.raises(ConfigError, match="no certificate"):

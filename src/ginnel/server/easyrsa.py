@@ -72,7 +72,10 @@ def read_pki(folder: Path) -> Imported:
         wrap = next((found for found in map(_wrap, (pki, pki.parent)) if found is not None), None)
         if wrap is None:
             left_out.append(f"a static key, as there is no tc.key or ta.key in {pki} or above: users need new files")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}"
+        raise ConfigError(f"{folder} is no PKI of easy-rsa: {reason}", instead="name its pki folder") from None
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{folder} is no PKI of easy-rsa: {error}", instead="name its pki folder") from None
     if server is None and not ca_key:
         raise ConfigError(f"{folder} has neither a server's certificate with its key, nor the authority's key")
