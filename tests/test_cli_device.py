@@ -137,7 +137,11 @@ def test_mistakes_end_in_one_line(shell: Shell, tmp_path: Path) -> None:
     assert "is no name for a device" in shell.fails(6, "device", "create", "a-name-that-is-too-long")
     assert "write one as 10.0.0.1/24" in shell.fails(6, "device", "create", "tun1", "--address", "10.0.0.300")
     assert "MTU 10 is outside" in shell.fails(6, "device", "create", "tun1", "--mtu", "10")
+    shell.own("tun2", "--address", "10.0.0.1/24")
     assert "MTU 10 is outside" in shell.fails(6, "device", "set", "tun0", "mtu", "10")
+    for words in (("ping",), ("echo", "client")):
+        line = shell.fails(2, *words, "--device", "tun2", "10.0.0.1", "--end", "application", "-s", "1473")
+        assert "write 1472 or less" in line
     assert "mtu is followed by nothing" in shell.fails(2, "device", "set", "tun0", "mtu")
     line = shell.fails(6, "ping", "--device", "tun0", "--end", "interface", "10.0.0.9")
     assert line == "ginnel: tun0 is down; set it up with `ginnel device set tun0 up`: Network is down"
@@ -268,6 +272,21 @@ def test_programs_end_with_their_device_and_say_what_they_saw(shell: Shell) -> N
 
 def example(shell: Shell, *words: str) -> Process:
     return shell.start(sys.executable, EXAMPLES / words[0], *words[1:])
+
+
+@pytest.mark.parametrize("script", ["ping.py", "echo_client.py"])
+def test_an_example_without_arguments_says_which_it_takes(script: str) -> None:
+    done = subprocess.run([sys.executable, EXAMPLES / script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert f"python examples/{script} ADDRESS" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_examples_say_that_they_are_for_tun(shell: Shell) -> None:
+    shell.own("tap0", "--tap")
+    words = [sys.executable, EXAMPLES / "ping.py", "10.0.0.1", "10.0.0.2", "tap0"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=shell.env, check=False)
+    assert done.stderr == "tap0 carries Ethernet frames; this script is for a TUN device\n"
 
 
 def test_example_pong(shell: Shell) -> None:

@@ -116,6 +116,7 @@ def client_command(
     else:
         if name is not None and target.is_named(name):
             target.own_addresses(name)
+            target.check_size(name, address, size)
         forged = DatagramProbe(target.choose_sources(address, source, sources), address, port, size)
         seen = Asked(forged.sources)
         with open_target(name, tap, capture) as opened, reporting_asked(seen, as_json):

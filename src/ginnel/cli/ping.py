@@ -66,6 +66,8 @@ def command(
         with reporting_asked(seen, as_json):
             _ping_by_stack(name, address, pace, seen, on_reply)
     else:
+        if name is not None and target.is_named(name):
+            target.check_size(name, address, size)
         probe = EchoProbe(target.choose_sources(address, source, sources), address, size)
         seen = Asked(probe.sources)
         with open_target(name, tap, capture) as opened, reporting_asked(seen, as_json):

@@ -101,6 +101,18 @@ def choose_sources(address: str, first: str | None, count: int) -> list[str]:
     return [str(start + number) for number in range(count)]
 
 
+def check_size(name: str, address: str, size: int) -> None:
+    """Of a forged message to a named device. The stack answers to what is longer than the MTU in fragments, which
+    are not put together here. Raises ConfigError."""
+    room = named.show(name)["mtu"] - (28 if parse_address(address).version == 4 else 48)
+    if size > room:
+        raise ConfigError(
+            f"--size {size} is more than a packet on {name} takes, and what is forged is not cut into fragments",
+            option="size",
+            instead=f"write {room} or less, or add --end interface",
+        )
+
+
 def refuse_capture(path: Path | None) -> None:
     """Of a program at the interface end, which has datagrams and no packets."""
     if path is not None:
