@@ -358,9 +358,10 @@ def _carry(source: socket.socket, target: socket.socket) -> None:
     target.send(source.recv(65_536))
 
 
-async def test_a_network_whose_route_is_removed_is_not_reached_until_the_interface_is_set_up_again() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_network_whose_route_is_removed_is_not_reached_until_the_interface_is_set_up_again(kind: Kind) -> None:
     interfaces = Interfaces()
-    interface = interfaces.create(kind="tap")
+    interface = interfaces.create(kind=kind)
     program, _ = interface.attach()
     own, other = (Address(ip_interface(text)) for text in ("10.0.0.1/24", "fd00::1/64"))
     for each in (own, other):
@@ -376,12 +377,14 @@ async def test_a_network_whose_route_is_removed_is_not_reached_until_the_interfa
         with pytest.raises(DeviceError):
             interface.disconnect(each)
     # A route there is a way again, and the address is still its own.
-    interface.add_route(Route(ip_network("10.0.0.0/28")))
+    interface.add_route(Route(ip_network("10.0.0.0/28"), ip_address("10.0.0.1")))
     core.abort(core.connect("10.0.0.2", 80))
+    with pytest.raises(OSError, match="unreachable"):
+        core.connect("192.0.2.1", 80)
     core.abort(core.connect("10.0.0.1", 80))
     interface.set_up(False)
     interface.set_up(True)
-    for host in ("10.0.0.77", "fd00::2"):
+    for host in ("10.0.0.77", "fd00::2", *(["192.0.2.1"] if kind == "tun" else [])):
         core.abort(core.connect(host, 80))
     program.close()
     await interfaces.aclose()

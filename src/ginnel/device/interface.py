@@ -225,7 +225,7 @@ class Interface:
 
     def disconnect(self, address: Address) -> None:
         """Takes the network away that comes with an address, until the interface is set up again. ESRCH when it has
-        none. A TUN interface sends everything to its other end, whatever is routed."""
+        none. A TUN interface, which sends everything to its other end otherwise, goes by its routes meanwhile."""
         if all(own != address for own, _ in self.connected):
             raise DeviceError(errno.ESRCH, f"{self.name} has no network of {address.interface}")
         self._bare.add(address)
@@ -336,11 +336,19 @@ class Interface:
             ipaddress.ip_interface(own.interface.ip) if own in self._bare else own.interface for own in self._addresses
         )
         self.stack.set_addresses([str(interface) for interface in interfaces])
+        if self.kind == "tun":
+            self.stack.set_routes(self._ways() if self._bare else None)
+
+    def _ways(self) -> list[tuple[str, str | None]]:
+        """All that the kernel would know of a TUN interface."""
+        networks = (_network_of(own) for own in self._addresses if own not in self._bare)
+        routes = (str(own.destination) for own in self._routes if own.table == MAIN_TABLE)
+        return [(destination, None) for destination in (*map(str, filter(None, networks)), *routes)]
 
     def _follow_routes(self, destination: Network) -> None:
         """Has the stack take the best way to a network."""
-        # What is sent into a TUN device goes through it, whichever routes a program wanted.
-        if self.kind != "tap":
+        # What is sent into a TUN device goes through it, whichever routes a program wanted, until it takes one away.
+        if self.kind == "tun" and not self._bare:
             return
         ways = [own for own in self.routes_to(destination) if own.table == MAIN_TABLE]
         if ways:
