@@ -132,6 +132,14 @@ async def test_what_nobody_thought_of_is_an_errno_and_the_next_request_is_answer
     assert code(routes, link(GETLINK, 0, index=INDEX + 9)) == "ENODEV"
 
 
+async def test_a_namespace_has_no_number_here(routes):
+    """`ip addr` asks for those that have a name; the descriptor is the program's, and would be another of ours."""
+    data = struct.pack("=IHHII", 28, 90, REQUEST, 99, 0) + bytes(4) + struct.pack("=HHI", 8, 3, 6)
+    ((kind, _, sequence, port, message),) = messages(routes.answer(data, PORT))
+    assert (kind, sequence, port) == (88, 99, PORT)
+    assert message[20:] == struct.pack("=HHi", 8, 1, -1)
+
+
 async def test_up_and_down(routes, interfaces):
     interface = interfaces.get("ours0")
     for flags, change, up in ((1, 1, True), (0, 1, False), (1, 0, True), (0, 0x40, True)):

@@ -152,6 +152,12 @@ def network(address: IPAddress | None, length: int, family: int) -> Network:
         raise DeviceError(errno.EINVAL, "no network with this prefix length") from None
 
 
+def namespace_message() -> Message:
+    """The number of a network namespace: it has none here."""
+    body = GENERIC.pack(socket.AF_UNSPEC).ljust(_align(GENERIC.size), b"\0")
+    return Message(RTM_NEWNSID, 0, 0, body + struct.pack("=HHi", 8, NETNSA_NSID, -1))
+
+
 def link_message(interface: Interface, *, deleted: bool = False) -> Message:
     statistics = interface.statistics()
     attributes: list[list[Any]] = [
@@ -237,6 +243,9 @@ NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWNSID, RTM_GETNSID = 88, 90
+NETNSA_NSID, NETNSA_FD = 1, 3
+GENERIC = struct.Struct("=B")
 LINK, ADDRESS, ROUTE = struct.Struct("=BxHiII"), struct.Struct("=BBBBi"), struct.Struct("=8BI")
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_TXQLEN = 1, 3, 4, 10, 13
 IFA_ADDRESS, IFA_LOCAL = 1, 2

@@ -103,6 +103,9 @@ class RouteNetlink:
                 self._add_route(request)
             case nl.RTM_DELROUTE:
                 self._remove_route(request)
+            case nl.RTM_GETNSID if nl.NETNSA_FD in request.attributes(nl.GENERIC).values:
+                # The descriptor is the program's, and none of ours.
+                return [nl.namespace_message()]
             case kind if kind & 3 == _GET:
                 return self._from_kernel(request)
             case kind:
