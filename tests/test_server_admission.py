@@ -119,9 +119,15 @@ async def test_a_token_of_now_counts(caplog: pytest.LogCaptureFixture) -> None:
     assert isinstance(await house.ask(house.login("alice", 1, token)), PushReply)
 
 
-async def test_tokens_outlive_the_server() -> None:
+async def test_tokens_outlive_the_server_and_those_that_were_replaced_do_not() -> None:
     house = House()
-    reply = await house.enter(house.login("alice", 1, "secret"))
+    first = await house.enter(house.login("alice", 1, "secret"))
+    assert first.auth_token is not None
+    house.admission.forget(1)
+    second = await house.enter(house.login("alice", 1, first.auth_token))
+    assert second.auth_token is not None
+    house.admission.forget(1)
+    reply = await house.enter(house.login("alice", 1, second.auth_token))
     after = House()
     after.people = house.people
     after.admission = Admission(
@@ -135,6 +141,7 @@ async def test_tokens_outlive_the_server() -> None:
         inform=lambda peer, text: None,
     )
     assert reply.auth_token is not None
+    assert isinstance(after.admission.gate(house.login("alice", 1, first.auth_token)), Refusal)
     assert isinstance(after.admission.gate(house.login("alice", 1, reply.auth_token)), PushReply)
 
 

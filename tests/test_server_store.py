@@ -197,16 +197,24 @@ def test_names_that_could_do_harm_are_refused(store: Store, name: str) -> None:
         store.add_user(name)
 
 
-def test_what_a_server_writes_down_is_there_again(store: Store, tmp_path: Path) -> None:
+def test_what_a_server_writes_down_is_there_again(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ginnel.server.store.MAX_TOKENS", 3)
     store.set_lease("alice", IPv4Address("10.8.0.5"), None)
     session = store.begin_session("alice", "192.0.2.1 port 4")
     store.account(session, 10, 20)
     store.end_session(session, "left")
+    for number in range(1, 6):
+        store.show_token(bytes(11) + bytes([number]), number)
+    store.show_token(bytes(11) + b"\3", 9)
     assert store.lease("alice") == (IPv4Address("10.8.0.5"), None)
     assert store.settle(20)
     other = open_store(tmp_path / "state")
     assert other.lease("alice") == (IPv4Address("10.8.0.5"), None)
     assert other.lease("bob") == (None, None)
+    # The ones that were shown longest ago make way.
+    assert other.shown_tokens() == {bytes(11) + bytes([number]): made for number, made in ((4, 4), (5, 5), (3, 9))}
     ((remote, began, ended, rx, tx, reason),) = other.sessions("alice")
     assert (remote, rx, tx, reason) == ("192.0.2.1 port 4", 10, 20, "left")
     assert ended is not None

@@ -51,6 +51,7 @@ class People:
     leases: dict[str, tuple[IPv4Address | None, IPv6Address | None]] = field(default_factory=dict)
     sessions: list[list[object]] = field(default_factory=list)
     listeners: list[str] = field(default_factory=list)
+    tokens: dict[bytes, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         server = self.authority.issue("server", server=True)
@@ -109,6 +110,12 @@ class People:
 
     def set_lease(self, name: str, address: IPv4Address | None, address6: IPv6Address | None) -> None:
         self.leases[name] = address, address6
+
+    def shown_tokens(self) -> dict[bytes, int]:
+        return self.tokens
+
+    def show_token(self, session: bytes, made: int) -> None:
+        self.tokens[session] = made
 
     def begin_session(self, name: str, remote: str) -> int:
         self.sessions.append([name, remote, 0, 0, None])

@@ -72,7 +72,7 @@ class Admission:
         # What everyone is pushed, by whether it is over TCP.
         self._common: dict[bool, PushReply] = {}
         # When the token that each session showed last was made: those before it are used up.
-        self._shown: OrderedDict[bytes, int] = OrderedDict()
+        self._shown = OrderedDict(store.shown_tokens())
         self._guesses = Guesses()
         # The wall clock may be set while we run: tokens go by the time since the start.
         self._clock = time.time() - time.monotonic()
@@ -172,6 +172,7 @@ class Admission:
         if made < self._shown.get(session, 0):
             return False
         self._shown[session] = made
+        self._store.show_token(session, made)
         self._shown.move_to_end(session)
         while len(self._shown) > MAX_TOKENS:
             self._shown.popitem(last=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
@@ -67,6 +67,10 @@ class Store(Protocol):
 
     def lease(self, name: str) -> tuple[IPv4Address | None, IPv6Address | None]: ...
     def set_lease(self, name: str, address: IPv4Address | None, address6: IPv6Address | None) -> None: ...
+    def shown_tokens(self) -> Mapping[bytes, int]:
+        """By the token's session, when the one was made that was shown last: those before it are used up."""
+
+    def show_token(self, session: bytes, made: int) -> None: ...
     def begin_session(self, name: str, remote: str) -> int: ...
     def account(self, session: int, rx: int, tx: int) -> None:
         """The bytes of a session so far, from the client and to it."""

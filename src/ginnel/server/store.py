@@ -325,6 +325,13 @@ class Store:
         values = (name, *(None if each is None else str(each) for each in (address, address6)))
         self._notes.add("INSERT OR REPLACE INTO leases (name, address, address6) VALUES (?, ?, ?)", values)
 
+    def shown_tokens(self) -> dict[bytes, int]:
+        return dict(self._query("SELECT session, made FROM tokens ORDER BY rowid"))
+
+    def show_token(self, session: bytes, made: int) -> None:
+        self._notes.add("INSERT OR REPLACE INTO tokens (session, made) VALUES (?, ?)", (session, made))
+        self._notes.add("DELETE FROM tokens WHERE rowid <= (SELECT max(rowid) FROM tokens) - ?", (MAX_TOKENS,))
+
     def begin_session(self, name: str, remote: str) -> int:
         session = next(self._sessions)
         now = time.time()
@@ -571,12 +578,13 @@ DATABASE = "server.db"
 #: Seconds that another process's transaction is waited for.
 BUSY = 2.0
 MAX_SESSIONS = 100_000
+MAX_TOKENS = 10_000
 COUNT_CHANGE = "INSERT INTO texts (key, value) VALUES ('changes', 1) ON CONFLICT (key) DO UPDATE SET value = value + 1"
 USERS = (
     "SELECT name, serial, revoked, expires, address, address6, routes, password IS NOT NULL, password_since FROM users"
 )
 #: Of the tables below; another number is another program's.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA = (
     "CREATE TABLE texts (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE users (name TEXT PRIMARY KEY, serial TEXT NOT NULL, revoked INTEGER DEFAULT 0, "
@@ -589,6 +597,8 @@ SCHEMA = (
     "CREATE TABLE certificates (serial TEXT PRIMARY KEY, name TEXT NOT NULL, revoked REAL)",
     "CREATE INDEX certificates_by_name ON certificates (name)",
     "CREATE TABLE leases (name TEXT PRIMARY KEY, address TEXT, address6 TEXT)",
+    # When the token was made that each of their sessions showed last.
+    "CREATE TABLE tokens (session BLOB PRIMARY KEY, made INTEGER NOT NULL)",
     "CREATE TABLE sessions (id INTEGER PRIMARY KEY, name TEXT NOT NULL, remote TEXT NOT NULL, "
     "began REAL NOT NULL, seen REAL NOT NULL, ended REAL, rx INTEGER DEFAULT 0, tx INTEGER DEFAULT 0, reason TEXT)",
 )
