@@ -13,6 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from ginnel.errors import ConfigError
 from ginnel.openvpn import settings
+from ginnel.openvpn.certificates import Rules
 from ginnel.openvpn.ovpn_file import parse_ovpn
 from ginnel.openvpn.tls import TlsContext, TlsError, TlsSettings, VerifyName
 
@@ -245,6 +246,42 @@ def test_any_purpose_is_not_the_servers() -> None:
     extensions = [usage(), x509.ExtendedKeyUsage([ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE])]
     refusal = complaint(replace(TRUST, remote_cert_tls="server"), ROOT.server((CN, "x"), extensions=extensions))
     assert "made for another purpose" in str(refusal)
+
+
+NETSCAPE = ObjectIdentifier("2.16.840.1.113730.1.1")
+
+
+@pytest.mark.parametrize(
+    ("extensions", "good"),
+    [
+        ([], True),
+        ([usage(), x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])], True),
+        ([x509.UnrecognizedExtension(NETSCAPE, bytes.fromhex("03020640"))], True),
+        ([x509.UnrecognizedExtension(NETSCAPE, bytes.fromhex("03020780"))], False),
+        ([x509.UnrecognizedExtension(NETSCAPE, bytes.fromhex("0300"))], False),
+        ([x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])], False),
+        ([x509.ExtendedKeyUsage([ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE])], False),
+        ([x509.KeyUsage(False, False, False, False, False, True, False, False, False)], False),
+    ],
+    ids=[
+        "nothing",
+        "eku",
+        "netscape-server",
+        "netscape-client",
+        "netscape-empty",
+        "eku-client",
+        "eku-any",
+        "ku-of-an-authority",
+    ],
+)
+def test_ns_cert_type(extensions: list[x509.ExtensionType], good: bool) -> None:
+    server = ROOT.server((CN, "x"), extensions=extensions)
+    rules = Rules(TlsSettings(ns_cert_type=True))
+    assert (rules.refuse(leaf(server), issuer_seen=True) is None) == good
+    if good:
+        assert complaint(replace(TRUST, ns_cert_type=True), server) is None
+    else:
+        assert complaint(replace(TRUST, ns_cert_type=True), server) is not None
 
 
 def test_an_unknown_purpose_is_a_configuration_error() -> None:

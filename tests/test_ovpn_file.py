@@ -419,7 +419,7 @@ def test_no_option_of_stock_is_unknown_and_each_refusal_says_why(name: str) -> N
 
 
 SAFETY = """auth-token secret fragment engine providers tls-verify plugin
-    replay-persist capath management-external-key ns-cert-type compat-mode"""
+    replay-persist capath management-external-key compat-mode"""
 SERVERS = "server push dh client-to-client ifconfig-pool client-config-dir tls-server"
 OPTIONAL = [
     "{} x",
@@ -546,7 +546,7 @@ WRONG = [
     ("mssfix 1400 wide", "is not one of: mtu, fixed"),
     ("key-direction 2", "key-direction: '2' is not one of: 0, 1"),
     ("auth-retry yes", "is not one of: none, nointeract, interact"),
-    ("ns-cert-type server", "write: remote-cert-tls server"),
+    ("ns-cert-type client", "'client' is not one of: server"),
     ("verify-x509-name a b", "is not one of: subject, name, name-prefix"),
     ("tls-version-min 1.4", "is not one of: 1.0, 1.1, 1.2, 1.3"),
     ("tls-version-min 1.3\ntls-version-max 1.2", "tls-version-max 1.2 is less than tls-version-min 1.3"),

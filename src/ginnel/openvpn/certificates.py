@@ -64,6 +64,8 @@ class Rules:
         if wanted is not None and (usage is None or not (wanted == () or any(usage & ku == ku for ku in wanted))):
             seen = "none" if usage is None else f"{usage:02x}"
             return f"has another key usage than remote-cert-ku asks for ({seen})"
+        if settings.ns_cert_type and not _is_good_for_a_server(certificate, usage, purposes):
+            return "is for something else than a server, and ns-cert-type asks for a server's"
         if self._eku is not None and self._eku not in (purposes or []):
             return "has another purpose than remote-cert-eku asks for"
         return None
@@ -147,6 +149,26 @@ def _purposes(certificate: x509.Certificate) -> list[ObjectIdentifier] | None:
         return None
 
 
+def _is_good_for_a_server(
+    certificate: x509.Certificate, usage: int | None, purposes: list[ObjectIdentifier] | None
+) -> bool:
+    """By what it says of itself, in any of three ways; as stock has it (``ssl_verify_openssl.c``), what says nothing is
+    good for all, and Netscape's own extension alone is enough."""
+    try:
+        said = certificate.extensions.get_extension_for_oid(NETSCAPE_TYPE).value
+    except x509.ExtensionNotFound:
+        bits = None
+    except ValueError:
+        return False
+    else:
+        # A bit string of one byte: tag, length, unused bits, bits.
+        bits = said.value[3] if isinstance(said, x509.UnrecognizedExtension) and len(said.value) == 4 else 0
+    if bits is not None:
+        return bool(bits & NETSCAPE_SERVER)
+    fits = purposes is None or bool({*purposes} & SERVER_PURPOSES)
+    return fits and (usage is None or bool(usage & TLS_USAGES))
+
+
 def _purpose(text: str) -> ObjectIdentifier:
     if text in PURPOSES:
         return PURPOSES[text]
@@ -212,6 +234,15 @@ def _subject(certificate: x509.Certificate) -> str | None:
 
 
 NO_CRL, REVOKED = 3, 23
+NETSCAPE_TYPE, NETSCAPE_SERVER = ObjectIdentifier("2.16.840.1.113730.1.1"), 0x40
+# TLS's own, and those of the days of export ciphers.
+SERVER_PURPOSES = {
+    ExtendedKeyUsageOID.SERVER_AUTH,
+    ObjectIdentifier("2.16.840.1.113730.4.1"),
+    ObjectIdentifier("1.3.6.1.4.1.311.10.3.3"),
+}
+# Signature, key encipherment, key agreement.
+TLS_USAGES = 0x80 | 0x20 | 0x08
 SERIAL_NUMBER = "serialNumber"
 EXTENSIONS: dict[str, type[x509.SubjectAlternativeName] | type[x509.IssuerAlternativeName]] = {
     "ext:subjectAltName": x509.SubjectAlternativeName,

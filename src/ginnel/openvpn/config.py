@@ -106,6 +106,7 @@ class ClientConfig:
       folder the serial numbers; ``crl_file`` is where it was read from, and is read again when it changes.
     - ``peer_fingerprints``: SHA-256, 64 hexadecimal digits with colons. ``issuer_fingerprints``: ``verify-hash``.
     - ``remote_cert_ku``: numbers of which the certificate must meet one, () for any; None asks for none.
+    - ``ns_cert_type``: ``ns-cert-type server``.
     - ``username_fields``: ``x509-username-field``. ``cipher_list``, ``cipher_suites``, ``groups``, ``cert_profile``:
       ``tls-cipher``, ``tls-ciphersuites``, ``tls-groups``, ``tls-cert-profile``.
     - ``cipher``: ``data-ciphers-fallback``, for a server that negotiates none.
@@ -140,6 +141,7 @@ class ClientConfig:
     remote_cert_tls: Literal["server", "client"] | None = None
     remote_cert_ku: tuple[int, ...] | None = None
     remote_cert_eku: str | None = None
+    ns_cert_type: bool = False
     username_fields: tuple[str, ...] = ("CN",)
     verify_x509_name: VerifyName | None = None
     wrap: NoWrap | TlsAuth | TlsCrypt | TlsCryptV2 = field(default_factory=NoWrap)

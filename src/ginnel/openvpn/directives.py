@@ -118,6 +118,7 @@ _TABLE = [
         remote_cert_tls="server|client",
         remote_cert_ku="[NUMBER] …",
         remote_cert_eku="OID",
+        ns_cert_type="server",
         verify_x509_name="NAME [TYPE]",
         x509_username_field="FIELD …",
         tls_auth="FILE [DIRECTION]",
@@ -238,7 +239,6 @@ _TABLE = [
     ),
     *_refused("engine providers", "OpenSSL's engines and providers can't be chosen"),
     *_refused("capath", "a folder of certificates is not read", "put the certificates into one ca file"),
-    *_refused("ns-cert-type", "the Netscape certificate type is no longer in use", "write: remote-cert-tls server"),
     *_refused(
         "tls-verify plugin",
         "the server's certificate would not be checked as asked",

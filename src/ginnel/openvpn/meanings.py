@@ -70,6 +70,7 @@ MEANINGS: dict[str, tuple[str, ...]] = {
     ),
     "peer-fingerprint": ("the server's certificate must be the one with this fingerprint",),
     "verify-hash": ("the certificate that signed the server's must have this fingerprint",),
+    "ns-cert-type": ("the server's certificate must not be for something else than a server",),
     "remote-cert-tls": ("the server's certificate must say that it is a {0}'s",),
     "remote-cert-ku": (
         "the server's certificate must have one of these key usages: {all}",

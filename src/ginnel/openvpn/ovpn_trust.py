@@ -115,6 +115,11 @@ def _remote_cert_tls(draft: Draft, statement: Statement) -> None:
     draft.values["remote_cert_tls"] = one_of(statement.words[0], "server", "client")
 
 
+def _ns_cert_type(draft: Draft, statement: Statement) -> None:
+    one_of(statement.words[0], "server")
+    draft.values["ns_cert_type"] = True
+
+
 def _text(name: str) -> Taker:
     def take(draft: Draft, statement: Statement) -> None:
         draft.values[name] = statement.words[0]
@@ -166,6 +171,7 @@ TAKERS: dict[str, Taker] = {
     "remote-cert-tls": _remote_cert_tls,
     "remote-cert-ku": _key_usages,
     "remote-cert-eku": _text("remote_cert_eku"),
+    "ns-cert-type": _ns_cert_type,
     "verify-x509-name": _verify_name,
     "x509-username-field": _username_fields,
     "tls-auth": _static_key,

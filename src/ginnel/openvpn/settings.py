@@ -27,6 +27,7 @@ def tls_context(config: ClientConfig, key_password: str | None = None) -> TlsCon
         remote_cert_tls=config.remote_cert_tls,
         remote_cert_ku=config.remote_cert_ku,
         remote_cert_eku=config.remote_cert_eku,
+        ns_cert_type=config.ns_cert_type,
         username_fields=config.username_fields,
         verify_name=config.verify_x509_name,
         version_min=config.tls_version_min,

@@ -44,6 +44,7 @@ class TlsSettings:
     - ``issuer_fingerprints``: ``verify-hash``, SHA-256 or (40 digits) SHA-1 of the certificate that signed the peer's.
     - ``remote_cert_tls``, ``remote_cert_ku`` (numbers, one of which must be met; () for any) and
       ``remote_cert_eku`` (an OID or OpenSSL's name) stand beside each other.
+    - ``ns_cert_type``: the peer's certificate must be good for a server, as ``ns-cert-type server`` asks.
     - ``verify_name`` is compared with what ``username_fields`` (``x509-username-field``: "CN", "emailAddress",
       "serialNumber", "ext:subjectAltName", an OID ...; several are joined by "_") yield.
     - ``version_min``, ``version_max``: "1.0" to "1.3". ``cipher_list``: ``tls-cipher``, OpenSSL's names and
@@ -64,6 +65,7 @@ class TlsSettings:
     remote_cert_tls: Literal["server", "client"] | None = None
     remote_cert_ku: tuple[int, ...] | None = None
     remote_cert_eku: str | None = None
+    ns_cert_type: bool = False
     verify_name: VerifyName | None = None
     username_fields: tuple[str, ...] = ("CN",)
     version_min: str = "1.2"
