@@ -150,11 +150,27 @@ def test_a_file_is_the_users_alone_and_replaces_the_one_before(store: Store, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alice.ovpn", "state"]
 
 
+def test_no_other_file_is_lost(store: Store, tmp_path: Path) -> None:
+    file, empty, notes = tmp_path / "alice.ovpn", tmp_path / "mktemp", tmp_path / "notes"
+    notes.write_text("of mine")
+    empty.touch()
+    assert user(tmp_path, "add", "alice", "-o", file, *PUBLIC).returncode == 0
+    assert user(tmp_path, "add", "bob", "-o", empty, *PUBLIC).returncode == 0
+    before = file.read_text(), notes.read_text()
+    for words in (("add", "carol", "-o"), ("renew", "bob", "-o"), ("crl", "-o")):
+        for there in (file, notes):
+            refused(user(tmp_path, *words, there), f"{there} is there already, and would be lost; name another file")
+    refused(user(tmp_path, "renew", "alice", "-o", notes), "is there already")
+    assert (file.read_text(), notes.read_text()) == before
+    assert [user.name for user in store.users()] == ["alice", "bob"]
+    assert user(tmp_path, "renew", "bob", "-o", empty, *PUBLIC).returncode == 0
+
+
 def test_the_list_of_the_revoked_is_handed_out(store: Store, tmp_path: Path) -> None:
     kept, revoked = store.add_user("alice"), store.add_user("bob")
     store.revoke_user("bob")
     file = tmp_path / "crl.pem"
-    file.write_text("of before")
+    file.write_text(store.revocation_list())
     assert user(tmp_path, "crl", "-o", file).returncode == 0
     assert file.stat().st_mode & 0o777 == 0o644, "servers that have given up their rights read it"
     shown = x509.load_pem_x509_crl(user(tmp_path, "crl").stdout.encode())

@@ -7,6 +7,7 @@ import errno
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -16,13 +17,22 @@ from ginnel.errors import ConfigError
 class Output:
     """Put at its place at the end of the block; whatever is raised in it leaves what was there before."""
 
-    def __init__(self, path: Path | None, mode: int) -> None:
-        """None for stdout. Raises ConfigError for a place where no file can be: a folder, a device."""
+    def __init__(self, path: Path | None, mode: int, *, replaces: Callable[[str], bool] = lambda text: False) -> None:
+        """None for stdout. ``replaces`` says of the text of a file that is there already whether it may be lost; an
+        empty one (mktemp's) may. Raises ConfigError for a place where no file can be: a folder, a device, another
+        file."""
         if path is not None and path.is_dir():
             raise ConfigError(f"{path} is a directory", instead=f"write -o {path / 'FILE'}")
         if path is not None and path.exists() and not path.is_file():
             # It would be replaced: for root /dev/null, too.
             raise ConfigError(f"{path} is no file, and would be replaced by one", instead="leave -o out for stdout")
+        if path is not None and path.exists():
+            try:
+                text = path.read_text(errors="replace")
+            except OSError as error:
+                raise ConfigError(f"{path}: {error.strerror}; it is there already, and would be replaced") from None
+            if text and not replaces(text):
+                raise ConfigError(f"{path} is there already, and would be lost", instead="name another file")
         self._path = path
         self._mode = mode
         self._temporary: Path | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address, ip_network
@@ -61,7 +62,7 @@ def renew(name: str, directory: Path | None, output: Path | None, days: int, pub
     with _Opened(directory) as store:
         user = store.user(name)
         has_password = user is not None and user.has_password
-        with _Delivery(store, name, output, public, password=has_password) as delivery:
+        with _Delivery(store, name, output, public, password=has_password, renews=True) as delivery:
             store.renew_user(name, days=days, deliver=delivery.take)
     _tell_server(directory)
 
@@ -128,7 +129,7 @@ def crl(directory: Path | None, output: Path | None) -> None:
 
     It is signed now, and good for 180 days.
     """
-    with _Opened(directory) as store, Output(output, 0o644) as written:
+    with _Opened(directory) as store, Output(output, 0o644, replaces=lambda text: X509_CRL in text) as written:
         written.write(store.revocation_list())
 
 
@@ -201,12 +202,22 @@ class _Opened:
 class _Delivery:
     """A user's file on its way: whole at its place at the end of the block, or not there at all."""
 
-    def __init__(self, store: Store, name: str, output: Path | None, public: str | None, *, password: bool) -> None:
-        """Raises ConfigError for a ``public`` that cannot be, and for an ``output`` that is no file's place."""
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        output: Path | None,
+        public: str | None,
+        *,
+        password: bool,
+        renews: bool = False,
+    ) -> None:
+        """Raises ConfigError for a ``public`` that cannot be, and for an ``output`` that is no file's place. Whoever
+        ``renews`` replaces the user's file of before, and no other's."""
         from ginnel.server.client_file import remotes
 
         self._path = output
-        self._output = Output(output, 0o600)
+        self._output = Output(output, 0o600, replaces=lambda text: renews and _names(text) == name)
         listeners, known = store.listeners()
         self._places, self._warning = remotes(listeners, public or known)
         # Before a transaction, in which nothing else is asked of the store.
@@ -230,6 +241,18 @@ class _Delivery:
 
         self._until = _day(issued.expires)
         self._output.write(client_file(self._identity, issued, self._wrap_key, self._places, password=self._password))
+
+
+def _names(text: str) -> str | None:
+    """Whose client file it is, by its certificate."""
+    from cryptography import x509
+
+    found = re.search(r"<cert>(.*?)</cert>", text, re.DOTALL)
+    with contextlib.suppress(ValueError, IndexError):
+        if found is not None:
+            subject = x509.load_pem_x509_certificate(found[1].encode()).subject
+            return str(subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)[0].value)
+    return None
 
 
 def _ask() -> str:
@@ -298,3 +321,6 @@ def _day(at: datetime) -> str:
 
 def _date(at: float) -> str:
     return datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M")
+
+
+X509_CRL = "-----BEGIN X509 CRL-----"
