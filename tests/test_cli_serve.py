@@ -26,6 +26,7 @@ from cryptography import x509
 import ginnel
 from ginnel.cli.reporter import MAX_LINES, Lines, Reporter
 from ginnel.errors import AuthError, UnreachableError
+from ginnel.gateways.egress import may_ping
 from ginnel.openvpn.ovpn_file import read_ovpn
 from ginnel.server.control import ask
 from ginnel.vpn import Vpn
@@ -225,7 +226,7 @@ async def test_the_file_of_who_was_revoked_opens_no_session_and_one_that_was_rep
         await asyncio.to_thread(served.user, "revoke", "alice")
         # Twice: silence to one who asks again is no accident.
         for _ in range(2):
-            with pytest.raises(UnreachableError):
+            with pytest.raises(UnreachableError, match="did not end .nor does it for a user who was revoked.; gave up"):
                 await ginnel.connect(read_ovpn(tmp_path / "new.ovpn"), timeout=2).__aenter__()
         told = [event for event in map(json.loads, log.read_text().splitlines()) if event["event"] == "turned_away"]
         assert [(event["name"], event["reason"]) for event in told] == [("alice", "the user is revoked")]
@@ -240,10 +241,24 @@ async def test_a_port_that_is_published_of_nobody_is_said(tmp_path: Path) -> Non
         assert await asyncio.to_thread(served.process.wait, 20) == 2
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        options = ("--json", "--publish", f"{free.getsockname()[1]}:alice:80")
+        port = free.getsockname()[1]
+    (tmp_path / "state").mkdir(mode=0o700, exist_ok=True)
+    (tmp_path / "state/server.toml").write_text("[user.nobody]\npush = []\n")
+    metrics = f"unix:{tmp_path / 'metrics'}"
+    options = ("--json", "--publish", f"{port}:alice:80", "--metrics", metrics)
     with log.open("w") as file, serving(tmp_path, *options, out=file, err=subprocess.DEVNULL) as served:
         await served.serves()
-        assert '"publish_nobody"' in log.read_text()
+        events = {event["event"]: event for event in map(json.loads, log.read_text().splitlines())}
+        assert events["publish_nobody"]["name"] == "alice"
+        assert (events["push_nobody"]["name"], events["push_nobody"]["reason"]) == ("nobody", "is no user here")
+        assert (events["up"]["publish"], events["up"]["metrics"]) == ([f"{port}:alice:80"], metrics)
+    said = tmp_path / "said"
+    with said.open("w") as file, serving(tmp_path, *options[1:], out=file, err=file) as served:
+        await served.serves()
+        last = f"port {port} of every address leads to alice's port 80\n"
+        await until(lambda: last in said.read_text())
+        assert f"counters for Prometheus at /metrics on {metrics}\n" in said.read_text()
+        assert ("no_ping reason=" in said.read_text()) is not may_ping()
 
 
 def test_a_signal_at_any_stage_ends_it_and_leaves_nothing(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 from ginnel._core import Device
 from ginnel.errors import ConfigError
 from ginnel.gateways.access import CLOSED, AccessList
-from ginnel.gateways.egress import Egress
+from ginnel.gateways.egress import Egress, may_ping
 from ginnel.gateways.relay import Address, Listener
 from ginnel.stack import Stack
 from tests.harness.network import CLIENT, SERVER, Namespace, Network
@@ -130,7 +130,9 @@ async def test_echo_requests_leave_where_the_system_has_sockets_for_them(stacks:
         with pytest.raises(TimeoutError):
             await client.ping(HOST, timeout=0.3)
         assert egress.statistics()["echoes_failed"] == 1
+        assert not may_ping()
         namespace.run(["sh", "-c", "echo 0 2147483647 > /proc/sys/net/ipv4/ping_group_range"])
+        assert may_ping()
         for host in OWN:
             await client.ping(host, timeout=20)
         assert egress.statistics()["echoes"] == 2
@@ -225,7 +227,9 @@ def test_what_is_no_network_cannot_be_allowed(text: str) -> None:
 
 async def test_what_is_closed_is_answered_and_counted(stacks: Stacks) -> None:
     client, server = stacks
-    async with await asyncio.start_server(shout, HOST, 0) as outside, Egress(server) as egress:
+    told: list[tuple[str, str]] = []
+    egress = Egress(server, on_closed=lambda *closed: told.append(closed))
+    async with await asyncio.start_server(shout, HOST, 0) as outside, egress:
         port = outside.sockets[0].getsockname()[1]
         with pytest.raises(ConnectionRefusedError):
             await client.open_connection(HOST, port)
@@ -235,6 +239,8 @@ async def test_what_is_closed_is_answered_and_counted(stacks: Stacks) -> None:
         with pytest.raises(TimeoutError):
             await client.ping(HOST, timeout=0.2)
         assert egress.statistics()["refused_closed"] == 3
+        assert {host for _, host in told} == {HOST, "169.254.169.254"}
+        assert {client for client, _ in told} <= {"10.8.0.2", "10.8.0.3"}
         assert egress.statistics()["open"] == 0
 
 
@@ -428,7 +434,9 @@ async def test_without_a_resolver_that_answers_it_is_servfail_and_what_is_no_que
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    async with Egress(server, resolvers=[("127.0.0.1", port)]) as egress, await client.open_datagram() as sock:
+    told: list[str] = []
+    egress = Egress(server, resolvers=[("127.0.0.1", port)], on_dns_failure=told.append)
+    async with egress, await client.open_datagram() as sock:
         question = dns.message.make_query("a.example", "A", id=7)
         malformed = [b"", b"x" * 11, bytes(12), question.to_wire()[:-1], dns.message.make_response(question).to_wire()]
         for message in malformed:
@@ -438,6 +446,7 @@ async def test_without_a_resolver_that_answers_it_is_servfail_and_what_is_no_que
         assert (answer.id, answer.rcode()) == (7, dns.rcode.SERVFAIL)
         assert answer.question == question.question
         assert egress.statistics()["dns_failed"] == 1
+        assert told == ["no answer from 127.0.0.1"]
         assert egress.statistics()["dns_malformed"] == len(malformed)
 
 

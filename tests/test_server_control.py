@@ -173,6 +173,13 @@ async def test_monitors_find_their_files(tmp_path: Path) -> None:
         assert "\nEND\n" in shown
         assert shown.count("\nCLIENT_LIST\t") == 1
         assert "x\\nCLIENT_LIST\\tadmin" in shown
+        whole = table(described)
+        assert whole.split("\n")[0].split()[-2:] == ["CIPHER", "CLIENT"]
+        for width in (120, 100, 80, 60, 40):
+            lines = table(described, width).splitlines()
+            assert max(map(len, lines)) <= max(width, len("alice  10.8.0.2  127.0.0.1:12345 udp"))
+            assert lines[0].split()[:3] == ["NAME", "ADDRESS", "FROM"]
+        assert table(described, 1000) == whole
     assert left_in(tmp_path) == []
 
 

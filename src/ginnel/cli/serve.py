@@ -18,6 +18,7 @@ import click
 
 from ginnel.cli.reporter import Reporter
 from ginnel.errors import ConfigError, DeviceError, GinnelError
+from ginnel.gateways.egress import may_ping
 from ginnel.gateways.relay import Address, Listener
 from ginnel.network import rights
 from ginnel.server.client_file import split_host
@@ -30,13 +31,19 @@ from ginnel.server.inner import Routed
 from ginnel.server.journal import tell
 from ginnel.server.monitor import Monitor
 from ginnel.server.running import opened, running
-from ginnel.server.server_file import SERVER_FILE, read_server_file
+from ginnel.server.server_file import SERVER_FILE, PushedToUsers, read_server_file
 from ginnel.server.store import Store
 from ginnel.threads import for_many_peers
 
 
 @click.command(name="serve")
-@click.option("--dir", "directory", metavar="DIR", type=click.Path(path_type=Path), help="Where its state is kept.")
+@click.option(
+    "--dir",
+    "directory",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Where its state is kept; ~/.local/state/ginnel without it.",
+)
 @click.option(
     "--listen",
     "places",
@@ -169,10 +176,17 @@ async def _serve(
             directory=str(directory),
             **({} if routed is None else {"device": routed.device}),
             **({} if listener is None else {"metrics": str(listener.address)}),
+            **({"publish": [str(published) for published in config.publish]} if config.publish else {}),
         )
+        if routed is None and not may_ping():
+            tell("no_ping", level=logging.WARNING, reason=NO_PING)
         warnings = asyncio.create_task(warn(store))
         stack.callback(warnings.cancel)
         reporter.say(f"serving on {', '.join(listen)}; state in {directory}")
+        if listener is not None:
+            reporter.say(f"counters for Prometheus at /metrics on {listener.address}")
+        for published in config.publish:
+            reporter.say(f"port {published.port} of every address leads to {published.user}'s port {published.target}")
         await stop.wait()
         if routed is not None and routed.helper_ended:
             raise DeviceError(errno.EIO, rights.ENDED)
@@ -207,12 +221,17 @@ def _tell_imported(store: Store, imported: Imported | None) -> None:
 
 
 def _tell_nobody(store: Store, config: ServerConfig) -> None:
-    """A port that is published of somebody who is no user, or not yet."""
-    for published in config.publish:
-        user = store.user(published.user)
+    """What is published or pushed of somebody who is no user, or not yet."""
+    named: list[tuple[str, str, int | None]] = [
+        ("publish_nobody", published.user, published.port) for published in config.publish
+    ]
+    if isinstance(config.connected, PushedToUsers):
+        named += [("push_nobody", name, None) for name in config.connected.users]
+    for event, name, port in named:
+        user = store.user(name)
         if user is None or user.revoked:
             what = "is no user here" if user is None else "is revoked"
-            tell("publish_nobody", level=logging.WARNING, port=published.port, name=published.user, reason=what)
+            tell(event, level=logging.WARNING, port=port, name=name, reason=what)
 
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
@@ -234,4 +253,8 @@ def _set_up_logging(reporter: Reporter, verbose: int) -> None:
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 
+NO_PING = (
+    "the system lets this user send no echo requests: clients' pings to others stay unanswered, all else works; "
+    "root may run: sysctl -w net.ipv4.ping_group_range='0 2147483647'"
+)
 DAY = 86400.0

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,15 +24,21 @@ from ginnel.server.status import table
 def command(directory: Path | None, once: bool, as_json: bool) -> int:
     """Show the clients of the server that runs on this machine.
 
-    On a terminal it stays and is shown anew each second, until Ctrl-C or until the server ends.
+    On a terminal it stays and is shown anew each second, until Ctrl-C or until the server ends. Columns that
+    have no room there are left out; --json has everything.
     """
     folder = state_directory(directory)
     description = ask(folder, {"command": "status"})
     if as_json or once or not sys.stdout.isatty():
-        click.echo(json.dumps(description) if as_json else table(description), nl=as_json)
+        click.echo(json.dumps(description) if as_json else _table(description), nl=as_json)
     else:
         _watch(folder)
     return 0
+
+
+def _table(description: dict[str, Any]) -> str:
+    """As wide as the terminal, whole for a program."""
+    return table(description, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
 
 
 def _watch(folder: Path) -> None:
@@ -40,5 +48,6 @@ def _watch(folder: Path) -> None:
     # A signal is how this ends as it was asked to.
     with contextlib.suppress(SystemExit), Live(auto_refresh=False, screen=False) as live:
         while True:
-            live.update(Text(table(ask(folder, {"command": "status"})).rstrip()), refresh=True)
+            shown = _table(ask(folder, {"command": "status"})).rstrip()
+            live.update(Text(shown, no_wrap=True, overflow="ellipsis"), refresh=True)
             time.sleep(1)

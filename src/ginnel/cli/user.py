@@ -105,7 +105,8 @@ def set_password(name: str, directory: Path | None, remove: bool) -> None:
         store.check_valid(name)
         store.set_password(name, None if remove else _ask())
     if not remove:
-        print(f"{name}'s client asks for it if her file has the line auth-user-pass", file=sys.stderr)
+        instead = f"where it has not, add that, or make a new one: ginnel user renew {name}"
+        print(f"{name}'s client asks for it if her file has the line auth-user-pass; {instead}", file=sys.stderr)
 
 
 @command.command()

@@ -44,11 +44,14 @@ class Egress:
         client_limit: int = 1024,
         connect_timeout: float = 30.0,
         datagram_idle: float = 120.0,
+        on_closed: Callable[[str, str], None] = lambda client, host: None,
+        on_dns_failure: Callable[[str], None] = lambda reason: None,
     ) -> None:
         """``allow``: networks that are open beside public ones (:class:`AccessList`); ``resolvers``: the DNS servers
         that names are asked of, this host's own with None; ``limit`` and ``client_limit``: connections and flows of
         datagrams at a time, of all and of each client, fewer where the host grants fewer descriptors, of which nobody
-        has more than a quarter; timeouts are in seconds. Raises ConfigError for what is no network.
+        has more than a quarter; timeouts are in seconds. ``on_closed`` is told of each client that asked for
+        what is closed, and ``on_dns_failure`` why a name was not answered. Raises ConfigError for what is no network.
         """
         self._stack = stack
         self._access = AccessList(allow)
@@ -57,11 +60,12 @@ class Egress:
         self._exhausted_told = float("-inf")
         self._connect_timeout = connect_timeout
         self._datagram_idle = datagram_idle
+        self._on_closed = on_closed
         self._flows: dict[Flow, str] = {}
         self._arriving: dict[asyncio.Task[None], str] = {}
         self._echoes: Counter[str] = Counter()
         self._counts: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
-        self._nameserver = Nameserver(stack, resolvers)
+        self._nameserver = Nameserver(stack, resolvers, on_dns_failure)
         self._publishers: list[Publisher] = []
         self._exits = contextlib.AsyncExitStack()
 
@@ -126,7 +130,7 @@ class Egress:
 
     async def _join(self, arrival: Arrival) -> None:
         client = arrival.source[0]
-        if not self._may_pass(arrival.destination[0]):
+        if not self._may_pass(client, arrival.destination[0]):
             arrival.refuse("reset")
             return
         if not self._take_slot(client):
@@ -175,7 +179,7 @@ class Egress:
 
     async def _datagrams(self, flow: DatagramFlow) -> None:
         client, (host, port) = flow.source[0], flow.destination
-        if not self._may_pass(host) or not self._take_slot(client):
+        if not self._may_pass(client, host) or not self._take_slot(client):
             flow.refuse("prohibited")
             return
         try:
@@ -198,7 +202,7 @@ class Egress:
 
     async def _echo(self, echo: Echo) -> None:
         client = echo.source
-        if not self._may_pass(echo.destination):
+        if not self._may_pass(client, echo.destination):
             return
         if self._echoes[client] >= CLIENT_ECHOES or self._echoes.total() >= ECHOES:
             self._counts["refused_crowded"] += 1
@@ -217,12 +221,14 @@ class Egress:
         self._counts["echoes"] += 1
         echo.reply()
 
-    def _may_pass(self, host: str) -> bool:
+    def _may_pass(self, client: str, host: str) -> bool:
         try:
             if self._access.is_open(host):
                 return True
         except DeviceError as error:
             log.warning("%s; it stays closed", error)
+        else:
+            self._on_closed(client, host)
         self._counts["refused_closed"] += 1
         return False
 
@@ -275,6 +281,15 @@ class _Slots:
         self._clients[client] -= 1
         if not self._clients[client]:
             del self._clients[client]
+
+
+def may_ping() -> bool:
+    """Whether the system lets this user have sockets for echo requests (net.ipv4.ping_group_range)."""
+    try:
+        _socket("127.0.0.1", socket.SOCK_DGRAM, socket.IPPROTO_ICMP).close()
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EPERM)
+    return True
 
 
 async def _ping(host: str, sequence: int, payload: bytes) -> None:

@@ -30,10 +30,17 @@ class Nameserver:
     dropped and counted. An asynchronous context manager.
     """
 
-    def __init__(self, stack: Stack, resolvers: Sequence[Address] | None = None) -> None:
-        """``resolvers``: DNS servers, as addresses and ports; None: those of /etc/resolv.conf, read each time."""
+    def __init__(
+        self,
+        stack: Stack,
+        resolvers: Sequence[Address] | None = None,
+        on_failure: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        """``resolvers``: DNS servers, as addresses and ports; None: those of /etc/resolv.conf, read each time.
+        ``on_failure`` is told why a question was not answered."""
         self._stack = stack
         self._resolvers = resolvers
+        self._on_failure = on_failure
         self._waiting: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._counts: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
@@ -115,6 +122,8 @@ class Nameserver:
             except (OSError, EOFError) as error:
                 log.debug("DNS server %s does not answer: %s", resolver[0], error)
         self._counts["dns_failed"] += 1
+        asked_all = ", ".join(dict.fromkeys(address for address, _ in resolvers))
+        self._on_failure(f"no answer from {asked_all}" if asked_all else f"{RESOLV_CONF} names no DNS server")
         return _failure(question)
 
     def _enter(self, client: str) -> bool:

@@ -30,6 +30,7 @@ from ginnel.openvpn.ovpn_file import read_login, read_revocations
 from ginnel.openvpn.push import PushReply
 from ginnel.openvpn.session import Session
 from ginnel.openvpn.tls import KeyPasswordError, TlsContext
+from ginnel.openvpn.tls_crypt_v2 import TlsCryptV2
 from ginnel.openvpn.words import escape
 from ginnel.openvpn.wrap import NoWrap
 from ginnel.transports import watch
@@ -513,9 +514,12 @@ class _Attempt:
         where = f"{self.path[1]} port {self.path[2]} ({self.remote.proto[:3].upper()})"
         if self.is_up:
             return f"the tunnel to {where} was up, but is not"
+        wrap = self.policy.settings.wrap
         if self.session.statistics()["received"] == 0:
-            return f"no answer from {where}"
-        return f"{where} answers, but the handshake did not end"
+            hint = "" if isinstance(wrap, NoWrap) else " (a server with another tls-crypt or tls-auth key gives none)"
+            return f"no answer from {where}{hint}"
+        hint = " (nor does it for a user who was revoked)" if isinstance(wrap, TlsCryptV2) else ""
+        return f"{where} answers, but the handshake did not end{hint}"
 
     def _give_up_on_silence(self) -> None:
         if self.session.statistics()["received"] == 0 and not self._closed.done():

@@ -71,6 +71,9 @@ class Publish:
             raise ConfigError(f"'{text}' publishes nothing", option="publish", instead="write PORT:USER:PORT")
         return cls(int(match[1]), match[2], int(match[3]))
 
+    def __str__(self) -> str:
+        return f"{self.port}:{self.user}:{self.target}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:

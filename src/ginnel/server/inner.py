@@ -25,7 +25,7 @@ from ginnel.network.plan import Settings, Wish
 from ginnel.network.rights import Rights
 from ginnel.server.clients import Client
 from ginnel.server.config import ServerConfig
-from ginnel.server.journal import tell
+from ginnel.server.journal import Rarely, tell
 from ginnel.server.pool import Pool
 from ginnel.stack import Stack
 from ginnel.threads import for_many_peers
@@ -76,7 +76,15 @@ class UserSpace:
         self._stack = await self._exit.enter_async_context(Stack(self._device.interface))
         self._stack.set_addresses([str(address) for address in _addresses(pool) if address is not None])
         allow = [str(network) for network in self._config.allow]
-        self._egress = await self._exit.enter_async_context(Egress(self._stack, allow=allow))
+        closed, unanswered = Rarely("closed", level=logging.INFO, most=3), Rarely("names_unanswered")
+        self._egress = await self._exit.enter_async_context(
+            Egress(
+                self._stack,
+                allow=allow,
+                on_closed=lambda client, host: closed.tell(client=client, destination=host, reason=CLOSED),
+                on_dns_failure=lambda reason: unanswered.tell(reason=reason),
+            )
+        )
         for published in self._config.publish:
             listener = listen_everywhere(published.port)
             self._egress.publish(listener, partial(address_of, published.user), published.target)
@@ -235,3 +243,6 @@ def _addresses(pool: Pool) -> tuple[IPv4Interface, IPv6Interface | None]:
     if pool.address6 is None or pool.network6 is None:
         return own, None
     return own, IPv6Interface((pool.address6, pool.network6.prefixlen))
+
+
+CLOSED = "clients may not go there; ginnel serve --allow opens a private network"

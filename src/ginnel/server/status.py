@@ -41,8 +41,8 @@ def status_file(description: Mapping[str, Any], version: str) -> str:
     return "".join("\t".join(escape(str(field)) for field in line) + "\n" for line in lines)
 
 
-def table(description: Mapping[str, Any]) -> str:
-    """For people, a line a client."""
+def table(description: Mapping[str, Any], width: int | None = None) -> str:
+    """For people, a line a client. Of what has no room in ``width`` characters the columns `SPARED` are left out."""
     clients = description["clients"]
     if not clients:
         return f"{description['name']}: nobody is connected\n"
@@ -59,10 +59,13 @@ def table(description: Mapping[str, Any]) -> str:
                 client["version"],
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows
-    )
+    columns = list(zip(*rows, strict=True))
+    for name in SPARED:
+        if width is None or sum(max(map(len, column)) + 2 for column in columns) - 2 <= width:
+            break
+        columns = [column for column in columns if column[0] != name]
+    padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns]
+    return "".join("  ".join(row).rstrip() + "\n" for row in zip(*padded, strict=True))
 
 
 def size(count: float) -> str:
@@ -86,6 +89,8 @@ def _local(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
 
 
+# In the order in which a terminal does without them.
+SPARED = ("CLIENT", "CIPHER", "SINCE", "OUT", "IN", "OUT/s", "IN/s")
 CLIENT_LIST = (
     *("Common Name", "Real Address", "Virtual Address", "Virtual IPv6 Address", "Bytes Received", "Bytes Sent"),
     *("Connected Since", "Connected Since (time_t)", "Username", "Client ID", "Peer ID", "Data Channel Cipher"),
