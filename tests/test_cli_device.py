@@ -89,6 +89,7 @@ def test_a_device_is_made_listed_shown_set_and_deleted(shell: Shell) -> None:
     assert (created["name"], created["state"], created["mtu"]) == ("tun0", "up", 1500)
     assert shell("device", "list") == "tun0  tun  up  10.0.0.1/24 fd00::1/64  free\n"
     shell("device", "set", "tun0", "mtu", "1400", "address", "10.1.0.1/16", "down")
+    shell("device", "set", "tun0", "address", "10.2.0.1/16", "no-address", "10.2.0.1/16")
     shown = json.loads(shell("device", "show", "tun0", "--json"))
     assert (shown["state"], shown["mtu"], len(shown["addresses"])) == ("down", 1400, 3)
     text = shell("device", "show", "tun0")
@@ -147,7 +148,10 @@ def test_mistakes_end_in_one_line(shell: Shell, tmp_path: Path) -> None:
     assert line == "ginnel: tun0 is down; set it up with `ginnel device set tun0 up`: Network is down"
     for words in (("create", "tun1", "--mtu"), ("set", "tun0", "mtu")):
         assert "MTU 99999999999999999999 is outside" in shell.fails(6, "device", *words, "99999999999999999999")
-    assert "write up, down, mtu N or address" in shell.fails(2, "device", "set", "tun0", "sideways")
+    assert "tun0 does not have the address 10.9.9.9/24" in shell.fails(
+        6, "device", "set", "tun0", "no-address", "10.9.9.9/24"
+    )
+    assert "write up, down, mtu N, address" in shell.fails(2, "device", "set", "tun0", "sideways")
     assert "cannot write" in shell.fails(2, "device", "create", "tun1", "--capture", tmp_path / "no/such/file")
     assert "'ten' is no address" in shell.fails(2, "ping", "--device", "tun0", "ten")
     assert "tun0 is down; `ginnel device set tun0 up`" in shell.fails(6, "ping", "--device", "tun0", "10.0.0.1")

@@ -109,9 +109,9 @@ def show_command(name: str, as_json: bool) -> None:
 
 @command.command(name="set")
 @click.argument("name")
-@click.argument("what", nargs=-1, required=True, metavar="up|down|mtu N|address ADDR/LEN ...")
+@click.argument("what", nargs=-1, required=True, metavar="up|down|mtu N|[no-]address ADDR/LEN ...")
 def set_command(name: str, what: tuple[str, ...]) -> None:
-    """Set a device up or down, or its MTU, or give it an address. Several words are taken in turn."""
+    """Set a device up or down, or its MTU, or give it an address, or take one away. Several words are taken in turn."""
     words = list(what)
     while words:
         match words[:2]:
@@ -121,14 +121,18 @@ def set_command(name: str, what: tuple[str, ...]) -> None:
             case ["address", address]:
                 named.add_address(name, address)
                 del words[:2]
-            case ["mtu"] | ["address"]:
+            case ["no-address", address]:
+                named.remove_address(name, address)
+                del words[:2]
+            case ["mtu"] | ["address"] | ["no-address"]:
                 raise ConfigError(f"{words[0]} is followed by nothing", instead="write mtu N, or address ADDR/LEN")
             case ["mtu", number] if number.isascii() and number.isdigit():
                 named.set_mtu(name, int(number))
                 del words[:2]
             case _:
                 raise ConfigError(
-                    f"cannot set {' '.join(words)!r}", instead="write up, down, mtu N or address ADDR/LEN"
+                    f"cannot set {' '.join(words)!r}",
+                    instead="write up, down, mtu N, address ADDR/LEN or no-address ADDR/LEN",
                 )
 
 

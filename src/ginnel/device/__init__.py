@@ -8,7 +8,17 @@ if TYPE_CHECKING:
     from ginnel.device.capture import Capture
     from ginnel.device.kernel import KernelDevice
     from ginnel.device.memory import MemoryDevice
-    from ginnel.device.named import NamedEnd, add_address, delete, list_devices, open, set_mtu, set_up, show
+    from ginnel.device.named import (
+        NamedEnd,
+        add_address,
+        delete,
+        list_devices,
+        open,
+        remove_address,
+        set_mtu,
+        set_up,
+        show,
+    )
     from ginnel.device.service import Service, create
 
 __all__ = [
@@ -24,6 +34,7 @@ __all__ = [
     "delete",
     "list_devices",
     "open",
+    "remove_address",
     "set_mtu",
     "set_up",
     "show",
@@ -45,3 +56,8 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(importlib.import_module(f"ginnel.device.{_HOMES.get(name, 'named')}"), name)
     raise AttributeError(f"module 'ginnel.device' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    # What is not imported yet is among it.
+    return [name for name in (*globals(), *__all__) if name.startswith("__") or name in __all__]

@@ -133,6 +133,11 @@ def add_address(name: str, address: str) -> None:
     _ask(name, {"do": "set", "address": address})
 
 
+def remove_address(name: str, address: str) -> None:
+    """The reverse of `add_address`. Raises DeviceError: ENODEV, EINVAL, EADDRNOTAVAIL when it does not have it."""
+    _ask(name, {"do": "set", "no_address": address})
+
+
 def delete(name: str) -> None:
     """Deletes a named device: its owner ends, and so do the descriptors of those who hold it."""
     _ask(name, {"do": "delete"})

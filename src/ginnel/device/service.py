@@ -206,6 +206,9 @@ class Service:
             case {"do": "set", "address": str(address)}:
                 self.interface.add_address(_address(address))
                 return {}
+            case {"do": "set", "no_address": str(address)}:
+                self.interface.remove_address(_address(address).interface)
+                return {}
             case {"do": "delete"}:
                 self._deleted.set()
                 await self._on_delete()
