@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -532,19 +533,32 @@ def test_many_clients_at_once() -> None:
 
 @pytest.mark.parametrize("chunk", range(5))
 def test_noisy_handshakes_with_an_endpoint(chunk: int) -> None:
-    """With every other seed TLS is computed elsewhere, while packets come again and timers run."""
+    """With every other seed TLS is computed elsewhere, while packets come again and timers run. Of ten thousand
+    negotiations the wire takes every copy of a packet from one or two: they end with the hand window."""
     seeds = int(os.environ.get("GINNEL_SEEDS", "500"))
+    unlucky = 0
     for seed in range(chunk * seeds // 5, (chunk + 1) * seeds // 5):
         house = make_house(WRAPS[1 + seed % 3], NoisyWire(seed), elsewhere=bool(seed % 2))
         side = house.enter()
-        house.run_until(lambda: side.established, 60)  # noqa: B023
-        (session,) = house.endpoint.sessions.values()
-        assert session.tunnel is not None, seed
+        if not done(house, side, lambda side: side.established):
+            unlucky += 1
+            side = house.enter()
+            assert done(house, side, lambda side: side.established), seed
+        assert any(session.tunnel is not None for session in house.endpoint.sessions.values()), seed
         computed = sum(isinstance(event, events.Compute) for _, event in house.server_events)
         assert (computed >= 2) == (seed % 2), seed
         if seed % 10 == 1:
             side.session.renegotiate(house.now)
-            house.run_until(lambda: len(keys_of(side)) == 2, 60)  # noqa: B023
+            unlucky += not done(house, side, lambda side: len(keys_of(side)) == 2)
+    assert unlucky <= 1 + seeds // 2000
+
+
+def done(house: House, side: Side, condition: Callable[[Side], bool]) -> bool:
+    """False where the hand window ended before; nothing else may end it."""
+    house.run_until(lambda: condition(side) or side.closed is not None, 70)
+    if side.closed is not None:
+        assert "within 60 s" in str(side.closed.error), side.closed
+    return side.closed is None
 
 
 @pytest.mark.parametrize("hand_window", [60.0, 0.05])
