@@ -45,7 +45,8 @@ class RouteNetlink:
         self.listeners: set[Listener] = set()
         self._interfaces = interfaces
         self._kernel = KernelRoutes()
-        self._remembered: list[RouteEntry] = []
+        self._remembered: dict[nl.Network, list[RouteEntry]] = {}
+        self._remembered_count = 0
         self._hidden: list[RouteEntry] = []
         interfaces.on_create.append(self._watch)
         interfaces.on_delete.append(self._deleted)
@@ -211,7 +212,8 @@ class RouteNetlink:
         return kernel + ours
 
     def _routes(self) -> Iterator[RouteEntry]:
-        yield from self._remembered
+        for entries in self._remembered.values():
+            yield from entries
         for interface in self._interfaces:
             yield from (entry for _, entry in self._connected(interface))
             yield from (_entry(interface, route) for route in interface.routes)
@@ -287,16 +289,23 @@ class RouteNetlink:
             if way is None:
                 raise DeviceError(errno.ENETUNREACH, f"no way to the gateway {entry.gateway}")
             entry = replace(entry, interface=way.interface)
-        same = [known for known in self._remembered if _is_same(known, entry)]
+        known = self._remembered.get(entry.destination, [])
+        same = [each for each in known if _is_same(each, entry)]
         if same and not request.flags & nl.NLM_F_REPLACE:
             raise DeviceError(errno.EEXIST, f"there is a route to {entry.destination} already")
-        if len(self._remembered) >= _MOST_REMEMBERED:
+        if self._remembered_count >= _MOST_REMEMBERED:
             raise DeviceError(errno.ENOBUFS, f"{_MOST_REMEMBERED} routes are remembered already")
         self._hidden = [hidden for hidden in self._hidden if not _is_same(hidden, entry)]
-        self._remembered = [known for known in self._remembered if known not in same]
+        kept = [each for each in known if each not in same]
         if not self._kernel_has(entry):
-            self._remembered.append(entry)
+            kept.append(entry)
+        self._set_remembered(entry.destination, kept)
         log.info("route to %s through the system's interfaces: remembered, not set", entry.destination)
+
+    def _set_remembered(self, destination: nl.Network, entries: list[RouteEntry]) -> None:
+        self._remembered_count += len(entries) - len(self._remembered.pop(destination, []))
+        if entries:
+            self._remembered[destination] = entries
 
     def _remove_route(self, request: Message) -> None:
         entry = RouteEntry.parse(request)
@@ -312,9 +321,10 @@ class RouteNetlink:
                     interface.disconnect(address)
                     self._announce_removed(known)
                     return
-        for known in self._remembered:
+        remembered = self._remembered.get(entry.destination, [])
+        for known in remembered:
             if _matches(known, entry):
-                self._remembered.remove(known)
+                self._set_remembered(entry.destination, [each for each in remembered if each is not known])
                 return
         known_by_kernel = self._kernel_has(entry)
         if known_by_kernel is None or len(self._hidden) >= _MOST_REMEMBERED:
