@@ -55,7 +55,7 @@ echo "resolvectl $*" >> "$(dirname "$0")/said"
 def test_who_keeps_the_name_servers_is_asked(
     machine: Machine, server: StockServer, tmp_path: Path, who: str, end: signal.Signals
 ) -> None:
-    """The programs' own words, which were tried with openresolv 3.12 and systemd-resolved 252."""
+    """The programs' own words, which were tried with openresolv 3.12, resolvconf 1.91 and systemd-resolved 252."""
     install(tmp_path, who)
     asked = STUB if who == "resolvectl" else RESOLV_CONF
     with machine.asking(asked), machine.start(server.profile, "--dev", "office0", programs=tmp_path) as client:
