@@ -135,15 +135,18 @@ async def test_tls_is_computed_beside_the_loop_where_there_are_processors(
 
 async def test_several_sessions_of_a_user_where_that_is_allowed() -> None:
     people = People()
-    people.add("alice")
-    async with (
-        serving(people, duplicate_cn=True) as server,
-        connecting(server, people, "alice") as first,
-        connecting(server, people, "alice") as second,
-    ):
-        await reaches(first, server)
-        await reaches(second, server)
-        assert len(server.clients) == 2
+    people.add("alice", routes=("192.168.5.0/24",))
+    async with serving(people, duplicate_cn=True) as server, connecting(server, people, "alice") as first:
+        async with connecting(server, people, "alice") as second:
+            await reaches(first, server)
+            await reaches(second, server)
+            assert len(server.clients) == 2
+        await until(lambda: len(server.clients) == 1)
+        # What is behind the user is reached through who is left.
+        before = first.statistics()["device"]["rx_packets"]
+        async with await server.stack.open_datagram() as datagrams:
+            await datagrams.sendto(b"hello", ("192.168.5.9", 7))
+            await until(lambda: first.statistics()["device"]["rx_packets"] > before)
 
 
 async def test_fixed_addresses_and_leases_are_kept() -> None:

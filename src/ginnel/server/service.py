@@ -334,6 +334,7 @@ class Server:
                 carry_out(self._plane, event)
                 # Now, and not when it has heard: its address may be another's by then.
                 self._inside.forget(self._clients[peer])
+                self._lead_back(self._clients[peer])
             case events.Established():
                 self._welcome(self._clients[peer], event)
             case events.Closed(error):
@@ -422,6 +423,12 @@ class Server:
         inner = [*own, *client.routes]
         self._plane.set_routes(client.peer, inner, inner)
         self._inside.lead_to(client)
+
+    def _lead_back(self, gone: Client) -> None:
+        """Networks behind a user with several sessions are reached through the latest, and after it through another."""
+        for client in self.clients:
+            if gone.routes and client.name == gone.name and client.peer != gone.peer:
+                self._lead_to(client)
 
     def _welcome(self, client: Client, news: events.Established) -> None:
         client.cipher, client.tls, client.since = news.cipher, news.tls, time.time()
