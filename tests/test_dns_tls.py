@@ -44,7 +44,11 @@ class Case:
 
             async def lead(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
                 there, back = await asyncio.open_connection(*where)
-                await asyncio.gather(copy(reader, back), copy(there, writer))
+                try:
+                    await asyncio.gather(copy(reader, back), copy(there, writer))
+                finally:
+                    back.close()
+                    writer.close()
 
             server = await self.right.start_server(lead, port=port)
             try:

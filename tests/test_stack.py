@@ -371,11 +371,14 @@ async def test_what_a_program_sends_before_it_closes_goes_out_whatever_it_has_no
             assert answers == [bytes([number]) for number in range(10)]
 
 
-async def test_a_datagram_longer_than_any_is_counted(pair: Pair) -> None:
-    left, _ = pair
-    async with await left.open_datagram() as client:
-        await client.sendto(bytes(65_508), ("10.8.0.2", 7))
-        await until(lambda: left.statistics()["dropped_unsendable"] == 1)
+async def test_a_datagram_longer_than_any_is_refused(pair: Pair) -> None:
+    left, right = pair
+    async with await right.open_datagram(port=7) as server, await left.open_datagram() as client:
+        with pytest.raises(OSError, match="a datagram of 65508 bytes: 65507 at most") as refused:
+            await client.sendto(bytes(65_508), ("10.8.0.2", 7))
+        assert refused.value.errno == errno.EMSGSIZE
+        await client.sendto(bytes(65_507), ("10.8.0.2", 7))
+        assert len((await server.recvfrom())[0]) == 65_507
 
 
 async def test_datagrams_for_a_program_that_does_not_read_are_dropped_and_counted(pair: Pair) -> None:

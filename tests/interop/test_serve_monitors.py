@@ -46,7 +46,12 @@ def _shape(status: str) -> list[list[str]]:
     # The program's name, and the user's.
     lines[0][1:] = [""]
     names = next(line[1] for line in lines if line[0] == "CLIENT_LIST")
-    return [["name" if field == names else _kind(field) for field in line] for line in lines]
+    shape = [["name" if field == names else _kind(field) for field in line] for line in lines]
+    # In the order of a hash of stock's.
+    routes = [place for place, line in enumerate(shape) if line[0] == "ROUTING_TABLE"]
+    for place, line in zip(routes, sorted(shape[place] for place in routes), strict=True):
+        shape[place] = line
+    return shape
 
 
 def _kind(field: str) -> str:

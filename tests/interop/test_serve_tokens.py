@@ -53,12 +53,14 @@ def _tokens(network: Network, people: People) -> tuple[str, str]:
     """Two that a client of alice's gets, one after the other: at its first login, and for that at its second."""
     with tempfile.TemporaryDirectory(prefix="ginnel-tokens-") as made:
         place = Path(made) / "management"
-        with stock_client(network, people, "alice", f"management {place} unix") as client:
+        with stock_client(network, people, "alice", f"management {place} unix", "management-hold") as client:
             wait_until(place.exists, 10, lambda: client)
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.settimeout(30)
                 sock.connect(str(place))
                 lines = sock.makefile()
+                # It waits, so that nothing it tells is missed.
+                sock.sendall(b"hold off\nhold release\n")
                 first = next(line for line in lines if line.startswith(TOLD))
                 client.wait_line(UP, 30)
                 sock.sendall(b"signal SIGUSR1\n")
