@@ -82,6 +82,13 @@ SERVER_ROWS = [
     ),
     Row(
         SUBJECT,
+        "a second client with the same file, from the same address",
+        "two machines would throw each other out for ever",
+        "test_serve::test_who_is_replaced_ends_and_the_newcomer_stays",
+        "the first ends (HALT), the second stays",
+    ),
+    Row(
+        SUBJECT,
         "a wrong password, a revoked and an unknown certificate, no common cipher",
         "the reason has to reach the client",
         "test_serve::test_refusals_have_a_reason",

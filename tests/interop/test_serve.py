@@ -167,6 +167,19 @@ def test_revocation_ends_a_live_session(network: Network) -> None:
         assert client.wait(10) == 0
 
 
+def test_who_is_replaced_ends_and_the_newcomer_stays(network: Network) -> None:
+    people = People()
+    people.add("alice")
+    with serving(network, people) as server, stock_client(network, people, "alice") as client:
+        client.wait_line(UP, 30)
+        with stock_client(network, people, "alice") as newcomer:
+            newcomer.wait_line(UP, 30)
+            client.wait_line("the user logged in anew, from 192.0.2.2:", 10)
+            assert client.wait(20) == 0
+            echo(network)
+        assert sum('"event": "connected"' in line for line in server.out.all()) == 2
+
+
 def test_a_restart_brings_clients_back(network: Network) -> None:
     people = People()
     people.add("alice")
