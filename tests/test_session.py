@@ -11,9 +11,10 @@ from ginnel.openvpn.client import ClientPolicy
 from ginnel.openvpn.data_format import MssFix
 from ginnel.openvpn.keys import KeyMessage, Proto
 from ginnel.openvpn.login import Login
+from ginnel.openvpn.policy import Tunnel
 from ginnel.openvpn.push import PullFilter, PushReply
 from ginnel.openvpn.server import ServerPolicy
-from ginnel.openvpn.session import Session, Tunnel
+from ginnel.openvpn.session import Session
 from ginnel.openvpn.tls import TlsContext, TlsSettings
 from ginnel.openvpn.wrap import StaticKey, TlsAuth, TlsCrypt
 from ginnel.testing import PATHS, Authority, NoisyWire, matching_settings

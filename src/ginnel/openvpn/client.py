@@ -22,9 +22,10 @@ from ginnel.openvpn.data_format import (
 from ginnel.openvpn.events import Framing, Prompt
 from ginnel.openvpn.keys import KeyMessage, Proto
 from ginnel.openvpn.login import Login
+from ginnel.openvpn.policy import SessionSettings, Timer, Tunnel
 from ginnel.openvpn.push import PullFilter, PushCollector, PushReply
 from ginnel.openvpn.push_values import Inactive, Topology
-from ginnel.openvpn.session import Session, SessionSettings, Timer, Tunnel
+from ginnel.openvpn.session import Session
 from ginnel.openvpn.tls import TlsConnection
 from ginnel.openvpn.words import escape
 from ginnel.openvpn.wrap import TlsAuth
@@ -65,7 +66,7 @@ class ClientSettings(SessionSettings):
 
 
 class ClientPolicy:
-    """One connection of a client. See `session.Policy`."""
+    """One connection of a client. See `policy.Policy`."""
 
     server = False
 

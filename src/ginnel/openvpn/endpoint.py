@@ -35,7 +35,8 @@ from ginnel.openvpn.packets import (
     Opcode,
     PacketError,
 )
-from ginnel.openvpn.session import First, Policy, Session, SessionSettings
+from ginnel.openvpn.policy import First, Policy, SessionSettings
+from ginnel.openvpn.session import Session
 from ginnel.openvpn.strangers import origin
 from ginnel.openvpn.tls_crypt_v2 import TlsCryptV2Server, negotiates_early
 from ginnel.openvpn.wrap import WITH_WRAPPED_KEY, ReplayError, UnauthenticatedError, Wrap, Wrapper

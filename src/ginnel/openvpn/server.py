@@ -15,9 +15,10 @@ from ginnel.openvpn import keys
 from ginnel.openvpn.data_format import AEAD_CIPHERS, FRAMINGS, DataFormat, MssFix
 from ginnel.openvpn.events import Path
 from ginnel.openvpn.keys import KeyMessage, Proto
+from ginnel.openvpn.policy import SessionSettings, Timer, Tunnel
 from ginnel.openvpn.push import PushReply
 from ginnel.openvpn.push_emit import emit_messages, emit_update
-from ginnel.openvpn.session import Session, SessionSettings, Timer, Tunnel
+from ginnel.openvpn.session import Session
 from ginnel.openvpn.tls import TlsConnection
 from ginnel.openvpn.wrap import TlsAuth
 
@@ -76,7 +77,7 @@ class ServerSettings(SessionSettings):
 
 
 class ServerPolicy:
-    """One client's connection. See `session.Policy`."""
+    """One client's connection. See `policy.Policy`."""
 
     server = True
 

@@ -27,8 +27,9 @@ from ginnel.openvpn import events
 from ginnel.openvpn.client import ClientSettings
 from ginnel.openvpn.endpoint import Endpoint, Limits, MakePolicy
 from ginnel.openvpn.events import Event, Path, Report
+from ginnel.openvpn.policy import Policy, SessionSettings
 from ginnel.openvpn.server import ServerSettings
-from ginnel.openvpn.session import Policy, Session, SessionSettings
+from ginnel.openvpn.session import Session
 from ginnel.openvpn.tls import TlsContext, TlsSettings
 from ginnel.openvpn.tls_crypt_v2 import USER, ClientKey, Metadata, ServerKey, TlsCryptV2, TlsCryptV2Server
 from ginnel.openvpn.wrap import NoWrap, StaticKey, TlsAuth, TlsCrypt, Wrap
