@@ -429,9 +429,14 @@ def test_a_helper_lets_through_only_what_it_was_told_first(machine: Machine, soc
     """What asks later has talked to the network, and may no longer be what it was."""
     ours, theirs = socket.socketpair()
     command = machine.namespace.command([sys.executable, "-m", "ginnel.network.helper"])
-    with ours, theirs, subprocess.Popen(command, stdin=theirs.fileno(), cwd=Path(__file__).parents[2]) as helper:
+    with (
+        theirs,
+        subprocess.Popen(command, stdin=theirs.fileno(), cwd=Path(__file__).parents[2]) as helper,
+        ours.makefile("rb") as answers,
+        # First of all, whatever fails: the helper, which is waited for, ends with it.
+        ours,
+    ):
         theirs.close()
-        answers = ours.makefile("rb")
 
         def ask(*lent: socket.socket, **request: object) -> bool:
             data = json.dumps(request).encode() + b"\n"
