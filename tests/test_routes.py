@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
@@ -131,24 +132,17 @@ def test_whatever_is_wanted_in_turn_all_of_it_comes_back(
 
 def test_journals_of_networks_that_are_gone_go(namespace: Namespace, tmp_path: Path) -> None:
     """But for those of a network that is there still, and of processes that could not be seen from here."""
-    write = (
-        "import sys; from pathlib import Path; from ginnel.network.journal import Journal\n"
-        "journal = Journal(Path(sys.argv[1]))\n"
-        "journal.write([{'undo': 'kill_switch'}, {'undo': 'resolv.conf', 'before': None, 'ours': ''}])\n"
-        "journal.close(keep=True)"
-    )
-    undone: list[dict[str, Any]] = []
-
-    def note(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        undone.extend(entries)
-        return []
-
+    undone, note = noted()
     with Namespace() as other:
-        other.run([sys.executable, "-c", write, tmp_path])
+        leave_journal(other, tmp_path)
         assert recover(note, tmp_path) == 0
-        (lock,) = tmp_path.glob("*.lock")
-        assert lock.with_suffix(".json").exists()
-    namespace.run([sys.executable, "-c", write, tmp_path])
+        (left,) = tmp_path.glob("*.lock")
+        assert left.with_suffix(".json").exists()
+    leave_journal(namespace, tmp_path)
+    # As of a network whose number is nobody's; by now the other's could be that of a new one.
+    lock = left.with_stem("1-2-3")
+    left.rename(lock)
+    left.with_suffix(".json").rename(lock.with_suffix(".json"))
     stays = set(tmp_path.iterdir()) - {lock, lock.with_suffix(".json")}
     whose = lock.read_text()
     lock.write_text("pid:[1]")
@@ -158,5 +152,45 @@ def test_journals_of_networks_that_are_gone_go(namespace: Namespace, tmp_path: P
     lock.write_text(whose)
     assert recover(note, tmp_path) == 0
     # The network went with its kill switch; a file did not.
-    assert undone == [{"undo": "resolv.conf", "before": None, "ours": ""}]
+    assert undone == [OF_A_FILE]
     assert set(tmp_path.iterdir()) == stays
+
+
+def test_a_journal_of_an_earlier_network_of_this_number_changes_nothing_of_this_one(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    undone, note = noted()
+    leave_journal(namespace, tmp_path)
+    (lock,) = tmp_path.glob("*.lock")
+    with namespace.entered():
+        with contextlib.closing(Journal(tmp_path)) as journal:
+            assert journal.of_others() == LEFT
+            lock.write_text(lock.read_text() + "0")
+            assert journal.of_others() == [OF_A_FILE]
+        assert recover(note, tmp_path) == 1
+    assert undone == [OF_A_FILE]
+    assert not lock.exists()
+
+
+OF_A_FILE = {"undo": "resolv.conf", "before": None, "ours": ""}
+LEFT = [{"undo": "kill_switch"}, OF_A_FILE]
+
+
+def leave_journal(network: Namespace, folder: Path) -> None:
+    """As a process does that is killed."""
+    write = (
+        "import sys; from pathlib import Path; from ginnel.network.journal import Journal\n"
+        f"journal = Journal(Path(sys.argv[1])); journal.write({LEFT}); journal.close(keep=True)"
+    )
+    network.run([sys.executable, "-c", write, folder])
+
+
+def noted() -> tuple[list[dict[str, Any]], Callable[[list[dict[str, Any]]], list[dict[str, Any]]]]:
+    """What is to be undone, and what writes it there and does it."""
+    undone: list[dict[str, Any]] = []
+
+    def note(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        undone.extend(entries)
+        return []
+
+    return undone, note

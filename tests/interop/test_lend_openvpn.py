@@ -65,7 +65,8 @@ def test_redirect_gateway(network: Network, ordinary_env: Environment, kind: str
     """Its routes are the stack's, and what it runs sees them; the namespace's own are as they were."""
     redirect = ["redirect-gateway def1 ipv6", "script-security 2", 'route-up "/bin/sh show"']
     server_file, client_file = openvpn_files(Profile(), tap=kind == "tap", client=redirect)
-    show = f"echo look; ip -br addr show dev {kind}0; ip route; ip -6 route; ip route get 198.18.0.1; echo end"
+    # To a file: the program's own lines could come in between.
+    show = f"exec >seen; ip -br addr show dev {kind}0; ip route; ip -6 route; ip route get 198.18.0.1"
     before = routes(network)
     with (
         Lent(network.server, ordinary_env, SERVER, actions=[["up"]], files={"server.conf": server_file}) as server,
@@ -79,8 +80,7 @@ def test_redirect_gateway(network: Network, ordinary_env: Environment, kind: str
     ):
         server.wait_done("up", 30)
         client.process.wait_line("Initialization Sequence Completed", 30)
-        lines = client.process.out.all()
-        seen = lines[lines.index("look") : lines.index("end")]
+        seen = (client.folder / "seen").read_text().splitlines()
         assert any(line.split() == [f"{kind}0", "UNKNOWN", "10.8.0.2/24", "fd08::1000/64"] for line in seen), seen
         for route in (
             f"0.0.0.0/1 via 10.8.0.1 dev {kind}0",
@@ -105,7 +105,7 @@ def test_the_way_around_the_tunnel(ordinary_env: Environment) -> None:
         )
         network.client.ip("route del 192.0.2.0/24", "route add default via 198.51.100.1")
         before = routes(network)
-        show = "echo look; ip route; ip route get 192.0.2.1; echo end"
+        show = "exec >seen; ip route; ip route get 192.0.2.1"
         with (
             Lent(network.server, ordinary_env, SERVER, actions=[["up"]], files={"server.conf": server_file}) as server,
             Lent(
@@ -118,8 +118,8 @@ def test_the_way_around_the_tunnel(ordinary_env: Environment) -> None:
         ):
             server.wait_done("up", 30)
             client.wait_done("ping")
-            lines = client.process.out.all()
-            seen = lines[lines.index("look") : lines.index("end")]
+            client.process.wait_line("Initialization Sequence Completed", 30)
+            seen = (client.folder / "seen").read_text().splitlines()
             bypass = [line for line in seen if line.startswith("192.0.2.1 via 198.51.100.1 dev eth")]
             assert len(bypass) == 2, seen
             assert routes(network) == before

@@ -1,8 +1,9 @@
 """What has to be put back, on disk before it is changed: so that it is put back after any end.
 
 A journal is one file of JSON, replaced as a whole. Beside it lies a lock that its writer holds while it
-lives. Both are named for the network namespace, the lock says which PID namespace its writer is of; where nobody holds
-the lock, the changes are orphans.
+lives. Both are named for the network namespace's number, which the kernel gives anew once that one is gone; so the lock
+says which network it is, and which PID namespace its writer is of. Where nobody holds the lock, the changes are
+orphans.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ import json
 import os
 import re
 import secrets
+import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ginnel.errors import DeviceError
+
+SO_NETNS_COOKIE = 71
 
 Entry = dict[str, Any]
 
@@ -28,11 +33,11 @@ class Journal:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder or default_folder()
-        self._stem = f"{_namespace()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._stem = f"{_number()}-{os.getpid()}-{secrets.token_hex(4)}"
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = _open_locked(self._folder / f"{self._stem}.lock")
-            os.write(self._lock, _pid_namespace().encode())
+            os.write(self._lock, f"{_pid_namespace()} {_network()}".encode())
         except OSError as error:
             raise _unwritable(self._folder, error) from None
 
@@ -57,7 +62,7 @@ class Journal:
         for lock in _locks(self._folder):
             if lock.stem != self._stem:
                 with contextlib.suppress(OSError, ValueError):
-                    entries += _read(lock.with_suffix(".json"))
+                    entries += _of_this_network(lock)
         return entries
 
     def close(self, *, keep: bool = False) -> None:
@@ -85,7 +90,7 @@ def recover(undo: Callable[[list[Entry]], list[Entry]], folder: Path | None = No
             continue
         path = lock.with_suffix(".json")
         try:
-            failed = undo(_read(path)[::-1])
+            failed = undo(_of_this_network(lock)[::-1])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise DeviceError(
                 errno.EIO,
@@ -105,8 +110,8 @@ def recover(undo: Callable[[list[Entry]], list[Entry]], folder: Path | None = No
 
 
 def _forget_vanished(folder: Path, undo: Callable[[list[Entry]], list[Entry]]) -> None:
-    """Journals of dead processes whose network has gone after them, with all that was changed of it; /etc/resolv.conf
-    stays when a network goes. Only those of our own PID namespace: it shows every process that could hold the network.
+    """Journals of dead processes whose network has gone after them. Only those of our own PID namespace: it shows every
+    process that could hold the network.
     """
     living = _living_namespaces()
     for lock in folder.glob("*-*-*.lock"):
@@ -115,12 +120,23 @@ def _forget_vanished(folder: Path, undo: Callable[[list[Entry]], list[Entry]]) -
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             held = _open_locked(lock)
             try:
-                if lock.read_text() == _pid_namespace():
-                    undo([entry for entry in _read(lock.with_suffix(".json")) if entry["undo"] == "resolv.conf"])
+                if lock.read_text().partition(" ")[0] == _pid_namespace():
+                    undo(_outliving(_read(lock.with_suffix(".json"))))
                     for end in (".json", ".new", ".lock"):
                         lock.with_suffix(end).unlink(missing_ok=True)
             finally:
                 os.close(held)
+
+
+def _of_this_network(lock: Path) -> list[Entry]:
+    """What is in its journal; of a network that is gone, whose number is now ours, what outlives it."""
+    entries = _read(lock.with_suffix(".json"))
+    return entries if lock.read_text().partition(" ")[2] in (_network(), "") else _outliving(entries)
+
+
+def _outliving(entries: list[Entry]) -> list[Entry]:
+    """What was changed that did not go with its network."""
+    return [entry for entry in entries if entry["undo"] == "resolv.conf"]
 
 
 def _living_namespaces() -> set[str]:
@@ -139,7 +155,7 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "ginnel"
 
 
-def _namespace() -> int:
+def _number() -> int:
     return Path("/proc/self/ns/net").stat().st_ino
 
 
@@ -147,8 +163,19 @@ def _pid_namespace() -> str:
     return str(Path("/proc/self/ns/pid").readlink())
 
 
+def _network() -> str:
+    """What no other network is called: the kernel gives each a cookie, new at every boot. Empty before Linux 5.14."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
+        try:
+            cookie = any_socket.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        except OSError:
+            return ""
+    return f"{boot}/{int.from_bytes(cookie, sys.byteorder)}"
+
+
 def _locks(folder: Path | None) -> list[Path]:
-    return sorted((folder or default_folder()).glob(f"{_namespace()}-*.lock"))
+    return sorted((folder or default_folder()).glob(f"{_number()}-*.lock"))
 
 
 def _read(path: Path) -> list[Entry]:
