@@ -17,6 +17,7 @@ from tests.harness.client import wait_until
 from tests.harness.network import Namespace, Network
 from tests.harness.process import JsonProgram, Process, parse_event
 from tests.harness.profile import PORT, Profile
+from tests.harness.resolver import Resolver
 
 RESOLV_CONF = "# the machine's own\nnameserver 192.0.2.53\n"
 
@@ -69,20 +70,30 @@ class Machine:
         namespace = Path(f"/proc/{self.namespace.pid}/ns/net").stat().st_ino
         return sorted(map(str, Path("/run/ginnel").glob(f"{namespace}-*")))
 
-    def start(self, profile: Profile | str, *options: str, port: int = PORT, programs: Path | None = None) -> TunClient:
-        """``programs``: a folder of this machine's own, before all others; its ``run`` is laid over /run/systemd."""
+    def start(
+        self,
+        profile: Profile | str,
+        *options: str,
+        port: int = PORT,
+        programs: Path | None = None,
+        resolver: Resolver | None = None,
+    ) -> TunClient:
+        """``programs``: a folder of this machine's own, before all others; its ``run`` is laid over /run/systemd.
+        ``resolver``: who is in charge of /etc/resolv.conf, which is not the machine's one then."""
         file = self.folder / "office.ovpn"
         file.write_text(profile if isinstance(profile, str) else profile.client_file(port))
         file.chmod(0o600)
         # The folder is root's alone, as a home is: what the session loads once it is nobody, it can't.
         private = self.folder / "private"
         private.mkdir(exist_ok=True)
-        bind = 'mount --bind "$1" /etc/resolv.conf; mount --bind "$2" "$3"; shift 3; exec "$@"'
+        bind = 'mount --bind "$2" "$3"; [ ! "$1" ] || mount --bind "$1" /etc/resolv.conf; shift 3; exec "$@"'
         if programs is not None:
             bind = f"PATH={programs}:$PATH; [ ! -d {programs}/run ] || mount --bind {programs}/run /run/systemd; {bind}"
         ginnel = [private / _PYTHON.relative_to(_ROOT), "-m", "ginnel"]
         words = [*ginnel, "connect", file, "--tun", "--json", *options]
-        command = ["unshare", "--mount", "sh", "-ec", bind, "sh", self.resolv_conf, _ROOT, private, *words]
+        enter = [] if resolver is None else ["nsenter", f"--mount=/proc/{resolver.pid}/ns/mnt"]
+        resolv_conf = self.resolv_conf if resolver is None else ""
+        command = [*enter, "unshare", "--mount", "sh", "-ec", bind, "sh", resolv_conf, _ROOT, private, *words]
         environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(private / "src")}
         return TunClient(self, self.namespace.start(command, env=environment))
 

@@ -422,10 +422,10 @@ ROWS = [
     ),
     Row(
         "the kernel's device",
-        "resolvectl, resolvconf, /etc/resolv.conf",
-        "three ways to say it, each with its way back",
+        "systemd-resolved, openresolv, resolvconf",
+        "each is told in its own way, and each way back is its own",
         "test_tun_names::test_who_keeps_the_name_servers_is_asked",
-        "said, and taken back",
+        "names of the office are known, and then all is as it was",
     ),
     Row(
         "the kernel's device",

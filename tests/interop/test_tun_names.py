@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from tests.harness.client import wait_until
 from tests.harness.names import NameServer
 from tests.harness.network import Network
 from tests.harness.profile import Profile
+from tests.harness.resolver import PACKAGES, Resolver
 from tests.harness.server import Office, StockServer
 from tests.harness.tun_client import RESOLV_CONF, Machine, way
 from tests.harness.wire import Wire
@@ -40,164 +42,140 @@ def server(network: Network) -> Iterator[StockServer]:
         yield server
 
 
-RESOLVCONF = """#!/bin/sh
-{ echo "resolvconf $*"; [ "$1" != -a ] || cat; } >> "$(dirname "$0")/said"
-"""
-# What systemd-resolved has in the file.
-STUB = "nameserver 127.0.0.53\noptions edns0 trust-ad\n"
-RESOLVECTL = """#!/bin/sh
-echo "resolvectl $*" >> "$(dirname "$0")/said"
-"""
-
-
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("who", ["resolvconf", "resolvectl"])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_who_keeps_the_name_servers_is_asked(
-    machine: Machine, server: StockServer, tmp_path: Path, who: str, end: signal.Signals
+    machine: Machine, server: StockServer, package: str, end: signal.Signals
 ) -> None:
-    """The programs' own words, which were tried with openresolv 3.12, resolvconf 1.91 and systemd-resolved 252."""
-    install(tmp_path, who)
-    asked = STUB if who == "resolvectl" else RESOLV_CONF
-    with machine.asking(asked), machine.start(server.profile, "--dev", "office0", programs=tmp_path) as client:
-        client.wait_next("up")
-        said = (tmp_path / "said").read_text().splitlines()
-        if who == "resolvconf":
-            assert said[0] == "resolvconf -a tun.office0 -m 0 -x"
-            assert [line for line in said[1:] if not line.startswith("#")] == ["nameserver 10.77.0.1", "search office"]
-        else:
-            assert said == ["resolvectl dns office0 10.77.0.1", "resolvectl domain office0 ~. office"]
-        assert machine.resolv_conf.read_text() == asked
-        if end is signal.SIGTERM:
-            client.stop()
-        else:
-            helper = client.helper
-            os.kill(client.pid, end)
-            wait_until(lambda: not Path(f"/proc/{helper}").exists(), 10, lambda: "the helper stays")
-    last = (tmp_path / "said").read_text().splitlines()[-1]
-    assert last == ("resolvconf -d tun.office0" if who == "resolvconf" else "resolvectl revert office0")
+    """Names of the office are known while the tunnel is there, and then the keeper is as it was."""
+    with Resolver(machine.namespace, package, "192.0.2.53") as resolver:
+        before = known(resolver)
+        with machine.start(server.profile, "--dev", "office0", resolver=resolver) as client:
+            client.wait_next("up")
+            assert client.run("getent", "ahostsv4", "wiki.office").split()[0] == "10.77.0.1"
+            # By the domain that is searched.
+            assert client.run("getent", "ahostsv4", "files").split()[0] == "10.77.0.1"
+            if package == "systemd-resolved":
+                assert known(resolver) == {**before, "dns": "10.77.0.1", "domain": "~. office"}
+            else:
+                asked = ["10.77.0.1"] if package == "openresolv" else ["10.77.0.1", "192.0.2.53"]
+                assert known(resolver) == {"asked": asked, "search": [["office"]]}
+            if end is signal.SIGTERM:
+                client.stop()
+            else:
+                helper = client.helper
+                os.kill(client.pid, end)
+                wait_until(lambda: not Path(f"/proc/{helper}").exists(), 10, lambda: "the helper stays")
+        assert known(resolver) == before
 
 
-def test_systemd_resolved_that_nobody_asks_is_not_told(machine: Machine, server: StockServer, tmp_path: Path) -> None:
+def test_systemd_resolved_that_nobody_asks_is_not_told(machine: Machine, server: StockServer) -> None:
     """It runs, and /etc/resolv.conf names another: what it knew no program would learn."""
-    install(tmp_path, "resolvectl")
-    with machine.start(server.profile, programs=tmp_path) as client:
-        client.wait_next("up")
-        assert "nameserver 10.77.0.1" in machine.resolv_conf.read_text()
-        client.stop()
-    assert not (tmp_path / "said").exists()
-    assert machine.resolv_conf.read_text() == RESOLV_CONF
+    with Resolver(machine.namespace, "systemd-resolved", "192.0.2.53") as resolver:
+        resolver.run("sh", "-c", "rm /etc/resolv.conf; echo nameserver 192.0.2.54 >/etc/resolv.conf")
+        before = known(resolver)
+        with machine.start(server.profile, "--dev", "office0", resolver=resolver) as client:
+            client.wait_next("up")
+            assert known(resolver) == {**before, "asked": ["10.77.0.1"]}
+            client.stop()
+        assert known(resolver) == before
+
+
+def known(resolver: Resolver) -> dict[str, Any]:
+    """What the file that programs read says, and what systemd-resolved says of the tunnel's device."""
+    lines = [line.split() for line in resolver.run("cat", "/etc/resolv.conf").splitlines()]
+    asked = {"asked": [line[1] for line in lines if line[:1] == ["nameserver"]]}
+    if resolver.package != "systemd-resolved":
+        return {**asked, "search": [line[1:] for line in lines if line[:1] == ["search"]]}
+    say = "for each in dns domain dnsovertls dnssec; do resolvectl $each office0 2>/dev/null || echo; done"
+    # A device that it is told nothing of has "no" where one that is not there has nothing.
+    words = [line.partition(": ")[2].removeprefix("no") for line in resolver.run("sh", "-c", say).splitlines()]
+    return {**asked, **dict(zip(("dns", "domain", "dnsovertls", "dnssec"), words, strict=True))}
 
 
 NO_OTHERS = 'pull-filter ignore "dhcp-option DNS"'
 
 
 @pytest.mark.parametrize(
-    ("who", "options", "said", "told"),
+    ("package", "options", "changed", "told"),
     [
         (
-            "resolvectl",
+            "systemd-resolved",
             ("dns server 1 address 10.77.0.1:5353 [fd77::1]:5353", "dns server 1 resolve-domains corp.example .office"),
-            [
-                "resolvectl dns office0 10.77.0.1:5353 [fd77::1]:5353",
-                "resolvectl domain office0 ~corp.example ~office office",
-            ],
+            {"dns": "10.77.0.1:5353 [fd77::1]:5353", "domain": "~corp.example office"},
             "",
         ),
         (
-            "resolvectl",
+            "systemd-resolved",
             (
                 "dns server 1 address 10.77.0.1",
                 "dns server 2 address 10.77.0.2",
                 "dns server 2 resolve-domains corp.example",
             ),
-            ["resolvectl dns office0 10.77.0.1", "resolvectl domain office0 ~. office"],
+            {"dns": "10.77.0.1", "domain": "~. office"},
             "the name servers for corp.example are not asked",
         ),
         (
-            "resolvconf",
+            "openresolv",
             ("dns server 1 address 10.77.0.1 10.77.0.2:5353",),
-            ["resolvconf -a tun.office0 -m 0 -x", "nameserver 10.77.0.1", "search office"],
+            {"asked": ["10.77.0.1"], "search": [["office"]]},
             "other ports than 53 are not asked",
         ),
         (
-            "resolvconf",
+            "openresolv",
             ("dns server 1 address 10.77.0.1", "dns server 1 resolve-domains corp.example"),
-            [],
+            {},
             "the name servers for corp.example are not asked: that takes systemd-resolved",
         ),
         (
-            "resolvectl",
+            "systemd-resolved",
             (
                 "dns server 1 address 10.77.0.1 [fd77::1]:8853",
                 "dns server 1 transport DoT",
                 "dns server 1 sni ns.office",
             ),
-            [
-                "resolvectl dnsovertls office0 yes",
-                "resolvectl dns office0 10.77.0.1#ns.office [fd77::1]:8853#ns.office",
-                "resolvectl domain office0 ~. office",
-            ],
+            {"dnsovertls": "yes", "dns": "10.77.0.1#ns.office [fd77::1]:8853#ns.office", "domain": "~. office"},
             "",
         ),
         (
-            "resolvectl",
+            "systemd-resolved",
             ("dns server 1 address 10.77.0.1", "dns server 1 dnssec yes"),
-            [
-                "resolvectl dnssec office0 yes",
-                "resolvectl dns office0 10.77.0.1",
-                "resolvectl domain office0 ~. office",
-            ],
+            {"dnssec": "yes", "dns": "10.77.0.1", "domain": "~. office"},
             "",
         ),
         (
-            "resolvectl",
+            "systemd-resolved",
             ("dns server 1 address 10.77.0.1", "dns server 1 transport DoH"),
-            [],
+            {},
             "are not asked: they are to be asked with DoH, and systemd-resolved does not",
         ),
         (
-            "resolvconf",
+            "openresolv",
             ("dns server 1 address 10.77.0.1", "dns server 1 transport DoT"),
-            [],
+            {},
             "are not asked: they are to be asked with DoT, and that takes systemd-resolved",
         ),
     ],
     ids=[
-        *("for-some-domains", "for-all-and-some", "other-ports", "for-some-domains-resolvconf"),
-        *("tls", "validated", "https", "tls-resolvconf"),
+        *("for-some-domains", "for-all-and-some", "other-ports", "for-some-domains-openresolv"),
+        *("tls", "validated", "https", "tls-openresolv"),
     ],
 )
 def test_name_servers_for_some_names(
-    machine: Machine,
-    server: StockServer,
-    tmp_path: Path,
-    who: str,
-    options: tuple[str, ...],
-    said: list[str],
-    told: str,
+    machine: Machine, server: StockServer, package: str, options: tuple[str, ...], changed: dict[str, Any], told: str
 ) -> None:
     """Each is asked where it can be; where not a line says so."""
-    install(tmp_path, who)
     text = server.profile.client_file() + "\n".join((NO_OTHERS, *options, ""))
-    asked = STUB if who == "resolvectl" else RESOLV_CONF
-    with machine.asking(asked), machine.start(text, "--dev", "office0", programs=tmp_path) as client:
-        client.wait_next("up")
-        file = tmp_path / "said"
-        lines = file.read_text().splitlines() if file.exists() else []
-        assert [line for line in lines if not line.startswith("#")] == said
-        client.stop()
-        warnings = "\n".join(client.process.err.all())
-        assert told in warnings
-        assert ("name servers" in warnings) == bool(told)
-
-
-def install(folder: Path, who: str) -> None:
-    """A program that notes how it was called."""
-    program = folder / who
-    program.write_text(RESOLVCONF if who == "resolvconf" else RESOLVECTL)
-    program.chmod(0o755)
-    if who == "resolvectl":
-        (folder / "run/resolve").mkdir(parents=True)
+    with Resolver(machine.namespace, package, "192.0.2.53") as resolver:
+        before = known(resolver)
+        with machine.start(text, "--dev", "office0", resolver=resolver) as client:
+            client.wait_next("up")
+            assert known(resolver) == {**before, **changed}
+            client.stop()
+            warnings = "\n".join(client.process.err.all())
+            assert told in warnings
+            assert ("name servers" in warnings) == bool(told)
+        assert known(resolver) == before
 
 
 def test_who_writes_resolv_conf_meanwhile_gets_it_back(machine: Machine, server: StockServer) -> None:

@@ -75,8 +75,7 @@ def begin(device: str, names: Names) -> Entry:
     """What `undo` needs to know. Nothing is changed yet."""
     if _is_resolved():
         return {"undo": "resolvectl", "device": device}
-    program = shutil.which("resolvconf")
-    if program is not None:
+    if _is_resolvconf():
         return {"undo": "resolvconf", "device": device}
     before = RESOLV_CONF.read_bytes() if RESOLV_CONF.exists() else None
     return {
@@ -167,6 +166,12 @@ def _is_resolved() -> bool:
         return any(line.split()[1:] == [STUB] for line in RESOLV_CONF.read_text(errors="replace").splitlines())
     except OSError:
         return False
+
+
+def _is_resolvconf() -> bool:
+    """systemd-resolved comes with one that is itself by another name, and of no use where nobody asks it."""
+    program = shutil.which("resolvconf")
+    return program is not None and Path(program).resolve().name != "resolvectl"
 
 
 def _domains(groups: Sequence[NameServers], chosen: NameServers | None = None) -> tuple[str, ...]:
