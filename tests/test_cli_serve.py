@@ -234,7 +234,7 @@ async def test_the_file_of_who_was_revoked_opens_no_session_and_one_that_was_rep
         await until(lambda: len(x509.load_pem_x509_crl(crl.read_bytes())) == 2)
 
 
-async def test_a_port_that_is_published_of_nobody_is_said(tmp_path: Path) -> None:
+async def test_what_is_configured_and_leads_to_nobody_is_said(tmp_path: Path) -> None:
     log = tmp_path / "log"
     options = ("--json", "--publish", "0:alice:80")
     with log.open("w") as file, serving(tmp_path, *options, out=file, err=subprocess.PIPE) as served:
@@ -245,11 +245,12 @@ async def test_a_port_that_is_published_of_nobody_is_said(tmp_path: Path) -> Non
     (tmp_path / "state").mkdir(mode=0o700, exist_ok=True)
     (tmp_path / "state/server.toml").write_text("[user.nobody]\npush = []\n")
     metrics = f"unix:{tmp_path / 'metrics'}"
-    options = ("--json", "--publish", f"{port}:alice:80", "--metrics", metrics)
+    options = ("--json", "--publish", f"{port}:alice:80", "--metrics", metrics, "--public", "10.8.0.9")
     with log.open("w") as file, serving(tmp_path, *options, out=file, err=subprocess.DEVNULL) as served:
         await served.serves()
         events = {event["event"]: event for event in map(json.loads, log.read_text().splitlines())}
         assert events["publish_nobody"]["name"] == "alice"
+        assert events["dialed_inside"]["host"] == "10.8.0.9"
         assert (events["push_nobody"]["name"], events["push_nobody"]["reason"]) == ("nobody", "is no user here")
         assert (events["up"]["publish"], events["up"]["metrics"]) == ([f"{port}:alice:80"], metrics)
     said = tmp_path / "said"

@@ -21,7 +21,7 @@ from ginnel.errors import ConfigError, DeviceError, GinnelError
 from ginnel.gateways.egress import may_ping
 from ginnel.gateways.relay import Address, Listener
 from ginnel.network import rights
-from ginnel.server.client_file import split_host
+from ginnel.server.client_file import remotes, split_host
 from ginnel.server.config import Listen, Publish, ServerConfig
 from ginnel.server.crl import RevocationList
 from ginnel.server.directory import state_directory
@@ -30,6 +30,7 @@ from ginnel.server.exporter import Exporter
 from ginnel.server.inner import Routed
 from ginnel.server.journal import tell
 from ginnel.server.monitor import Monitor
+from ginnel.server.pool import Pool
 from ginnel.server.running import opened, running
 from ginnel.server.server_file import SERVER_FILE, PushedToUsers, read_server_file
 from ginnel.server.store import Store
@@ -180,6 +181,7 @@ async def _serve(
         )
         if routed is None and not may_ping():
             tell("no_ping", level=logging.WARNING, reason=NO_PING)
+        _tell_dialed_inside(listen, config.public, pool)
         warnings = asyncio.create_task(warn(store))
         stack.callback(warnings.cancel)
         reporter.say(f"serving on {', '.join(listen)}; state in {directory}")
@@ -234,6 +236,15 @@ def _tell_nobody(store: Store, config: ServerConfig) -> None:
             tell(event, level=logging.WARNING, port=port, name=name, reason=what)
 
 
+def _tell_dialed_inside(listen: list[str], public: str | None, pool: Pool) -> None:
+    """A client that leads its packets to the server into the tunnel has no tunnel."""
+    with contextlib.suppress(ConfigError):
+        for host in {host for _, host, _ in remotes(listen, public)[0]}:
+            with contextlib.suppress(ValueError):
+                if pool.overlaps(ipaddress.ip_network(host)):
+                    tell("dialed_inside", level=logging.WARNING, host=host, reason=DIALED_INSIDE)
+
+
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     try:
         return ipaddress.ip_network(text)
@@ -256,5 +267,9 @@ def _set_up_logging(reporter: Reporter, verbose: int) -> None:
 NO_PING = (
     "the system lets this user send no echo requests: clients' pings to others stay unanswered, all else works; "
     "root may run: sysctl -w net.ipv4.ping_group_range='0 2147483647'"
+)
+DIALED_INSIDE = (
+    "clients dial it, and it is an inner address, too: those on a kernel's device lose the server when they are in; "
+    "set another network in server.toml"
 )
 DAY = 86400.0

@@ -79,6 +79,7 @@ def network(value: Any) -> IPv4Network:
     found = _network(value, 'is an IPv4 network: "10.8.0.0/24"')
     if not isinstance(found, IPv4Network):
         raise ValueError('is an IPv4 network: "10.8.0.0/24"')
+    _check_hosts(found)
     return found
 
 
@@ -88,6 +89,7 @@ def network6(value: Any) -> IPv6Network | None:
     found = _network(value, 'is an IPv6 network, or false: "fd00:8::/64"')
     if not isinstance(found, IPv6Network):
         raise ValueError('is an IPv6 network, or false: "fd00:8::/64"')
+    _check_hosts(found)
     return found
 
 
@@ -211,6 +213,12 @@ def _network(value: Any, wanted: str) -> Network:
         raise ValueError(f"is no network: {error}") from None
 
 
+def _check_hosts(network: Network) -> None:
+    for special in NO_HOSTS:
+        if special.version == network.version and network.overlaps(special):
+            raise ValueError(f"has addresses that are no host's, those in {special}: {network}; take a private one")
+
+
 def _list(value: Any, wanted: str) -> Sequence[Any]:
     if not isinstance(value, (list, tuple)):
         raise ValueError(wanted)
@@ -229,5 +237,10 @@ def _pair(value: Any, wanted: str) -> tuple[Any, Any]:
     return value[0], value[1]
 
 
+# What the stack takes for nobody's own address (``is_host`` in `netstack/address.rs`).
+NO_HOSTS: tuple[Network, ...] = (
+    *map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3")),
+    *map(IPv6Network, ("::/127", "::ffff:0:0/96", "ff00::/8")),
+)
 # A device's.
 MIN_MTU, MAX_MTU = 68, 65_535
