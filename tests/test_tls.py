@@ -67,7 +67,7 @@ def test_output_comes_in_the_pieces_that_are_asked_for() -> None:
     client = TlsContext(CLIENT_SETTINGS, server=False).connect()
     client.step()
     pieces = []
-    while client.has_output:
+    while client.pending_output:
         pieces.append(client.take_output(100))
     assert {len(piece) for piece in pieces[:-1]} == {100}
     assert pieces[0].startswith(b"\x16\x03")
@@ -168,7 +168,7 @@ def test_damaged_bytes_may_go_better_next_time() -> None:
     with pytest.raises(TlsError) as caught:
         client.step()
     assert caught.value.retry
-    assert client.has_output
+    assert client.pending_output
 
 
 @pytest.mark.parametrize(

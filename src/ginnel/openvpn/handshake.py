@@ -100,7 +100,7 @@ class Handshake:
     @property
     def settled(self) -> bool:
         """Nothing of ours is on its way."""
-        return self._send.empty and not self._computing and not self.tls.has_output
+        return self._send.empty and not self._computing and not self.tls.pending_output
 
     def receive(self, packet: ControlPacket, now: float) -> bool:
         """Takes a packet with our key id from our peer. False if it is outside of the window."""
@@ -155,7 +155,7 @@ class Handshake:
     def take_packet(self, peer_session_id: bytes | None, chunk: int, max_acks: int, now: float) -> ControlPacket | None:
         """The next packet to send now, with up to ``chunk`` bytes of TLS; None when there is none."""
         if self.state is not State.RESET and not self._computing:
-            while self._send.room > 0 and self.tls.has_output:
+            while self._send.room > 0 and self.tls.pending_output:
                 if self._owes_wrapped_key:
                     first = max(chunk - self._wrapped_key_size, MIN_CHUNK)
                     self._send.push(Opcode.CONTROL_WKC_V1, self.tls.take_output(first), now)
@@ -195,15 +195,12 @@ class Handshake:
         """Takes every step of the table that can be taken."""
         if self._computing:
             return
-        while (payload := self._receive.take_next()) is not None:
-            if self.key_id == 0 and self._receive.next_id == 1:
-                self._read_reset(payload)
-            else:
-                self.tls.feed(payload)
+        self._feed()
         if self.state is State.RESET:
             if not self._send.empty:
                 return
             self.state = State.EXCHANGE
+            self._feed()
         if self.state is State.EXCHANGE and not self._server and self._ours is None:
             self._write_key_message()
         if self._elsewhere is not None and self.tls.computes:
@@ -223,7 +220,24 @@ class Handshake:
             for message in self._early_messages:
                 self.tls.write(message + b"\0")
             self._early_messages.clear()
+            self._feed()
             self.tls.step()
+
+    def _feed(self) -> None:
+        """Gives TLS what came, where somebody reads it there. Else it fills the window, behind which nothing is
+        acknowledged: so a peer that owes us its ACKs can't pile up more than that."""
+        while self._is_read and (payload := self._receive.take_next()) is not None:
+            if self.key_id == 0 and self._receive.next_id == 1:
+                self._read_reset(payload)
+            else:
+                self.tls.feed(payload)
+
+    @property
+    def _is_read(self) -> bool:
+        if self.state is State.RESET:
+            return self._receive.next_id == 0
+        # TLS itself has answers to some records, which nobody asks of it.
+        return self.state is not State.SETTLE and self.tls.pending_output < MAX_UNSENT
 
     def _compute(self) -> None:
         """In a thread that is not ours. What goes wrong is raised in ours."""
@@ -250,5 +264,6 @@ class Handshake:
 
 PIGGYBACKED_ACKS = 4
 LAST_TIMEOUT = 0.1
+MAX_UNSENT = 64 * 1024
 # However large a wrapped key is, some of TLS goes along with it, as in stock.
 MIN_CHUNK = 16

@@ -157,8 +157,9 @@ class TlsConnection:
         return None
 
     @property
-    def has_output(self) -> bool:
-        return bool(self._output)
+    def pending_output(self) -> int:
+        """How many bytes there are for the peer."""
+        return len(self._output)
 
     def take_output(self, size: int) -> bytes:
         """Up to so many bytes for the peer; fewer only when there are no more."""
