@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from ginnel.errors import AuthError, ConfigError, RemoteProtocolError, UnreachableError
+from ginnel.errors import ConfigError, RemoteProtocolError, UnreachableError
 from tests.harness import office
 from tests.harness.pki import Authority, rsa_authority
 from tests.harness.profile import COMMON_KEYS, Profile
@@ -68,6 +68,10 @@ def revoked(*, server: bool) -> dict[str, str | bytes]:
 
 def listed() -> Profile:
     return replace(Profile(), keys=_known_authority()[1])
+
+
+def expired() -> Profile:
+    return listed().with_keys(client=_known_authority()[0].issue("client", days=-1))
 
 
 def small() -> Profile:
@@ -212,6 +216,13 @@ CELLS = [
     ),
     Cell(
         "certificates",
+        "our own expired",
+        "stock drops such a client without a word",
+        profile=expired,
+        fails=(UnreachableError, "the handshake did not end (our certificate expired on"),
+    ),
+    Cell(
+        "certificates",
         "pkcs12 with askpass",
         "the password is the container's, not a key's",
         ours=("pkcs12 own.p12", "askpass key-password"),
@@ -315,7 +326,7 @@ CELLS = [
         "no cipher in common",
         "must not fall back; stock says why",
         theirs=("data-ciphers CHACHA20-POLY1305",),
-        fails=(AuthError, "cipher"),
+        fails=(RemoteProtocolError, "add one of its own to data-ciphers"),
     ),
     Cell(
         "data",
@@ -420,5 +431,13 @@ CELLS = [
         profile=wrapped(password=True),
         login=True,
         without="cert key",
+    ),
+    Cell(
+        "login",
+        "a password, of which the file says nothing",
+        "stock drops such a client without a word",
+        profile=wrapped(password=True),
+        without="auth-user-pass",
+        fails=(UnreachableError, "the handshake did not end (nor does it where the server wants a password"),
     ),
 ]

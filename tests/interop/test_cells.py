@@ -22,7 +22,7 @@ def test_cell(network: Network, ordinary_env: Environment, cell: Cell) -> None:
     profile = cell.make_profile()
     text = profile.client_file()
     for option in cell.without.split():
-        text = re.sub(rf"^(<{option}>\n.*?^</{option}>|{option} .*?$)\n", "", text, count=1, flags=re.M | re.S)
+        text = re.sub(rf"^(<{option}>\n.*?^</{option}>|{option}( .*?)?$)\n", "", text, count=1, flags=re.M | re.S)
     with (
         StockServer(network, profile) as server,
         GinnelClient(

@@ -30,7 +30,6 @@ from ginnel.openvpn.ovpn_file import read_login, read_revocations
 from ginnel.openvpn.push import PushReply
 from ginnel.openvpn.session import Session
 from ginnel.openvpn.tls import KeyPasswordError, TlsContext
-from ginnel.openvpn.tls_crypt_v2 import TlsCryptV2
 from ginnel.openvpn.words import escape
 from ginnel.openvpn.wrap import NoWrap
 from ginnel.transports import watch
@@ -518,8 +517,7 @@ class _Attempt:
         if self.session.statistics()["received"] == 0:
             hint = "" if isinstance(wrap, NoWrap) else " (a server with another tls-crypt or tls-auth key gives none)"
             return f"no answer from {where}{hint}"
-        hint = " (nor does it for a user who was revoked)" if isinstance(wrap, TlsCryptV2) else ""
-        return f"{where} answers, but the handshake did not end{hint}"
+        return f"{where} answers, but the handshake did not end{self.policy.why_silent}"
 
     def _give_up_on_silence(self) -> None:
         if self.session.statistics()["received"] == 0 and not self._closed.done():

@@ -97,11 +97,18 @@ def describe(error: int, certificate: x509.Certificate) -> str:
     name = f"CN={printable(_attribute(certificate, NameOID.COMMON_NAME) or '')}"
     if error in TRUST_ERRORS:
         return f"is not signed by the given CA ({TRUST_ERRORS[error]}, {name})"
-    if error == 9:
+    if error == NOT_YET:
         return f"is not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC ({name})"
-    if error == 10:
+    if error == EXPIRED:
         return f"expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC ({name})"
     return f"is refused: {VERIFY_ERRORS.get(error, f'OpenSSL verify error {error}')} ({name})"
+
+
+def out_of_date(certificate: x509.Certificate, unix_time: float) -> str | None:
+    """What its dates say against it at a time, as the rest of a sentence; None where it is valid."""
+    if unix_time < certificate.not_valid_before_utc.timestamp():
+        return describe(NOT_YET, certificate)
+    return describe(EXPIRED, certificate) if unix_time > certificate.not_valid_after_utc.timestamp() else None
 
 
 def printable(text: str) -> str:
@@ -233,7 +240,7 @@ def _subject(certificate: x509.Certificate) -> str | None:
     return ", ".join(parts)
 
 
-NO_CRL, REVOKED = 3, 23
+NO_CRL, NOT_YET, EXPIRED, REVOKED = 3, 9, 10, 23
 NETSCAPE_TYPE, NETSCAPE_SERVER = ObjectIdentifier("2.16.840.1.113730.1.1"), 0x40
 # TLS's own, and those of the days of export ciphers.
 SERVER_PURPOSES = {

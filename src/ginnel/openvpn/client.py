@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from ginnel.errors import AuthError, RemoteProtocolError, UnreachableError
 from ginnel.openvpn import events, keys
+from ginnel.openvpn.certificates import out_of_date
 from ginnel.openvpn.data_format import (
     AEAD_CIPHERS,
     COMPRESSING,
@@ -27,6 +28,7 @@ from ginnel.openvpn.push import PullFilter, PushCollector, PushReply
 from ginnel.openvpn.push_values import Inactive, Topology
 from ginnel.openvpn.session import Session
 from ginnel.openvpn.tls import TlsConnection
+from ginnel.openvpn.tls_crypt_v2 import TlsCryptV2
 from ginnel.openvpn.words import escape
 from ginnel.openvpn.wrap import TlsAuth
 
@@ -91,6 +93,19 @@ class ClientPolicy:
 
     def reneg_sec(self) -> float:
         return self.settings.reneg_sec
+
+    @property
+    def why_silent(self) -> str:
+        # Stock drops whom it does not take, without a word.
+        own = self.settings.tls.own_certificate
+        if own is not None and (why := out_of_date(own, self.unix_time)) is not None:
+            return f" (our certificate {why})"
+        cases = []
+        if isinstance(self.settings.wrap, TlsCryptV2):
+            cases.append("for a user who was revoked")
+        if self._login.credentials is None:
+            cases.append("where the server wants a password, and the file has no auth-user-pass")
+        return f" (nor does it {', or '.join(cases)})" if cases else ""
 
     # Exchange.
 
@@ -333,6 +348,11 @@ class ClientPolicy:
             delay = float(match[1]) if match else 0.0
             self._session.finish(AuthError(text, reason), retry=True, delay=delay, advance=_advance(flags))
             return
+        if rest.startswith(NO_CIPHER):
+            ours = ":".join(self.settings.data_ciphers)
+            text = f"the server takes none of our data ciphers ({ours}); add one of its own to data-ciphers"
+            self._session.finish(RemoteProtocolError(text), retry=False)
+            return
         error = AuthError(_with("the server refused the login", "" if rest.startswith("CRV1:") else rest), rest)
         self._session.finish(error, retry=self._login.refused(rest), advance="stay")
 
@@ -423,6 +443,8 @@ def _without_routes(reply: PushReply) -> PushReply:
 
 
 PUSH_REQUEST_INTERVAL = 5.0
+# An AUTH_FAILED that has nothing against the login (ssl_ncp.c).
+NO_CIPHER = "Data channel cipher negotiation failed"
 SUPPORTED_FLAGS = {"cc-exit", "tls-ekm", "dyn-tls-crypt", "aead-epoch"}
 OUR_PROTO = (
     Proto.DATA_V2

@@ -86,6 +86,10 @@ class Policy(Exchange, Protocol):
 
     @property
     def settings(self) -> SessionSettings: ...
+    @property
+    def why_silent(self) -> str:
+        """What may keep the peer from ending a handshake that it began, in brackets; "" where nothing is known."""
+
     def attach(self, session: Session, random: Callable[[int], bytes]) -> None: ...
     def reneg_sec(self) -> float:
         """How long the next keys live; 0 for ever."""

@@ -80,6 +80,7 @@ class ServerPolicy:
     """One client's connection. See `policy.Policy`."""
 
     server = True
+    why_silent = ""
 
     def __init__(
         self,

@@ -461,6 +461,7 @@ class Session:
             text = f"{_show(self._path)} didn't finish making new keys within {window}"
         else:
             text = f"{_show(self._path)} answered, but didn't finish the TLS handshake within {window}"
+            text += self._policy.why_silent
         self.finish(UnreachableError(text), retry=True)
 
     def _expire(self) -> None:

@@ -58,6 +58,11 @@ class TlsContext:
         context.set_verify(mode, self._verify)
         return context, anchored
 
+    @property
+    def own_certificate(self) -> x509.Certificate | None:
+        """What the peer is shown of us, None for nothing."""
+        return SSL.Connection(self._context, None).get_certificate(as_cryptography=True)
+
     def connect(self) -> TlsConnection:
         connection = SSL.Connection(self._context, None)
         connection.set_app_data(_Verdict())
