@@ -1,3 +1,4 @@
+from dataclasses import replace
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -95,14 +96,6 @@ def test_a_reply_as_servers_send_it() -> None:
 def test_who_is_asked_for_which_names(options: list[str], servers: list[str]) -> None:
     found = parse(*options).name_servers
     assert [" ".join([*(f"{ip}:{port}" for ip, port in entry.addresses), *entry.domains]) for entry in found] == servers
-
-
-def test_name_servers_to_ask_leave_out_what_needs_more_than_port_53() -> None:
-    assert parse("dhcp-option DNS 10.0.0.1").dns_servers == (ip_address("10.0.0.1"),)
-    split = parse("dhcp-option DNS 10.0.0.1", "dns server 0 address 10.0.0.2", "dns server 0 resolve-domains a.example")
-    assert split.dns_servers == (ip_address("10.0.0.1"),)
-    dot = parse("dns server 0 address 10.0.0.2", "dns server 0 transport DoT", "dns server 1 address 10.0.0.3")
-    assert dot.dns_servers == (ip_address("10.0.0.3"),)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +254,16 @@ def test_control_characters_and_tokens_do_not_reach_a_log() -> None:
     assert "secret" not in shown
     assert reply.ignored[0][0] == "evil \\x1b[2J\\n"
     assert reply.ignored[2][0] == "auth-token …"
+
+
+@pytest.mark.parametrize("option", ["auth-token {}", '"auth-token" {}', "\\auth-token {} b", "  auth-token-user {}"])
+def test_a_token_is_not_in_what_is_said_of_it(option: str) -> None:
+    """Neither where it is refused nor where it is wrong."""
+    text = option.format("c2VjcmV0")
+    with pytest.raises(RemoteProtocolError, match="auth-token ….*rejects") as caught:
+        PushCollector([PullFilter("reject", "")]).add(f"PUSH_REPLY,{text}")
+    assert "c2VjcmV0" not in str(caught.value)
+    assert "c2VjcmV0" not in repr(replace(parse(text), auth_token_user=None))
 
 
 def test_messages_are_joined_until_the_last() -> None:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from ginnel.errors import RemoteProtocolError
 from ginnel.openvpn.push_emit import emit_messages, emit_options
-from ginnel.openvpn.push_options import parse_options
+from ginnel.openvpn.push_options import parse_options, show
 from ginnel.openvpn.push_values import (
     PLAIN_DNS,
     DnsServer,
@@ -217,7 +217,7 @@ class PushCollector:
             if text.startswith(rule.prefix):
                 if rule.action == "reject":
                     raise RemoteProtocolError(
-                        f"the server pushed {escape(text)!r}, which pull-filter {rule.prefix!r} rejects"
+                        f"the server pushed {show(text)!r}, which pull-filter {rule.prefix!r} rejects"
                     )
                 return rule.action == "accept"
         return True

@@ -18,7 +18,7 @@ from ginnel.openvpn.push_values import (
     RouteIpv6,
     Topology,
 )
-from ginnel.openvpn.words import escape, split_words
+from ginnel.openvpn.words import SPACE, escape, split_words
 
 
 def parse_options(options: Iterable[str], topology: Topology | None, tap: bool) -> dict[str, Any]:
@@ -40,6 +40,12 @@ def complaint(text: str) -> str | None:
     return builder.ignored[0][1] if builder.ignored else None
 
 
+def show(text: str) -> str:
+    """An option as a log may have it: a token is as good as a password."""
+    bare = text.lstrip(SPACE + "\"'\\")
+    return "auth-token …" if bare.startswith("auth-token") else escape(text)
+
+
 class _Builder:
     """Collects values. A method of `OPTIONS` takes the words after the name and raises ValueError."""
 
@@ -51,8 +57,7 @@ class _Builder:
         self.hidden_dns: set[int] = set()
 
     def add(self, text: str) -> None:
-        secret = text.lstrip().startswith("auth-token")
-        shown = "auth-token …" if secret else escape(text)
+        shown = show(text)
         name = text.split(maxsplit=1)[0] if text.strip() else ""
         try:
             words = split_words(text)
