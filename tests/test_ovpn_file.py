@@ -251,7 +251,7 @@ log-append /var/log/openvpn.log
     assert config.connect_retry == (5, 30)
     assert config.auth_user_pass == AuthUserPass("alice", "correct horse ")
     assert [route.network for route in config.local.routes] == [IPv4Network("192.168.1.0/24")]
-    assert config.local.dns_servers == (IPv4Address("192.168.1.1"),)
+    assert config.local.dhcp_dns == (IPv4Address("192.168.1.1"),)
     assert config.local.redirect_gateway == ("def1", "bypass-dhcp")
     assert config.pull_filters == (PullFilter("ignore", "dhcp-option DNS"),)
     assert config.route_nopull

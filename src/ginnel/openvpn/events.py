@@ -140,14 +140,6 @@ class Compute:
 
 
 @dataclass(frozen=True, slots=True)
-class ControlDatagram:
-    """A datagram that is not a data packet. (For `Session.receive_datagram`, not `data_event`.)"""
-
-    data: bytes
-    path: Path
-
-
-@dataclass(frozen=True, slots=True)
 class DataMessage:
     """An authenticated data packet that is neither an IP packet nor a ping: an exit notice, say."""
 

@@ -103,16 +103,6 @@ class PushReply:
         return None if self.ifconfig_ipv6 is None else self.ifconfig_ipv6.local
 
     @property
-    def dns_servers(self) -> tuple[IPv4Address | IPv6Address, ...]:
-        """The name servers to ask over port 53: those of the first ``dns server`` that can do that,
-        without any those of ``dhcp-option``."""
-        for profile in self.dns_profiles:
-            plain = tuple(address for address, port in profile.addresses if port in (0, 53))
-            if plain and profile.transport in (None, "plain") and not profile.resolve_domains:
-                return plain
-        return self.dhcp_dns
-
-    @property
     def name_servers(self) -> tuple[NameServers, ...]:
         """Who is to be asked for which names: each ``dns server`` that is for domains of its own, then those that are
         for all names, in whose place may be those of ``dhcp-option``. The first that can be asked counts."""
