@@ -22,15 +22,15 @@ for sequence in range(1, 5):
     request = b"\x08\0" + checksum(b"\x08\0\0\0" + message) + message
     sent = time.monotonic()
     os.write(tun, ipv4_packet(source, address, 1, request))
-    while (left := sent + 1 - time.monotonic()) > 0:
-        readable, _, _ = select.select([tun], [], [], left)
-        if not readable:
-            break
-        packet = os.read(tun, 65536)
-        if packet[0] >> 4 == 4 and packet[9] == 1 and packet[20] == 0 and packet[24:] == message:
-            print(f"reply {sequence} from {sys.argv[1]} after {(time.monotonic() - sent) * 1000:.2f} ms")
-            received += 1
-            break
+    reply = b""
+    while (left := sent + 1 - time.monotonic()) > 0 and reply != message:
+        if select.select([tun], [], [], left)[0]:
+            packet = os.read(tun, 65536)
+            if packet[0] >> 4 == 4 and packet[9] == 1 and packet[20] == 0:
+                reply = packet[24:]
+    if reply == message:
+        print(f"reply {sequence} from {sys.argv[1]} after {(time.monotonic() - sent) * 1000:.2f} ms")
+        received += 1
     else:
         print(f"no reply to {sequence}")
 print(f"4 sent, {received} received")

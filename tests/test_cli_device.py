@@ -309,6 +309,9 @@ def test_example_ping(shell: Shell) -> None:
     ping = example(shell, "ping.py", "10.0.0.1", "10.0.0.2", "tun0")
     assert ping.wait(60) == 0
     assert ping.out.all()[-1] == "4 sent, 4 received"
+    ping = example(shell, "ping.py", "10.0.0.9", "10.0.0.2", "tun0")
+    assert ping.wait(60) == 0
+    assert ping.out.all() == [*(f"no reply to {number}" for number in range(1, 5)), "4 sent, 0 received"]
 
 
 def test_example_echo_server(shell: Shell) -> None:

@@ -100,6 +100,14 @@ async def test_a_and_aaaa_as_the_stack_has_addresses(stacks: Stacks) -> None:
     assert await left.resolve("host.example") == ["fd00::2"]
 
 
+async def test_a_zone_of_this_machine_means_nothing_inside(stacks: Stacks) -> None:
+    left, _, server = stacks
+    for use in (left.resolve, left.ping, lambda host: left.open_connection(host, 80)):
+        with pytest.raises(socket.gaierror, match=r"fe80::1%eth0: no zones here"):
+            await use("fe80::1%eth0")
+    assert server.asked == []
+
+
 async def test_answers_are_kept(stacks: Stacks) -> None:
     left, _, server = stacks
     await left.resolve("host.example")

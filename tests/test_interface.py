@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import os
 import select
 import socket
@@ -20,6 +21,7 @@ from ginnel.device.base import Kind
 from ginnel.device.interface import Interface, Interfaces
 from ginnel.device.memory import MemoryDevice
 from ginnel.errors import DeviceError
+from tests.harness.process import no_descriptors
 
 PACKET = b"\x45" + bytes(30)
 KINDS: tuple[Kind, ...] = ("tun", "tap")
@@ -58,6 +60,45 @@ class Joined:
 
 def readable(descriptor: int, timeout: float = 10) -> bool:
     return bool(select.select([descriptor], [], [], timeout)[0])
+
+
+def test_descriptors_that_a_program_sends_are_not_kept(tmp_path: Path) -> None:
+    """Nor those beside what it wrote just before it ended, when messages are looked at more closely."""
+    path = tmp_path / "sent"
+    with Joined() as joined, path.open("w") as file:
+        for _ in range(20):
+            program, number = joined.join()
+            for _ in range(40):
+                socket.send_fds(program, [PACKET], [file.fileno()] * 4)
+            program.close()
+            assert readable(joined.link.fileno())
+            assert [gone for _, gone in joined.link.events()] == [number]
+        led_to = [os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+        assert led_to.count(str(path)) == 1
+
+
+async def test_an_interface_that_cannot_be_made_leaves_nothing() -> None:
+    """At whichever descriptor the system has no more: a lent program that asks again must not make it worse."""
+    interfaces = Interfaces()
+    await interfaces.delete(interfaces.create())
+    for refused in range(30):
+        before = open_here()
+        with no_descriptors(but=refused):
+            try:
+                made = interfaces.create()
+            except DeviceError as error:
+                assert error.errno == errno.EMFILE
+            else:
+                break
+        assert open_here() == before
+    await interfaces.delete(made)
+    assert refused > 3
+
+
+def open_here() -> tuple[int, int]:
+    """Descriptors and threads of this process, but those of what nobody refers to any more."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
 
 
 def test_packets_go_both_ways_whole() -> None:

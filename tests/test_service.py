@@ -296,7 +296,7 @@ async def test_requests_of_any_content_do_no_harm(device: Service) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    values = [None, True, -1, 1 << 70, 1.5, "", "x" * 100, [], {}, "tun0", 0, 65_536]
+    values = [None, True, -1, 1 << 70, 1.5, "", "x" * 100, [], {}, "fd00::2%x", "fd00::2%x/64", 0, 65_536]
     keys = ["do", "up", "mtu", "address", "timeout", "port", "packet_info", "share"]
     verbs = ["show", "set", "ping", "datagrams", "SHOW", None, [], {}]
     fixed = [b"", b"{", b"[]", b"1", b"null", b"\xff", b"[" * MAX_REQUEST, b'{"do":' * 600, b" " * (MAX_REQUEST + 1)]
@@ -369,6 +369,7 @@ async def test_the_stack_is_used_from_elsewhere(device: Service) -> None:
         assert (await other(end.read, 20)).endswith(b"back")
     assert await other(ginnel.device.named.ping, "tun0", "10.0.0.9", 0.01) is None
     await refused(errno.EINVAL, "no address", ginnel.device.named.ping, "tun0", "host.example", 0.01)
+    await refused(errno.EINVAL, "leave %eth0 out", ginnel.device.named.ping, "tun0", "fe80::1%eth0", 0.01)
     await other(ginnel.device.set_up, "tun0", False)
     await refused(errno.ENETDOWN, "tun0 is down", ginnel.device.named.ping, "tun0", "10.0.0.9", 0.01)
 

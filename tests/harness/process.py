@@ -154,17 +154,19 @@ class JsonProgram:
 
 
 @contextlib.contextmanager
-def no_descriptors() -> Iterator[None]:
-    """This process can open nothing more inside the block."""
+def no_descriptors(but: int = 0) -> Iterator[None]:
+    """This process can open nothing more inside the block, but so many."""
     # What nobody refers to any more would close its descriptors at any time.
     gc.collect()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), limits[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + but, limits[1]))
     taken: list[int] = []
     try:
         with contextlib.suppress(OSError):
             while True:
                 taken.append(os.dup(0))
+        for _ in range(but):
+            os.close(taken.pop())
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)

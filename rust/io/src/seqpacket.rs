@@ -131,7 +131,7 @@ impl Inbox {
         let (mut vectors, mut headers): ([[libc::iovec; 2]; MESSAGES], [libc::mmsghdr; MESSAGES]) =
             unsafe { (mem::zeroed(), mem::zeroed()) };
         let careful = socket.careful.load(Ordering::Relaxed);
-        let mut controls = [[MaybeUninit::<u64>::uninit(); CONTROL_WORDS]; MESSAGES];
+        let mut controls = [[MaybeUninit::<u64>::uninit(); CONTROL.div_ceil(8)]; MESSAGES];
         for (index, (slot, overflow)) in
             self.slots.iter_mut().zip(self.overflow.chunks_mut(OVERFLOW)).enumerate()
         {
@@ -144,7 +144,7 @@ impl Inbox {
             header.msg_iovlen = 2;
             if careful {
                 header.msg_control = controls[index].as_mut_ptr().cast();
-                header.msg_controllen = size_of_val(&controls[index]) as _;
+                header.msg_controllen = CONTROL as _;
             }
         }
         let received = loop {
@@ -169,19 +169,19 @@ impl Inbox {
                 }
             }
         };
-        self.sort_out(socket, &headers[..received], pool, packets)
+        self.sort_out(socket, careful, &headers[..received], pool, packets)
     }
 
     fn sort_out(
         &mut self,
         socket: &PacketSocket,
+        careful: bool,
         headers: &[libc::mmsghdr],
         pool: &mut LocalPool,
         packets: &mut Vec<Packet>,
     ) -> Received {
         let mut result = Received::default();
         let info = if socket.packet_info.load(Ordering::Relaxed) { PACKET_INFO } else { 0 };
-        let careful = socket.careful.load(Ordering::Relaxed);
         // Slots that come out of the middle keep their places until the end.
         let mut slots: Vec<Option<Packet>> = self.slots.drain(..).map(Some).collect();
         for (index, header) in headers.iter().enumerate() {
@@ -238,6 +238,8 @@ pub const MESSAGES: usize = 32;
 const PACKET_INFO: usize = 4;
 /// One byte more than the longest message, so that what is longer shows.
 const OVERFLOW: usize = MAX_LEN + PACKET_INFO + 1 - POOLED_LEN;
-/// Enough for a control message with credentials.
-const CONTROL_WORDS: usize = 8;
+/// Room for a control message with credentials, and for no descriptors after it: what a program sends of those is
+/// closed by the kernel.
+// SAFETY: it only computes a length.
+const CONTROL: usize = unsafe { libc::CMSG_SPACE(size_of::<libc::ucred>() as u32) } as usize;
 pub const SEND_BUFFER: usize = 4 << 20;

@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::descriptor::DescriptorEnd;
-use crate::device::{End, POOL, device_error};
+use crate::device::{End, POOL, device_error, system_error};
 
 #[pyclass(module = "ginnel._core.bridge", frozen)]
 pub struct Bridge {
@@ -29,7 +29,7 @@ impl Bridge {
         }
         let ageing = ageing.as_nanos().try_into().unwrap_or(u64::MAX);
         let random = RandomState::new().hash_one(0u8);
-        Ok(Bridge { inner: Switch::start(stations, ageing, random, &POOL)? })
+        Ok(Bridge { inner: Switch::start(stations, ageing, random, &POOL).map_err(system_error)? })
     }
 
     fn add(&self, py: Python<'_>, end: &End) -> PyResult<u64> {

@@ -18,7 +18,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 
-use crate::device::{End, POOL, device_error};
+use crate::device::{End, POOL, device_error, system_error};
 
 #[pyclass(module = "ginnel._core", frozen)]
 pub struct DataPlane {
@@ -33,7 +33,7 @@ impl DataPlane {
         let Some(end) = end.take() else {
             return Err(device_error(libc::EBADFD, "this end of the device is closed"));
         };
-        Ok(DataPlane { pump: Pump::start(Inner::memory(end), Threads { lanes, apart }, POOL.clone())? })
+        Ok(DataPlane { pump: Pump::start(Inner::memory(end), Threads { lanes, apart }, POOL.clone()).map_err(system_error)? })
     }
 
     #[staticmethod]
@@ -57,7 +57,7 @@ impl DataPlane {
             return Err(PyValueError::new_err("a device has at least one queue"));
         }
         let threads = Threads { lanes: tuns.len(), apart };
-        Ok(DataPlane { pump: Pump::start(Inner::Kernel(tuns), threads, POOL.clone())? })
+        Ok(DataPlane { pump: Pump::start(Inner::Kernel(tuns), threads, POOL.clone()).map_err(system_error)? })
     }
 
     #[getter]

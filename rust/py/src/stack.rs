@@ -16,7 +16,7 @@ use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyInt, PyTuple};
 
-use crate::device::{End, POOL, mtu_error};
+use crate::device::{End, POOL, mtu_error, system_error};
 
 /// Address, hardware address, state, age in seconds.
 type Neighbour = (String, Option<String>, &'static str, f64);
@@ -31,7 +31,7 @@ impl NetStack {
     #[new]
     fn new(end: &End, budget: usize) -> PyResult<NetStack> {
         let end = end.take().ok_or_else(|| os_error(Failure::NoDevice))?;
-        Ok(NetStack { inner: stack::NetStack::start(end, budget, &POOL)? })
+        Ok(NetStack { inner: stack::NetStack::start(end, budget, &POOL).map_err(system_error)? })
     }
 
     fn set_addresses(&self, py: Python<'_>, addresses: Vec<String>) -> PyResult<()> {

@@ -48,7 +48,7 @@ def parse_address(text: str) -> Address:
         interface = ipaddress.ip_interface(text)
     except ValueError:
         raise ValueError(f"{text!r} is no address; write one as 10.0.0.1/24 or fd00::1/64") from None
-    if interface.ip.is_multicast or interface.ip.is_unspecified:
+    if interface.ip.is_multicast or interface.ip.is_unspecified or "%" in text:
         raise ValueError(f"{text} is no host's address; write one as 10.0.0.1/24 or fd00::1/64")
     return Address(interface)
 

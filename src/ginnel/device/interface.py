@@ -122,12 +122,20 @@ class Interface:
         self.index = index
         self.device = MemoryDevice(kind, mtu)
         self.device.application.close()
+        self._loop = asyncio.get_running_loop()
         self.stack = Stack(self.device.interface)
         self.on_change: list[Callable[[], None]] = []
         """Called when a setting has changed."""
         self.on_detach: list[Callable[[int], None]] = []
         """Called with a queue's number when the program that held it has gone."""
-        self._link = Link(self.device.core, "application", self.stack.core)
+        try:
+            self._link = Link(self.device.core, "application", self.stack.core)
+            self._loop.add_reader(self._link.fileno(), self.notice_gone)
+        except OSError:
+            # The stack has a thread and descriptors, which nobody else knows of.
+            self.stack.discard()
+            self.device.close()
+            raise
         self._queues: set[int] = set()
         self._addresses: list[Address] = []
         # Those whose network the interface leads to no more.
@@ -135,8 +143,6 @@ class Interface:
         # In their order, each once.
         self._routes: dict[Route, None] = {}
         self._to: dict[Network, list[Route]] = {}
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._link.fileno(), self.notice_gone)
 
     @property
     def kind(self) -> Kind:

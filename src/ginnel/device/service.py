@@ -12,6 +12,7 @@ import contextlib
 import errno
 import ipaddress
 import json
+import logging
 import os
 import socket
 import struct
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ginnel.stack import Stack
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +185,10 @@ class Service:
                     answer = await self._answer(_parse(message), pid, descriptors)
                 except OSError as error:
                     answer = {"errno": error.errno or errno.EIO, "error": error.strerror or str(error)}
+                except Exception:
+                    # Who asks must not take the owner for dead.
+                    log.exception("a request of process %d could not be answered", pid)
+                    answer = {"errno": errno.EIO, "error": f"the owner of {self.name} failed at it; its log says more"}
                 try:
                     numbers = [descriptor.fileno() for descriptor in descriptors]
                     socket.send_fds(sock, [_pack(answer)], numbers)
@@ -246,9 +253,11 @@ class Service:
         if not self.interface.addresses:
             raise DeviceError(errno.EADDRNOTAVAIL, f"{self.name} has no address to send from")
         try:
-            ipaddress.ip_address(address)
+            zone = getattr(ipaddress.ip_address(address), "scope_id", None)
         except ValueError:
             raise DeviceError(errno.EINVAL, f"{address!r} is no address") from None
+        if zone is not None:
+            raise DeviceError(errno.EINVAL, f"{address}: leave %{zone} out, {self.name} is one link alone")
         try:
             return {"seconds": await self.stack.ping(address, timeout=timeout)}
         except TimeoutError:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import inspect
 import ipaddress
@@ -155,13 +156,14 @@ class Stack:
     async def resolve(self, name: str, family: int | None = None) -> list[str]:
         """The addresses of a name, of ``family`` or of all that the stack has; of an address, itself.
 
-        Raises socket.gaierror; OSError (ENODEV) once closed.
+        Raises socket.gaierror, also for an address with a zone ("fe80::1%eth0"); OSError (ENODEV) once closed.
         """
         self._check_open()
-        try:
-            return [str(ipaddress.ip_address(name))]
-        except ValueError:
-            pass
+        with contextlib.suppress(ValueError):
+            address = ipaddress.ip_address(name)
+            if "%" in name:
+                raise socket.gaierror(socket.EAI_NONAME, f"{name}: no zones here, this stack has one link alone")
+            return [str(address)]
         return await self._resolver.resolve(name, self._families if family is None else [family])
 
     async def connect_flow(self, host: str, port: int, *, timeout: float | None = None) -> Flow:
@@ -310,6 +312,12 @@ class Stack:
         """
         if self._finishing:
             await asyncio.wait(self._finishing, timeout=timeout)
+
+    def discard(self) -> None:
+        """Closes one that has not been used yet, without waiting."""
+        self._closed = True
+        self._loop.remove_reader(self._core.fileno())
+        self._core.close()
 
     async def aclose(self) -> None:
         """Resets all connections, frees all ports and the device's end. Idempotent."""
