@@ -33,7 +33,10 @@ impl DataPlane {
         let Some(end) = end.take() else {
             return Err(device_error(libc::EBADFD, "this end of the device is closed"));
         };
-        Ok(DataPlane { pump: Pump::start(Inner::memory(end), Threads { lanes, apart }, POOL.clone()).map_err(system_error)? })
+        Ok(DataPlane {
+            pump: Pump::start(Inner::memory(end), Threads { lanes, apart }, POOL.clone())
+                .map_err(system_error)?,
+        })
     }
 
     #[staticmethod]
