@@ -174,9 +174,12 @@ impl Plane {
             peer.set(ping_restart, mss, framing, now);
             other.set(ping, mss, framing, now);
             let (expiry, ping) = (peer.expiry(), other.ping_due());
+            let before = (receiving.timer, sending.timer);
             receiving.timer = earlier(receiving.timer, expiry);
             sending.timer = earlier(sending.timer, ping);
-            self.new_timer.store(true, Ordering::Release);
+            if (receiving.timer, sending.timer) != before {
+                self.new_timer.store(true, Ordering::Release);
+            }
             Ok(())
         })
     }
@@ -300,7 +303,7 @@ impl Plane {
         self.events().signal()
     }
 
-    /// Whether a command has set timers since the last call.
+    /// Whether a command has set a timer since the last call that is due before its lane's others.
     pub fn has_new_timer(&self) -> bool {
         self.new_timer.swap(false, Ordering::Acquire)
     }

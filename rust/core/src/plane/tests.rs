@@ -428,6 +428,13 @@ fn timers_of_every_lane_are_kept() {
         pair.left.set_peer(number, seconds, 10 * seconds, 0, Framing::None, 0).unwrap();
     }
     assert!(pair.left.has_new_timer() && !pair.left.has_new_timer());
+    // Who sleeps until an earlier one need not be woken for this.
+    pair.left.new_peer(4, path(1, 5004), None, 0).unwrap();
+    pair.left.set_peer(4, 9 * SECOND, 90 * SECOND, 0, Framing::None, 0).unwrap();
+    assert!(!pair.left.has_new_timer());
+    pair.left.set_peer(4, 9 * SECOND, 19 * SECOND, 0, Framing::None, 0).unwrap();
+    assert!(pair.left.has_new_timer());
+    pair.left.del_peer(4).unwrap();
     let mut pings = Vec::new();
     assert_eq!(pair.left.next_timer(), Some(2 * SECOND));
     pair.left.handle_timer(3 * SECOND, &mut pings, &mut pair.pool);
