@@ -24,7 +24,7 @@ import pytest
 from cryptography import x509
 
 import ginnel
-from ginnel.cli.reporter import MAX_LINES, Lines, Reporter
+from ginnel.cli.reporter import MANY, MAX_LINES, Lines, Reporter
 from ginnel.errors import AuthError, UnreachableError
 from ginnel.gateways.egress import may_ping
 from ginnel.openvpn.ovpn_file import read_ovpn
@@ -163,6 +163,23 @@ def test_lines_that_are_lost_are_counted_and_said_once() -> None:
         assert reader.readline() == "the last\n"
 
 
+def test_lines_wait_for_company_and_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ginnel.cli.reporter.REST", 3600)
+    reads, writes = os.pipe()
+    with os.fdopen(reads) as reader, os.fdopen(writes, "w") as writer:
+        lines = Lines(writer, lambda count: f"{count} lost")
+        lines.add("at once")
+        assert reader.readline() == "at once\n"
+        # Mostly it rests already.
+        for _ in range(20):
+            for number in range(MANY):
+                lines.add(f"{number}")
+            assert [reader.readline() for _ in range(MANY)] == [f"{number}\n" for number in range(MANY)]
+        lines.add("the last")
+        assert lines.settle(20)
+        assert reader.readline() == "the last\n"
+
+
 async def test_without_descriptors_clients_stay_and_the_rest_comes_back(tmp_path: Path) -> None:
     """Names, the control socket, and what clients open outside, each need one."""
     allow = ("--allow", "127.0.0.2/32")
@@ -248,6 +265,7 @@ async def test_what_is_configured_and_leads_to_nobody_is_said(tmp_path: Path) ->
     options = ("--json", "--publish", f"{port}:alice:80", "--metrics", metrics, "--public", "10.8.0.9")
     with log.open("w") as file, serving(tmp_path, *options, out=file, err=subprocess.DEVNULL) as served:
         await served.serves()
+        await until(lambda: '"event": "up"' in log.read_text())
         events = {event["event"]: event for event in map(json.loads, log.read_text().splitlines())}
         assert events["publish_nobody"]["name"] == "alice"
         assert events["dialed_inside"]["host"] == "10.8.0.9"

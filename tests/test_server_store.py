@@ -221,6 +221,24 @@ def test_what_a_server_writes_down_is_there_again(
     assert ended >= began
 
 
+def test_what_is_written_down_waits_for_company_and_not_for_long(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ginnel.server.notes.REST", 3600)
+    other = open_store(tmp_path / "state")
+    store.begin_session("alice", "first")
+    wait_until(lambda: len(other.sessions("alice")) == 1, 20, lambda: other.sessions("alice"))
+    # A token that has been replaced must not be good again after a kill.
+    store.begin_session("alice", "second")
+    for made in range(1, 6):
+        store.show_token(bytes(12), made)
+        wait_until(lambda made=made: other.shown_tokens() == {bytes(12): made}, 20, other.shown_tokens)  # type: ignore[misc]
+    assert [session[0] for session in other.sessions("alice")] == ["second", "first"]
+    store.begin_session("alice", "third")
+    assert store.settle(20)
+    assert [session[0] for session in other.sessions("alice")] == ["third", "second", "first"]
+
+
 def test_a_locked_database_holds_no_server_up(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -54,8 +54,9 @@ class Reporter(logging.Handler):
 
 
 class Lines:
-    """Lines for a stream, written by a thread. `add` neither waits nor fails: what can't be written is tried again,
-    past `MAX_LINES` that wait further ones are dropped, and ``lost`` makes the line that says how many."""
+    """Lines for a stream, written by a thread, which rests after each write while few wait: a crowd's cost a few
+    writes a second. `add` neither waits nor fails: what can't be written is tried again, past `MAX_LINES` that wait
+    further ones are dropped, and ``lost`` makes the line that says how many."""
 
     def __init__(self, stream: TextIO | None, lost: Callable[[int], str]) -> None:
         """Without a stream (as a shell's ``>&-`` leaves it) nothing is written."""
@@ -67,6 +68,7 @@ class Lines:
         self._waiting: deque[str] = deque()
         self._dropped = 0
         self._changed = threading.Condition()
+        self._hurried = False
         self._thread: threading.Thread | None = None
 
     def add(self, line: str) -> None:
@@ -81,17 +83,21 @@ class Lines:
                 # A daemon: a reader that stands still holds up no end of the program.
                 self._thread = threading.Thread(target=self._write, name="ginnel-lines", daemon=True)
                 self._thread.start()
-            self._changed.notify_all()
+            if len(self._waiting) in (1, MANY):
+                self._changed.notify_all()
 
     def settle(self, timeout: float) -> bool:
-        """Waits until all is written; whether it is."""
+        """Has all written without a rest, and waits for that; whether it is."""
         with self._changed:
+            self._hurried = bool(self._waiting)
+            self._changed.notify_all()
             return self._changed.wait_for(lambda: not self._waiting, timeout)
 
     def _write(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting)
+                self._hurried = False
                 count, dropped = len(self._waiting), self._dropped
                 lines = [*self._waiting, *([self._lost(dropped)] if dropped else [])]
             try:
@@ -108,6 +114,7 @@ class Lines:
                     self._waiting.popleft()
                 self._dropped -= dropped
                 self._changed.notify_all()
+                self._changed.wait_for(lambda: self._hurried or len(self._waiting) >= MANY, REST)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
@@ -129,6 +136,9 @@ def _json(event: str, **fields: Any) -> str:
 
 
 MAX_LINES = 1000
+# So many don't wait for the rest's end, which is after so many seconds.
+MANY = 100
+REST = 0.05
 # Seconds until a disk that was full is tried again, and those that last lines have to be written.
 RETRY = 0.5
 LAST_WORDS = 1.0

@@ -16,35 +16,46 @@ Note = tuple[str, Sequence[object]]
 
 
 class Notes:
-    """Statements for a database, in order, many to a transaction. One that fails is tried again later; past
-    `MAX_NOTES` the oldest are dropped, and counted."""
+    """Statements for a database, in order, many to a transaction: after each `REST` follows, so that a crowd costs a
+    few of them a second. One that fails is tried again later; past `MAX_NOTES` the oldest are dropped, and counted."""
 
     def __init__(self, path: Path, busy: float) -> None:
         """``busy``: seconds that another process's transaction is waited for."""
         self._path = path
         self._busy = busy
         self._notes: deque[Note] = deque()
+        # How many were here once and are no longer.
+        self._gone = 0
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        # What there is is wanted on the disk now.
+        self._hurried = False
         self._closing = False
         self.dropped = 0
         self.failing = False
 
-    def add(self, statement: str, values: Sequence[object]) -> None:
+    def add(self, statement: str, values: Sequence[object], *, hurry: bool = False) -> None:
+        """``hurry``: it, and what came before it, is written without a rest."""
         with self._changed:
             if len(self._notes) >= MAX_NOTES:
                 self._notes.popleft()
+                self._gone += 1
                 self.dropped += 1
             self._notes.append((statement, values))
             if self._thread is None and not self._closing:
                 self._thread = threading.Thread(target=self._write, name="ginnel-notes", daemon=True)
                 self._thread.start()
-            self._changed.notify_all()
+            self._hurried = self._hurried or hurry
+            if hurry or len(self._notes) == 1:
+                self._changed.notify_all()
 
     def settle(self, timeout: float) -> bool:
-        """Waits until all is written; whether it is."""
+        """Has all that was added so far written without a rest, and waits for that; whether it is."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._notes, timeout)
+            until = self._gone + len(self._notes)
+            self._hurried = bool(self._notes)
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: self._gone >= until, timeout)
 
     def close(self, timeout: float) -> None:
         """Writes what is left, for so long. Idempotent."""
@@ -70,13 +81,19 @@ class Notes:
             else:
                 self._report(None)
                 self._forget(batch)
+                self._rest()
         if database is not None:
             database.close()
 
     def _next(self) -> list[Note] | None:
         with self._changed:
             self._changed.wait_for(lambda: self._notes or self._closing)
+            self._hurried = False
             return None if self._closing else list(self._notes)
+
+    def _rest(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._hurried or self._closing, REST)
 
     def _forget(self, batch: list[Note]) -> None:
         with self._changed:
@@ -84,6 +101,7 @@ class Notes:
             done = set(map(id, batch))
             while self._notes and id(self._notes[0]) in done:
                 self._notes.popleft()
+                self._gone += 1
             self._changed.notify_all()
 
     def _report(self, reason: str | None) -> None:
@@ -108,4 +126,6 @@ def _write_all(database: sqlite3.Connection, batch: list[Note]) -> None:
 
 
 MAX_NOTES = 20_000
+# Seconds between two transactions that nobody waits for, and until one that failed is tried again.
+REST = 0.1
 RETRY = 1.0

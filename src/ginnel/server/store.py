@@ -330,7 +330,9 @@ class Store:
 
     def show_token(self, session: bytes, made: int) -> None:
         self._notes.add("INSERT OR REPLACE INTO tokens (session, made) VALUES (?, ?)", (session, made))
-        self._notes.add("DELETE FROM tokens WHERE rowid <= (SELECT max(rowid) FROM tokens) - ?", (MAX_TOKENS,))
+        # Until it is written, a server that is killed would take the one before it again.
+        statement = "DELETE FROM tokens WHERE rowid <= (SELECT max(rowid) FROM tokens) - ?"
+        self._notes.add(statement, (MAX_TOKENS,), hurry=True)
 
     def begin_session(self, name: str, remote: str) -> int:
         session = next(self._sessions)
