@@ -277,7 +277,7 @@ NETSCAPE = ObjectIdentifier("2.16.840.1.113730.1.1")
 def test_ns_cert_type(extensions: list[x509.ExtensionType], good: bool) -> None:
     server = ROOT.server((CN, "x"), extensions=extensions)
     rules = Rules(TlsSettings(ns_cert_type=True))
-    assert (rules.refuse(leaf(server), issuer_seen=True) is None) == good
+    assert (rules.refuse(leaf(server), "x", issuer_seen=True) is None) == good
     if good:
         assert complaint(replace(TRUST, ns_cert_type=True), server) is None
     else:

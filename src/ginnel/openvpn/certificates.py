@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from ginnel.errors import ConfigError
+from ginnel.openvpn.words import escape
 
 if TYPE_CHECKING:
     from ginnel.openvpn.tls_settings import TlsSettings
@@ -25,6 +26,11 @@ class Rules:
         self._fields = tuple(map(_check_field, settings.username_fields))
         self._eku = None if settings.remote_cert_eku is None else _purpose(settings.remote_cert_eku)
 
+    @property
+    def look_at_issuers(self) -> bool:
+        """Whether they say anything of certificates other than the peer's."""
+        return bool(self._issuers) or isinstance(self._settings.crl, frozenset)
+
     def refuse_revoked(self, certificate: x509.Certificate) -> str | None:
         """Why any certificate of the chain is refused by its number, None when it isn't."""
         revoked = self._settings.crl
@@ -38,19 +44,19 @@ class Rules:
             return None
         return "is signed by another certificate than verify-hash asks for"
 
-    def refuse(self, certificate: x509.Certificate, *, issuer_seen: bool) -> str | None:
-        """Why the peer's certificate is refused, None when it isn't."""
+    def refuse(self, certificate: x509.Certificate, name: str | None, *, issuer_seen: bool) -> str | None:
+        """Why the peer's certificate, with its `name`, is refused, None when it isn't."""
         if self._fingerprints and not self._fingerprints & _fingerprints_of(certificate):
             seen = certificate.fingerprint(hashes.SHA256()).hex(":")
             return f"has a fingerprint that isn't in the list (SHA256 {seen})"
         if self._issuers and not issuer_seen:
             return "has no issuer that verify-hash could look at"
-        return self._check_purpose(certificate) or self._check_name(certificate)
+        return self._check_purpose(certificate) or self._check_name(certificate, name)
 
     def name(self, certificate: x509.Certificate) -> str | None:
         """The name by ``x509-username-field``, control characters escaped; None where a field is missing."""
         values = [_field(certificate, field) for field in self._fields]
-        return None if None in values else printable("_".join(filter(None, values)))
+        return None if None in values else escape("_".join(filter(None, values)))
 
     def _check_purpose(self, certificate: x509.Certificate) -> str | None:
         settings = self._settings
@@ -70,9 +76,8 @@ class Rules:
             return "has another purpose than remote-cert-eku asks for"
         return None
 
-    def _check_name(self, certificate: x509.Certificate) -> str | None:
+    def _check_name(self, certificate: x509.Certificate, name: str | None) -> str | None:
         """``verify-x509-name``."""
-        name = self.name(certificate)
         if name is None:
             fields = ", ".join(self._settings.username_fields)
             return f"lacks what x509-username-field asks for ({fields})"
@@ -87,14 +92,14 @@ class Rules:
             ok = name.startswith(wanted.name)
         else:
             subject = _subject(certificate)
-            seen = printable(subject or "a subject in which a value looks like another attribute")
+            seen = escape(subject or "a subject in which a value looks like another attribute")
             ok = subject == wanted.name
         return None if ok else f"has another name than verify-x509-name asks for ({seen})"
 
 
 def describe(error: int, certificate: x509.Certificate) -> str:
     """What OpenSSL's error number says of a certificate, as the rest of a sentence."""
-    name = f"CN={printable(_attribute(certificate, NameOID.COMMON_NAME) or '')}"
+    name = f"CN={escape(_attribute(certificate, NameOID.COMMON_NAME) or '')}"
     if error in TRUST_ERRORS:
         return f"is not signed by the given CA ({TRUST_ERRORS[error]}, {name})"
     if error == NOT_YET:
@@ -109,10 +114,6 @@ def out_of_date(certificate: x509.Certificate, unix_time: float) -> str | None:
     if unix_time < certificate.not_valid_before_utc.timestamp():
         return describe(NOT_YET, certificate)
     return describe(EXPIRED, certificate) if unix_time > certificate.not_valid_after_utc.timestamp() else None
-
-
-def printable(text: str) -> str:
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _fingerprint(text: str, option: str) -> bytes:

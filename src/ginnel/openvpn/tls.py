@@ -64,51 +64,55 @@ class TlsContext:
         return SSL.Connection(self._context, None).get_certificate(as_cryptography=True)
 
     def connect(self) -> TlsConnection:
-        connection = SSL.Connection(self._context, None)
-        connection.set_app_data(_Verdict())
-        return TlsConnection(connection, self._rules, server=self.server)
+        return TlsConnection(SSL.Connection(self._context, None), server=self.server)
 
     def _verify(self, connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
         """OpenSSL's callback, once or more a certificate, from the authority to the peer: its own verdict
         first, then our rules. Without an authority its verdict says nothing, as in stock."""
         verdict: _Verdict = connection.get_app_data()
-        parsed = certificate.to_cryptography()
         complaint = None
         if not ok and self._anchored:
             if error == certificates.NO_CRL:
                 return True
-            complaint = certificates.describe(error, parsed)
-        else:
-            complaint = self._rules.refuse_revoked(parsed)
-            if depth == 1:
-                verdict.issuer_seen = True
-                complaint = complaint or self._rules.refuse_issuer(parsed)
-            elif depth == 0:
-                complaint = complaint or self._rules.refuse(parsed, issuer_seen=verdict.issuer_seen)
+            complaint = certificates.describe(error, certificate.to_cryptography())
+        elif depth == 0 or self._rules.look_at_issuers:
+            complaint = self._refuse(certificate.to_cryptography(), depth, verdict)
         verdict.complaint = verdict.complaint or complaint
         return complaint is None
 
+    def _refuse(self, certificate: x509.Certificate, depth: int, verdict: _Verdict) -> str | None:
+        complaint = self._rules.refuse_revoked(certificate)
+        if depth == 1:
+            verdict.issuer_seen = True
+            complaint = complaint or self._rules.refuse_issuer(certificate)
+        elif depth == 0:
+            verdict.name, verdict.serial = self._rules.name(certificate), certificate.serial_number
+            complaint = complaint or self._rules.refuse(certificate, verdict.name, issuer_seen=verdict.issuer_seen)
+        return complaint
 
-@dataclass
+
+@dataclass(slots=True)
 class _Verdict:
-    """What was found out about one connection's certificates."""
+    """What was found out about one connection's certificates. ``name`` and ``serial`` are the peer's."""
 
     complaint: str | None = None
     issuer_seen: bool = False
+    name: str | None = None
+    serial: int | None = None
 
 
 class TlsConnection:
     """One TLS connection. Bytes go in by `feed` and come out by `take_output`; `step` moves it on."""
 
-    def __init__(self, connection: SSL.Connection, rules: certificates.Rules, *, server: bool) -> None:
+    def __init__(self, connection: SSL.Connection, *, server: bool) -> None:
         self._connection = connection
-        self._rules = rules
+        self._verdict = _Verdict()
+        connection.set_app_data(self._verdict)
         self._peer = "client" if server else "server"
         self._output = b""
         self._unsent: list[bytes] = []
         # Whether OpenSSL may find something to do: asking it costs an exception each time that it does not.
         self._fed = not server
-        self._certificate: x509.Certificate | None = None
         self.established = False
         if server:
             connection.set_accept_state()
@@ -158,7 +162,9 @@ class TlsConnection:
         except SSL.Error as error:
             raise self._explain(error) from None
         finally:
-            self._drain()
+            # What else came may have to be answered, and it is all read by now.
+            if not self._fed:
+                self._drain()
         return None
 
     @property
@@ -186,20 +192,12 @@ class TlsConnection:
     @property
     def peer_common_name(self) -> str:
         """The peer's name as ``x509-username-field`` has it, by default the last CN; "" without a certificate."""
-        certificate = self._peer_certificate
-        return "" if certificate is None else self._rules.name(certificate) or ""
+        return self._verdict.name or ""
 
     @property
     def peer_serial(self) -> int | None:
         """The number of the peer's certificate, None without one."""
-        certificate = self._peer_certificate
-        return None if certificate is None else certificate.serial_number
-
-    @property
-    def _peer_certificate(self) -> x509.Certificate | None:
-        if self._certificate is None:
-            self._certificate = self._connection.get_peer_certificate(as_cryptography=True)
-        return self._certificate
+        return self._verdict.serial
 
     def _drain(self) -> None:
         with contextlib.suppress(SSL.WantReadError):
@@ -208,9 +206,8 @@ class TlsConnection:
             self._output += part
 
     def _explain(self, error: SSL.Error) -> TlsError:
-        verdict: _Verdict = self._connection.get_app_data()
-        if verdict.complaint is not None:
-            return TlsError(f"the {self._peer}'s certificate {verdict.complaint}", retry=False)
+        if self._verdict.complaint is not None:
+            return TlsError(f"the {self._peer}'s certificate {self._verdict.complaint}", retry=False)
         if isinstance(error, SSL.ZeroReturnError | SSL.SysCallError):
             return TlsError(f"the {self._peer} closed the TLS connection", retry=True)
         entries: Sequence[tuple[str, str, str]] = error.args[0] if error.args else []

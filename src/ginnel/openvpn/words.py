@@ -55,6 +55,8 @@ def quote(word: str) -> str:
 
 def escape(text: str) -> str:
     """Control characters and the like as backslash sequences, for logs."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
