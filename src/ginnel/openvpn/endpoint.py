@@ -113,7 +113,6 @@ class Endpoint:
         else:
             self._strangers_wrap = wrap
             self._first_opcodes -= WITH_WRAPPED_KEY
-        self._unverified = isinstance(wrap, TlsCryptV2Server) and wrap.verify is not None
         self._entries: dict[int, _Entry] = {}
         self._at: dict[Path, dict[bytes, int]] = {}
         self._negotiating = 0
@@ -239,9 +238,9 @@ class Endpoint:
         wrapper = self._strangers_wrap.start(server=True, unix_time=self._clock + now, now=now, sent=sent)
         first = First(wrapper, ControlPacket.parse(wrapper.unwrap(data), header))
         if header.opcode not in RESETS:
-            self._admit(data, first, path, now)
+            self._admit(first, path, now)
         elif not limited:
-            self._create(data, first, path, now)
+            self._create(first, path, now)
         elif self._answers_left.allow(now):
             self._greet(data, first, path, now)
 
@@ -252,7 +251,7 @@ class Endpoint:
         if header.opcode is not Opcode.HARD_RESET_CLIENT_V3 or negotiates_early(data):
             self._answer(header, first.wrap, path, now)
         elif isinstance(wrap, TlsCryptV2Server) and not wrap.force_cookie:
-            self._create(data, first, path, now)
+            self._create(first, path, now)
         else:
             self._turn_away("no_early_negotiation", path)
 
@@ -264,7 +263,7 @@ class Endpoint:
         self._answers.append((wrapper.wrap(packet.emit(), now), path))
         self._count("answered")
 
-    def _admit(self, data: bytes, first: First, path: Path, now: float) -> None:
+    def _admit(self, first: First, path: Path, now: float) -> None:
         """Makes a session for who repeats its cookie in one of its first packets."""
         packet = first.packet
         client_id, cookie = packet.header.session_id, packet.peer_session_id
@@ -273,11 +272,11 @@ class Endpoint:
             self._count("bad_cookies")
         elif self._spent.get((path, client_id), now) > now:
             self._count("spent_cookies")
-        elif self._create(data, first, path, now):
+        elif self._create(first, path, now):
             self._answers_left.give_back()
             self._spend(path, client_id, now)
 
-    def _create(self, data: bytes, first: First, path: Path, now: float) -> bool:
+    def _create(self, first: First, path: Path, now: float) -> bool:
         """Raises `PacketError` for whom the wrap refuses now that the address is known."""
         place = origin(path[1])
         if len(self._entries) >= self._limits.max_clients or not self._make_room(place, now):
@@ -286,11 +285,10 @@ class Endpoint:
         if self._sessions_left is not None and not self._sessions_left.allow(now):
             self._turn_away("over_connect_freq", path)
             return False
-        unix_time = self._clock + now
-        if self._unverified:
-            self._settings.wrap.start(server=True, unix_time=unix_time, now=now).unwrap(data)
+        if isinstance(wrap := self._settings.wrap, TlsCryptV2Server):
+            wrap.check(first.wrap)
         peer = self._free_number()
-        policy = self._make_policy(peer=peer, path=path, unix_time=unix_time)
+        policy = self._make_policy(peer=peer, path=path, unix_time=self._clock + now)
         session = Session(policy, path=path, random=self._random, now=now, first=first)
         client_id = first.packet.header.session_id
         self._entries[peer] = _Entry(session, path, client_id, now, place)

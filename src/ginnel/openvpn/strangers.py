@@ -27,5 +27,7 @@ def locks(wrap: Wrap) -> list[tuple[str, bytes]]:
 
 def origin(address: str) -> str:
     """What one subscriber has: an IPv4 address, or an IPv6 network of 64 bits."""
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    return address if parsed.version == 4 else str(ipaddress.ip_network((int(parsed), 64), strict=False))
+    if ":" not in address:
+        return address
+    parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    return str(ipaddress.IPv6Network((int(parsed), 64), strict=False))

@@ -159,21 +159,29 @@ class TlsCryptV2Server:
             raise ConfigError("this tls-crypt-v2 key is a server's", option="tls-crypt-v2")
         return _ServerWrapper(self, unix_time, now, sent)
 
-    def open(self, wrapped: bytes, unix_time: float) -> StaticKey:
-        """The client's key, if it may be used. Raises `PacketError` or `UnauthenticatedError`."""
+    def open(self, wrapped: bytes, unix_time: float) -> tuple[StaticKey, Metadata | None]:
+        """The client's key, if it may be used, and its metadata. Raises `PacketError` or `UnauthenticatedError`."""
         key, metadata = self.key.unwrap(wrapped)
         if self.max_age:
             made = None if metadata is None else metadata.timestamp
             if made is None or unix_time - made > self.max_age * 86400:
                 raise UnauthenticatedError("the wrapped key is too old, or doesn't say how old it is")
+        self._check(metadata)
+        return key, metadata
+
+    def check(self, wrapper: Wrapper) -> None:
+        """Has `verify` look at the key that a wrapper without it has taken. Raises `UnauthenticatedError`."""
+        if isinstance(wrapper, _ServerWrapper) and wrapper.is_own:
+            self._check(wrapper.metadata)
+
+    def _check(self, metadata: Metadata | None) -> None:
         if self.verify is not None and (metadata is None or not self.verify(metadata)):
             raise UnauthenticatedError("the wrapped key's metadata is refused")
-        return key
 
 
 class _ServerWrapper:
     """Takes its key from the first packet, and from no later one: a client may send WKc again, as its packet
-    may have been lost, but never another one."""
+    may have been lost, but never another one. ``is_own``: it came wrapped, with ``metadata``."""
 
     def __init__(self, settings: TlsCryptV2Server, unix_time: float, now: float, sent: int) -> None:
         self._settings = settings
@@ -181,6 +189,8 @@ class _ServerWrapper:
         self._now = now
         self._sent = sent
         self._inner: Wrapper | None = None
+        self.is_own = False
+        self.metadata: Metadata | None = None
         self.wrapped_key = b""
 
     @property
@@ -200,10 +210,10 @@ class _ServerWrapper:
         packet, wrapped = split_wrapped_key(datagram)
         if self._inner is not None:
             return self._inner.unwrap(packet)
+        metadata = None
         if wrapped:
-            inner = TlsCrypt(self._settings.open(wrapped, self._unix_time)).start(
-                server=True, unix_time=self._unix_time, now=self._now, sent=self._sent
-            )
+            key, metadata = self._settings.open(wrapped, self._unix_time)
+            inner = TlsCrypt(key).start(server=True, unix_time=self._unix_time, now=self._now, sent=self._sent)
         elif self._settings.fallback is not None:
             inner = self._settings.fallback.start(
                 server=True, unix_time=self._unix_time, now=self._now, sent=self._sent
@@ -211,7 +221,7 @@ class _ServerWrapper:
         else:
             raise UnauthenticatedError("no wrapped key, and none but tls-crypt-v2 is allowed")
         plain = inner.unwrap(packet)
-        self._inner = inner
+        self._inner, self.is_own, self.metadata = inner, bool(wrapped), metadata
         return plain
 
 
