@@ -375,12 +375,7 @@ netmasks = st.integers(0, 32).map(lambda bits: IPv4Network((0, bits)).netmask)
 replies = st.builds(
     PushReply,
     ifconfig=st.none() | st.builds(Ifconfig, hosts4, ipv4s | netmasks),
-    ifconfig_ipv6=st.none()
-    | st.builds(
-        IfconfigIpv6,
-        st.builds(lambda address, bits: IPv6Interface((address, bits)), hosts6, st.integers(0, 128)),
-        ipv6s,
-    ),
+    ifconfig_ipv6=st.none() | st.builds(IfconfigIpv6, hosts6, st.integers(0, 128), ipv6s),
     topology=st.none() | st.sampled_from(["net30", "p2p", "subnet"]),
     route_gateway=st.none() | ipv4s | st.just("dhcp"),
     route_metric=metrics,

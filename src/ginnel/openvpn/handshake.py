@@ -22,7 +22,6 @@ Roles differ in who sends its key message first and nothing else; what stands in
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from enum import Enum
 from typing import Protocol
 
@@ -155,7 +154,7 @@ class Handshake:
     def take_packet(self, peer_session_id: bytes | None, chunk: int, max_acks: int, now: float) -> ControlPacket | None:
         """The next packet to send now, with up to ``chunk`` bytes of TLS; None when there is none."""
         if self.state is not State.RESET and not self._computing:
-            while self._send.room > 0 and self.tls.pending_output:
+            while self.tls.pending_output and self._send.room > 0:
                 if self._owes_wrapped_key:
                     first = max(chunk - self._wrapped_key_size, MIN_CHUNK)
                     self._send.push(Opcode.CONTROL_WKC_V1, self.tls.take_output(first), now)
@@ -258,8 +257,8 @@ class Handshake:
         message = self._exchange.key_message()
         if message is not None:
             self.tls.write(message.emit())
-            # What a login takes is nobody's any more.
-            self._ours = replace(message, username="", password="")
+            # What a login takes is nobody's any more, and keys take no more than this.
+            self._ours = KeyMessage(message.random1, message.random2, message.pre_master)
 
 
 PIGGYBACKED_ACKS = 4

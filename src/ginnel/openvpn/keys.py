@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import re
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntFlag
 
@@ -188,13 +188,13 @@ def parse_peer_info(text: str) -> dict[str, str]:
     return info
 
 
-def parse_proto(info: dict[str, str]) -> Proto:
+def parse_proto(info: Mapping[str, str]) -> Proto:
     """The client's IV_PROTO; 0 when it is absent or no number."""
     text = info.get("IV_PROTO", "")
     return Proto(int(text) & KNOWN_PROTO) if re.fullmatch("[0-9]{1,9}", text) else Proto(0)
 
 
-def negotiate_cipher(ours: Iterable[str], info: dict[str, str], options: str) -> str | None:
+def negotiate_cipher(ours: Iterable[str], info: Mapping[str, str], options: str) -> str | None:
     """A server's choice (``ssl_ncp.c``): the first of its own that the client has, None without any."""
     if "IV_CIPHERS" in info:
         theirs = info["IV_CIPHERS"].upper().split(":")

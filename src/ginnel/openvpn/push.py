@@ -100,7 +100,8 @@ class PushReply:
 
     @property
     def address6(self) -> IPv6Interface | None:
-        return None if self.ifconfig_ipv6 is None else self.ifconfig_ipv6.local
+        own = self.ifconfig_ipv6
+        return None if own is None else IPv6Interface((own.local, own.bits))
 
     @property
     def name_servers(self) -> tuple[NameServers, ...]:

@@ -77,7 +77,8 @@ def emit_options(reply: PushReply) -> Iterator[str]:
     for text in reply.echo:
         yield _words("echo", *text.split(" "))
     if reply.ifconfig_ipv6 is not None:
-        yield f"ifconfig-ipv6 {reply.ifconfig_ipv6.local} {reply.ifconfig_ipv6.remote}"
+        own = reply.ifconfig_ipv6
+        yield f"ifconfig-ipv6 {own.local}/{own.bits} {own.remote}"
     if reply.ifconfig is not None:
         yield f"ifconfig {reply.ifconfig.local} {reply.ifconfig.remote}"
     if reply.cipher is not None:

@@ -112,7 +112,7 @@ class _Builder:
         local, remote = _exactly(words, 2)
         interface = IPv6Interface(_with_colon(local))
         _check_host(interface.ip)
-        self.values["ifconfig_ipv6"] = IfconfigIpv6(interface, _ipv6(remote))
+        self.values["ifconfig_ipv6"] = IfconfigIpv6(interface.ip, interface.network.prefixlen, _ipv6(remote))
 
     def route(self, words: list[str]) -> None:
         network, netmask, gateway, metric = _at_most(words, 1, 4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
 
 Topology = Literal["net30", "p2p", "subnet"]
@@ -24,7 +24,10 @@ class Ifconfig:
 
 @dataclass(frozen=True)
 class IfconfigIpv6:
-    local: IPv6Interface
+    """``bits`` of ``local`` are the same for all on the link."""
+
+    local: IPv6Address
+    bits: int
     remote: IPv6Address
 
 

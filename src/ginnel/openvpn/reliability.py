@@ -27,7 +27,7 @@ class Outgoing:
 
 
 class SendWindow:
-    """What we sent and the peer didn't acknowledge yet."""
+    """What we sent and the peer didn't acknowledge yet, the oldest first."""
 
     def __init__(self, timeout: float, next_id: int = 0) -> None:
         self._timeout = timeout
@@ -46,7 +46,7 @@ class SendWindow:
     @property
     def room(self) -> int:
         """How many packets may follow now; the window starts at the oldest without an ACK."""
-        return SEND_WINDOW - (self._next_id - min(self._waiting, default=self._next_id))
+        return SEND_WINDOW - (self._next_id - next(iter(self._waiting), self._next_id))
 
     def push(self, opcode: Opcode, payload: bytes, now: float) -> None:
         """Takes a packet that is due at once. The caller looks at `room` first."""

@@ -98,6 +98,7 @@ class ServerPolicy:
         self._gate = _fixed(settings, push) if isinstance(push, PushReply) else push
         self._peer_id = peer_id
         self._first: ClientLogin | None = None
+        self._proto = Proto(0)
         self._theirs: KeyMessage | None = None
         self._cipher: str | None = None
         self._decided = False
@@ -191,7 +192,7 @@ class ServerPolicy:
         )
         self._theirs = message
         if self._first is None:
-            self._first = login
+            self._first, self._proto = login, keys.parse_proto(login.peer_info)
             return
         first = self._first
         if (login.name, login.serial) != (first.name, first.serial):
@@ -206,7 +207,7 @@ class ServerPolicy:
         theirs, login = self._theirs, self._first
         if theirs is None or login is None:
             raise RemoteProtocolError("the client sent no key message")
-        self._cipher = keys.negotiate_cipher(self.settings.data_ciphers, dict(login.peer_info), theirs.options)
+        self._cipher = keys.negotiate_cipher(self.settings.data_ciphers, login.peer_info, theirs.options)
         if self._cipher is None:
             self._refuse(Refusal("Data channel cipher negotiation failed (no shared cipher)"), now)
             return
@@ -318,10 +319,6 @@ class ServerPolicy:
         error = AuthError(f"the client's login is refused: {reason}", reason)
         self._session.cut()
         self._session.finish_settled(error, retry=False, within=FAREWELL, now=now)
-
-    @property
-    def _proto(self) -> Proto:
-        return keys.parse_proto(dict(self._first.peer_info)) if self._first is not None else Proto(0)
 
     def _dismiss(self, command: str, flags: str, text: str, now: float) -> None:
         self._session.send_message(f"{command},{flags}{text}" if flags or text else command)

@@ -14,7 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Interface, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -334,7 +334,7 @@ class Admission:
         remote = pool.network.netmask if pool.topology == "subnet" else IPv4Address(int(lease.address) - 1)
         both: IfconfigIpv6 | None = common.ifconfig_ipv6
         if lease.address6 is not None and pool.network6 is not None and pool.address6 is not None:
-            both = IfconfigIpv6(IPv6Interface((lease.address6, pool.network6.prefixlen)), pool.address6)
+            both = IfconfigIpv6(lease.address6, pool.network6.prefixlen, pool.address6)
         return replace(common, ifconfig=Ifconfig(lease.address, remote), ifconfig_ipv6=both, auth_token=token)
 
     def _make_common(self, *, tcp: bool) -> PushReply:

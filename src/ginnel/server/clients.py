@@ -60,7 +60,8 @@ class Client:
     def version(self) -> str:
         """What the client says it is; control characters are left out."""
         words = [self.peer_info.get(name, "") for name in ("IV_GUI_VER", "IV_VER", "IV_PLAT")]
-        return "".join(character for character in " ".join(filter(None, words)) if character.isprintable())[:80]
+        text = " ".join(filter(None, words))
+        return (text if text.isprintable() else "".join(filter(str.isprintable, text)))[:80]
 
     def count(self, counted: Mapping[str, int], now: float) -> None:
         """Takes the data plane's counters of this moment, on `time.monotonic`."""
@@ -79,8 +80,8 @@ class Client:
             "name": self.name,
             "username": self.username,
             "peer": self.peer,
-            "address": str(self.address),
-            "address6": None if self.address6 is None else str(self.address6),
+            "address": self.lease.text,
+            "address6": self.lease.text6,
             "remote": self.remote,
             "transport": self.transport,
             "since": round(self.since, 3),

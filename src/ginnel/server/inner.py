@@ -94,8 +94,8 @@ class UserSpace:
 
     def forget(self, client: Client) -> None:
         if self._egress is not None:
-            for address in filter(None, (client.address, client.address6)):
-                self._egress.forget(str(address))
+            for address in filter(None, (client.lease.text, client.lease.text6)):
+                self._egress.forget(address)
 
     def statistics(self) -> dict[str, int]:
         return {} if self._egress is None else self._egress.statistics()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ginnel.openvpn.cookies import Limiter
@@ -17,9 +19,19 @@ def tell(event: str, *, level: int = logging.INFO, **fields: Any) -> None:
     """Logs an event. The record has it as ``record.event``, and the fields as ``record.fields``. Never raises: a
     handler of somebody's that fails is no reason to lose a client, or to keep one who was revoked."""
     shown = {name: value for name, value in fields.items() if value is not None}
-    text = " ".join([event, *(f"{name}={_word(value)}" for name, value in shown.items())])
     with contextlib.suppress(Exception):
-        log.log(level, "%s", text, extra={"event": event, "fields": shown})
+        log.log(level, "%s", _Line(event, shown), extra={"event": event, "fields": shown})
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """The text, for those handlers that have a use for it."""
+
+    event: str
+    fields: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return " ".join([self.event, *(f"{name}={_word(value)}" for name, value in self.fields.items())])
 
 
 class Rarely:

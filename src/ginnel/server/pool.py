@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
 
@@ -12,8 +12,16 @@ from ginnel.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Lease:
+    """``text`` and ``text6`` are the addresses as text, which is asked for again and again."""
+
     address: IPv4Address
     address6: IPv6Address | None
+    text: str = field(init=False, compare=False)
+    text6: str | None = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", str(self.address))
+        object.__setattr__(self, "text6", None if self.address6 is None else str(self.address6))
 
 
 class Pool:
@@ -123,7 +131,9 @@ class Pool:
         return None
 
     def _is_free(self, address: IPv4Address, reserved: Collection[IPv4Address | IPv6Address]) -> bool:
-        return address not in self._held and address not in reserved and self._beside(address) not in reserved
+        if address in self._held:
+            return False
+        return not reserved or (address not in reserved and self._beside(address) not in reserved)
 
     def _nth(self, number: int) -> IPv4Address:
         """A client's address by its number, from 0."""

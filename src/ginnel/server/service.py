@@ -314,10 +314,12 @@ class Server:
             for number in self._left - {session.path[0] for session in self._endpoint.sessions.values()}:
                 self._listeners.forget(number)
             self._left.clear()
-        if self._timer is not None:
-            self._timer.cancel()
         at = self._endpoint.get_timer()
-        self._timer = None if at is None else self._loop.call_at(at, self._fire)
+        # One that is too early does no harm, and each packet puts them off.
+        if at is not None and (self._timer is None or at < self._timer.when()):
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(at, self._fire)
         if self._closing and not self._endpoint.sessions:
             self._empty.set()
 
@@ -417,9 +419,9 @@ class Server:
             self._endpoint.touch(peer, now)
 
     def _lead_to(self, client: Client) -> None:
-        own = [f"{client.address}/32"]
-        if client.address6 is not None:
-            own.append(f"{client.address6}/128")
+        own = [f"{client.lease.text}/32"]
+        if client.lease.text6 is not None:
+            own.append(f"{client.lease.text6}/128")
         inner = [*own, *client.routes]
         self._plane.set_routes(client.peer, inner, inner)
         self._inside.lead_to(client)
@@ -433,9 +435,17 @@ class Server:
     def _welcome(self, client: Client, news: events.Established) -> None:
         client.cipher, client.tls, client.since = news.cipher, news.tls, time.time()
         client.session = self._stored(-1, self.store.begin_session, client.name, client.remote)
-        fields = client.described()
-        shown = ("name", "remote", "transport", "address", "address6", "cipher", "tls", "version")
-        tell("connected", **{key: fields[key] for key in shown})
+        tell(
+            "connected",
+            name=client.name,
+            remote=client.remote,
+            transport=client.transport,
+            address=client.lease.text,
+            address6=client.lease.text6,
+            cipher=client.cipher,
+            tls=client.tls,
+            version=client.version,
+        )
 
     def _bid_farewell(self, peer: int, error: GinnelError | None) -> None:
         reason = "the server ended the session" if error is None else str(error)
