@@ -12,6 +12,8 @@ from ginnel.openvpn.login import Credentials, Login, StaticChallenge
 from ginnel.openvpn.server import ServerPolicy
 from tests.sessions import PUSH, Case, closing, establish, keys_of, make_pair
 
+# As a terminal in Latin-1 gives it.
+LATIN = b"gr\xfc\xdf".decode(errors="surrogateescape")
 CHALLENGE = "CRV1:R,E:b64state==:Ym9i:Enter the code: 6 digits"
 
 
@@ -43,13 +45,19 @@ def test_what_is_missing_is_asked_for_and_a_password_is_hidden() -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "password"), [("scrv1", "SCRV1:c2VjcmV0:MTIzNDU2"), ("concat", "secret123456")], ids=["scrv1", "concat"]
+    ("form", "typed", "password"),
+    [
+        ("scrv1", "123456", "SCRV1:c2VjcmV0:MTIzNDU2"),
+        ("scrv1", LATIN, "SCRV1:c2VjcmV0:Z3L83w=="),
+        ("concat", "123456", "secret123456"),
+    ],
+    ids=["scrv1", "what is no UTF-8", "concat"],
 )
-def test_a_static_challenge_is_answered_anew_for_each_login(form: str, password: str) -> None:
+def test_a_static_challenge_is_answered_anew_for_each_login(form: str, typed: str, password: str) -> None:
     challenge = StaticChallenge("Code?", False, form)  # type: ignore[arg-type]
     login = Login("bob", "secret", static_challenge=challenge)
     assert login.prompt == events.Prompt("challenge", "Code?", echo=False)
-    assert answered(login, "123456").credentials == Credentials("bob", password)
+    assert answered(login, typed).credentials == Credentials("bob", password)
     login.accepted()
     assert login.prompt == events.Prompt("challenge", "Code?", echo=False)
 
@@ -192,14 +200,15 @@ def test_a_challenge_ends_the_session_for_another_attempt_and_is_not_in_the_erro
     assert login.prompt is not None
 
 
-def test_a_question_in_the_session_is_answered_there() -> None:
+@pytest.mark.parametrize(("typed", "sent"), [("42 é", "NDIgw6k="), (LATIN, "Z3L83w==")], ids=["UTF-8", "Latin-1"])
+def test_a_question_in_the_session_is_answered_there(typed: str, sent: str) -> None:
     pair = waiting()
     pair.say("AUTH_PENDING,timeout 60", "INFO_PRE,CR_TEXT:R,E:Your code:")
     pair.run_for(1)
     assert events.Prompt("challenge", "Your code:", echo=True) in pair.client.events
-    pair.client_policy.respond(events.Prompt("challenge", "Your code:", echo=True), "42 é", pair.now)
+    pair.client_policy.respond(events.Prompt("challenge", "Your code:", echo=True), typed, pair.now)
     pair.run_for(1)
-    assert "CR_RESPONSE,NDIgw6k=" in pair.server_policy.heard
+    assert f"CR_RESPONSE,{sent}" in pair.server_policy.heard
 
 
 @pytest.mark.parametrize(

@@ -139,21 +139,23 @@ def test_settings_that_make_no_sense(changes: dict[str, Any], complaint: str) ->
 # Passwords.
 
 
-def encrypted(form: serialization.PrivateFormat) -> str:
-    encryption = serialization.BestAvailableEncryption(b"open sesame \xc3\xa9")
+def encrypted(form: serialization.PrivateFormat, password: bytes) -> str:
+    encryption = serialization.BestAvailableEncryption(password)
     return BOBS_KEY.private_bytes(serialization.Encoding.PEM, form, encryption).decode()
 
 
-def test_an_encrypted_key_needs_its_password() -> None:
-    settings = replace(CLIENT_SETTINGS, key=encrypted(serialization.PrivateFormat.PKCS8))
+@pytest.mark.parametrize("password", [b"open sesame \xc3\xa9", b"open sesame \xe9"], ids=["UTF-8", "Latin-1"])
+def test_an_encrypted_key_needs_its_password(password: bytes) -> None:
+    typed = password.decode(errors="surrogateescape")
+    settings = replace(CLIENT_SETTINGS, key=encrypted(serialization.PrivateFormat.PKCS8, password))
     with pytest.raises(KeyPasswordError) as caught:
         TlsContext(settings, server=False)
     assert (caught.value.wrong, caught.value.option) == (False, "key")
     with pytest.raises(KeyPasswordError, match="password is wrong") as caught:
         TlsContext(replace(settings, key_password="open"), server=False)
     assert caught.value.wrong
-    shake_hands(replace(settings, key_password="open sesame é"))
-    assert "sesame" not in repr(replace(settings, key_password="open sesame é"))
+    shake_hands(replace(settings, key_password=typed))
+    assert "sesame" not in repr(replace(settings, key_password=typed))
 
 
 def test_a_key_of_openssls_old_kind() -> None:
@@ -189,8 +191,10 @@ def test_pkcs12_brings_certificate_key_and_trust(password: bytes | None) -> None
         with pytest.raises(KeyPasswordError) as caught:
             TlsContext(replace(settings, key_password=None), server=False)
         assert (caught.value.wrong, caught.value.option) == (False, "pkcs12")
-        with pytest.raises(KeyPasswordError, match="wrong"):
-            TlsContext(replace(settings, key_password="x"), server=False)
+        # The second is typed in Latin-1, and PKCS #12 has UTF-8 alone.
+        for wrong in ("x", b"gr\xfc\xdf".decode(errors="surrogateescape")):
+            with pytest.raises(KeyPasswordError, match="wrong"):
+                TlsContext(replace(settings, key_password=wrong), server=False)
 
 
 def test_a_ca_beside_pkcs12_is_the_only_one_trusted() -> None:

@@ -1,7 +1,9 @@
 """Ways to a server on loopback: addresses that race, and proxies as they are and as they shouldn't be."""
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -38,7 +40,7 @@ async def nobody() -> None:
     return None
 
 
-async def through_http(handler: Handler, **options: object) -> tuple[bytes, list[bytes]]:
+async def through_http(handler: Handler, host: str = "vpn.example", **options: object) -> tuple[bytes, list[bytes]]:
     """What the server says through the proxy, and the heads of the requests that the proxy got."""
     heads: list[bytes] = []
 
@@ -52,7 +54,7 @@ async def through_http(handler: Handler, **options: object) -> tuple[bytes, list
         connected = await http_proxy.connect(
             lambda: dial([("127.0.0.1", port)]),
             made,
-            "vpn.example",
+            host,
             1194,
             credentials,  # type: ignore[arg-type]
         )
@@ -129,6 +131,32 @@ async def test_the_strongest_that_is_offered_on_a_new_connection() -> None:
     assert b"algorithm=SHA-256" in heads[1]
     assert b'nonce="def"' in heads[1]
     assert b"word" not in heads[1]
+
+
+async def test_a_name_that_is_not_ascii_is_asked_for_as_resolvers_have_it() -> None:
+    said, (head,) = await through_http(answers(OK), "büro.example")
+    assert said == b"hello"
+    assert head.startswith(b"CONNECT xn--bro-hoa.example:1194 HTTP/1.1\r\nHost: xn--bro-hoa.example:1194\r\n")
+
+
+@pytest.mark.parametrize("text", ["jürgen".encode(), b"j\xfcrgen"], ids=["UTF-8", "Latin-1"])
+@pytest.mark.parametrize("scheme", ["Basic", "Digest"])
+async def test_a_login_that_is_not_ascii_goes_as_it_was_typed(text: bytes, scheme: str) -> None:
+    async def login() -> tuple[str, str]:
+        return text.decode(errors="surrogateescape"), "x"
+
+    asked = b'HTTP/1.1 407 No\r\nProxy-Authenticate: %s realm="%s", nonce="abc"\r\nContent-Length: 0\r\n\r\n'
+    asked %= scheme.encode(), text
+    said, heads = await through_http(answers(asked, OK), credentials=login)
+    assert said == b"hello"
+    if scheme == "Basic":
+        assert base64.b64encode(text + b":x") in heads[1]
+        return
+    assert b'username="%s", realm="%s"' % (text, text) in heads[1]
+    secret = hashlib.md5(text + b":" + text + b":x").hexdigest()
+    asked_for = hashlib.md5(b"CONNECT:vpn.example:1194").hexdigest()
+    response = hashlib.md5(f"{secret}:abc:{asked_for}".encode()).hexdigest()
+    assert f'response="{response}"'.encode() in heads[1]
 
 
 @pytest.mark.parametrize(
@@ -215,8 +243,13 @@ async def through_socks(script: list[tuple[bytes, bytes]], host: str = "vpn.exam
             "vpn.example",
             ("alice", "pw"),
         ),
+        (
+            [(b"\x05\x02\x00\x02", b"\x05\x02"), (b"\x01\x02j\xfc\x02pw", b"\x01\x00"), (TARGET, BOUND + b"hello")],
+            "vpn.example",
+            (b"j\xfc".decode(errors="surrogateescape"), "pw"),
+        ),
     ],
-    ids=["name", "address", "bound to a name", "bound to IPv6", "password"],
+    ids=["name", "address", "bound to a name", "bound to IPv6", "password", "Latin-1"],
 )
 async def test_socks(script: list[tuple[bytes, bytes]], host: str, login: tuple[str, ...]) -> None:
     """What the server says after the proxy's reply must not be swallowed with it."""

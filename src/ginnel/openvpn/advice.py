@@ -129,7 +129,7 @@ def _certificates(config: ClientConfig) -> Iterator[tuple[str, x509.Certificate]
             yield option, certificate
     if config.pkcs12 is None:
         return
-    password = None if config.key_password is None else config.key_password.encode()
+    password = None if config.key_password is None else config.key_password.encode(errors="replace")
     with contextlib.suppress(ValueError):
         found = pkcs12.load_pkcs12(config.pkcs12, password)
         for entry in (found.cert, *found.additional_certs):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ from ginnel.openvpn.data_format import (
 )
 from ginnel.openvpn.events import Framing, Prompt
 from ginnel.openvpn.keys import KeyMessage, Proto
-from ginnel.openvpn.login import Login
+from ginnel.openvpn.login import Login, base64_text
 from ginnel.openvpn.policy import SessionSettings, Timer, Tunnel
 from ginnel.openvpn.push import PullFilter, PushCollector, PushReply
 from ginnel.openvpn.push_values import Inactive, Topology
@@ -181,7 +180,7 @@ class ClientPolicy:
     def respond(self, prompt: Prompt, text: str, now: float) -> None:
         """Answers a `Prompt` that came in the course of the session."""
         if prompt != self._asked:
-            self._session.send_message("CR_RESPONSE," + base64.b64encode(text.encode()).decode())
+            self._session.send_message(f"CR_RESPONSE,{base64_text(text)}")
             return
         self._asked = None
         self._login.answer(prompt, text)

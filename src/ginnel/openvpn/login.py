@@ -134,7 +134,7 @@ class Login:
             return Credentials(self._challenge.username, f"CRV1::{self._challenge.state}::{response}")
         match self._static:
             case StaticChallenge(form="scrv1"):
-                return Credentials(username, f"SCRV1:{_base64(password)}:{_base64(response)}")
+                return Credentials(username, f"SCRV1:{base64_text(password)}:{base64_text(response)}")
             case StaticChallenge(form="concat"):
                 return Credentials(username, password + response)
             case _:
@@ -181,8 +181,9 @@ class Login:
         self._token = self._challenge = self._response = None
 
 
-def _base64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
+def base64_text(text: str) -> str:
+    """What was typed, in base64: a terminal need not speak UTF-8, and its bytes count as they came."""
+    return base64.b64encode(text.encode(errors="surrogateescape")).decode()
 
 
 NOTHING: tuple[str | None, str | None] = (None, None)

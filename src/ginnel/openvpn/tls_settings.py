@@ -178,7 +178,8 @@ def _read_pkcs12(data: bytes, password: str | None) -> _Own:
     """Without a password first, as many have none, whatever ``askpass`` says."""
     tried: list[bytes | None] = [None, b""]
     if password is not None:
-        tried.append(password.encode())
+        # What is no UTF-8 is no password there.
+        tried.append(password.encode(errors="replace"))
     for attempt in tried:
         try:
             key, certificate, more = pkcs12.load_key_and_certificates(data, attempt)
@@ -205,7 +206,7 @@ def _private_key(pem: str, password: str | None) -> PrivateKeyTypes:
     if password is None:
         raise KeyPasswordError("key", wrong=False)
     try:
-        return serialization.load_pem_private_key(pem.encode(), password.encode())
+        return serialization.load_pem_private_key(pem.encode(), password.encode(errors="surrogateescape"))
     except (ValueError, UnsupportedAlgorithm):
         raise KeyPasswordError("key", wrong=True) from None
 

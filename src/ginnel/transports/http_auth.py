@@ -1,4 +1,5 @@
-"""HTTP's Basic and Digest authentication, a client's side (RFC 7617, RFC 7616)."""
+"""HTTP's Basic and Digest authentication, a client's side (RFC 7617, RFC 7616). Texts are UTF-8 with
+``surrogateescape``: what is something else goes back as it came."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ def answer(challenge: Challenge, username: str, password: str, method: str, uri:
     if challenge.scheme == "basic":
         if ":" in username:
             raise ValueError("a user with a colon in it can't log in to this proxy")
-        return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
+        return "Basic " + base64.b64encode(_bytes(f"{username}:{password}")).decode()
     return _digest(challenge.values, username, password, method, uri, cnonce)
 
 
@@ -77,8 +78,12 @@ def _weakness(challenge: Challenge) -> int:
     return 0 if challenge.values.get("algorithm", "").upper().startswith("SHA-256") else 1
 
 
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="surrogateescape")
+
+
 def _hex(name: str) -> Callable[[str], str]:
-    return lambda text: hashlib.new(name, text.encode(), usedforsecurity=False).hexdigest()
+    return lambda text: hashlib.new(name, _bytes(text), usedforsecurity=False).hexdigest()
 
 
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"

@@ -25,7 +25,8 @@ async def connect(dial: Dial, proxy: HttpProxy, host: str, port: int, credential
     better. Raises OSError, AuthError when the proxy refuses the login, UnreachableError for other refusals,
     RemoteProtocolError for what is no HTTP.
     """
-    authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    name = host if host.isascii() else host.encode("idna").decode()
+    authority = f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
     authorization: str | None = None
     sock: socket.socket | None = None
     where = f"the proxy {proxy.host}:{proxy.port}"
@@ -59,7 +60,9 @@ def _request(proxy: HttpProxy, authority: str, authorization: str | None) -> h11
     headers = [pair for pair in headers if pair[0].lower() not in own] + list(proxy.headers)
     if authorization is not None:
         headers.append(("Proxy-Authorization", authorization))
-    return h11.Request(method="CONNECT", target=authority, headers=headers)
+    # A user of Digest's stands in it as the proxy is to read it.
+    fields = [(name.encode(), value.encode(errors="surrogateescape")) for name, value in headers]
+    return h11.Request(method="CONNECT", target=authority, headers=fields)
 
 
 async def _ask(sock: socket.socket, request: h11.Request, where: str) -> tuple[h11.Response, bool]:
@@ -100,9 +103,8 @@ async def _ask(sock: socket.socket, request: h11.Request, where: str) -> tuple[h
 async def _authorization(
     proxy: HttpProxy, response: h11.Response, authority: str, credentials: Credentials, where: str
 ) -> str:
-    challenges = http_auth.parse_challenges(
-        bytes(value).decode("latin-1") for name, value in response.headers if name == b"proxy-authenticate"
-    )
+    asked = [bytes(value) for name, value in response.headers if name == b"proxy-authenticate"]
+    challenges = http_auth.parse_challenges(value.decode(errors="surrogateescape") for value in asked)
     if not proxy.cleartext:
         challenges = [challenge for challenge in challenges if challenge.scheme != "basic"]
     if not challenges:

@@ -99,7 +99,9 @@ async def _log_in(channel: _Channel, proxy: SocksProxy) -> None:
         hint = "" if proxy.username is not None else "; name a file with it after socks-proxy HOST PORT"
         raise AuthError(f"{channel.where} wants another login{hint}")
     if method == PASSWORD:
-        username, password = ((text or "").encode() for text in (proxy.username, proxy.password))
+        username, password = (
+            (text or "").encode(errors="surrogateescape") for text in (proxy.username, proxy.password)
+        )
         if not (0 < len(username) < 256 and 0 < len(password) < 256):
             raise AuthError(f"{channel.where}: SOCKS5 takes users and passwords of 1 to 255 bytes")
         await channel.send(bytes((1, len(username))) + username + bytes((len(password),)) + password)
