@@ -70,7 +70,7 @@ def revocation_lists(source: Source) -> str:
         raise source.error(f"{source.name} has no revocation list", instead=_expected("X509 CRL"))
     for block in found:
         try:
-            x509.load_pem_x509_crl(block.text.encode("utf-8", "surrogatepass"))
+            x509.load_pem_x509_crl(block.text.encode())
         except (ValueError, TypeError, UnsupportedAlgorithm):
             raise source.error(f"a revocation list in {source.name} is damaged", at=block.at) from None
     return "".join(block.text for block in found)
@@ -135,7 +135,7 @@ def _pem_blocks(source: Source) -> Iterator[_Block]:
 
 def _load(source: Source, block: _Block, what: str) -> None:
     try:
-        x509.load_pem_x509_certificate(block.text.encode("utf-8", "surrogatepass"))
+        x509.load_pem_x509_certificate(block.text.encode())
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise source.error(f"{what} is damaged", at=block.at, instead="copy it anew, whole") from None
 

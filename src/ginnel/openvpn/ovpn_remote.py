@@ -118,7 +118,7 @@ def _http_proxy_option(draft: Draft, statement: Statement) -> None:
         case ("VERSION", _):
             draft.warn("HTTP/1.1 is always spoken")
         case ("AGENT", agent):
-            draft.entry.agent = agent
+            draft.entry.agent = _header_value("User-Agent", agent)
         case ("CUSTOM-HEADER" | "EXT1" | "EXT2", name):
             head, colon, value = name.partition(":")
             _add_header(draft, head, value if colon else "")
@@ -130,9 +130,19 @@ def _http_proxy_option(draft: Draft, statement: Statement) -> None:
 
 
 def _add_header(draft: Draft, name: str, value: str) -> None:
-    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or not value.isascii():
+    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
         raise ConfigError(f"{escape(name)!r} is no header of HTTP")
-    draft.entry.headers = (*draft.entry.headers, (name, value.strip()))
+    if name.lower() in ("content-length", "transfer-encoding"):
+        raise ConfigError(f"{name} is of a request with content, and CONNECT has none")
+    if name.lower() == "host" and any(known.lower() == "host" for known, _ in draft.entry.headers):
+        raise ConfigError("a request has one Host")
+    draft.entry.headers = (*draft.entry.headers, (name, _header_value(name, value)))
+
+
+def _header_value(name: str, value: str) -> str:
+    if not value.isascii():
+        raise ConfigError(f"{name} takes plain ASCII, and {escape(value)!r} is more")
+    return value.strip()
 
 
 def _http_login(draft: Draft, statement: Statement) -> None:
@@ -159,11 +169,13 @@ def _socks_proxy(draft: Draft, statement: Statement) -> None:
 def _host(text: str) -> str:
     if not re.fullmatch(r"[^\s/\\\"'<>@]{1,255}", text):
         raise ConfigError(f"{escape(text)!r} is no host name or address")
-    if not text.isascii():
+    if not _is_address(text):
         try:
-            text.encode("idna")
+            encoded = text.encode("idna")
         except UnicodeError:
-            raise ConfigError(f"{escape(text)!r} is no host name") from None
+            encoded = b""
+        if not 0 < len(encoded) < 255:
+            raise ConfigError(f"{escape(text)!r} is no host name")
     return text
 
 
