@@ -63,6 +63,19 @@ def test_records_stay_apart() -> None:
     assert [server.read() for _ in range(3)] == [b"one\0", b"two\0", None]
 
 
+def test_a_damaged_record_is_answered_with_an_alert() -> None:
+    client, server = shake_hands(CLIENT_SETTINGS, SERVER_SETTINGS)
+    client.write(b"one\0")
+    client.step()
+    record = client.take_output(100_000)
+    server.feed(record[:-1] + bytes([record[-1] ^ 1]))
+    with pytest.raises(TlsError):
+        server.read()
+    client.feed(server.take_output(100_000))
+    with pytest.raises(TlsError, match="alert bad record mac"):
+        client.read()
+
+
 def test_output_comes_in_the_pieces_that_are_asked_for() -> None:
     client = TlsContext(CLIENT_SETTINGS, server=False).connect()
     client.step()

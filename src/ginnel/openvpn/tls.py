@@ -162,9 +162,8 @@ class TlsConnection:
         except SSL.Error as error:
             raise self._explain(error) from None
         finally:
-            # What else came may have to be answered, and it is all read by now.
-            if not self._fed:
-                self._drain()
+            # What came may have to be answered: with an alert, say.
+            self._drain()
         return None
 
     @property
