@@ -119,4 +119,5 @@ def test_names_can_be_completed_before_they_are_imported() -> None:
     line = [sys.executable, "-c", "import ginnel; print(*dir(ginnel))"]
     names = subprocess.run(line, capture_output=True, text=True, check=True).stdout.split()
     assert set(ginnel.__all__) <= set(names)
+    assert len(names) == len(set(names))
     assert not {"importlib", "TYPE_CHECKING", "annotations"} & set(names)

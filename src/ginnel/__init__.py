@@ -19,6 +19,7 @@ from ginnel.errors import (
 # That of `typing` takes longer to import than all the rest of this.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ginnel import blocking
     from ginnel.server import Server, ServerConfig, serve
     from ginnel.vpn import Change, Down, Info, OpenUrl, Prompt, Reconnecting, State, Up, Vpn, connect
 
@@ -41,6 +42,7 @@ __all__ = [
     "UnreachableError",
     "Up",
     "Vpn",
+    "blocking",
     "connect",
     "serve",
 ]
@@ -50,6 +52,8 @@ _OF_SERVERS = ("Server", "ServerConfig", "serve")
 
 def __getattr__(name: str) -> object:
     # TLS, X.509 and DNS take a third of a second to import; `ginnel --help` needs none of them.
+    if name == "blocking":
+        return importlib.import_module("ginnel.blocking")
     if name in __all__:
         home = "ginnel.server" if name in _OF_SERVERS else "ginnel.vpn"
         return getattr(importlib.import_module(home), name)
@@ -58,4 +62,4 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     # What is not imported yet is among it: notebooks complete names by this.
-    return [name for name in (*globals(), *__all__) if name.startswith("__") or name in __all__]
+    return sorted({name for name in globals() if name.startswith("__")} | {*__all__})

@@ -11,17 +11,18 @@ import errno
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 from types import TracebackType
-from typing import Self
+from typing import Any, Literal, NoReturn, Self
 
 from ginnel._core import DataPlane
 from ginnel.device import Capture, MemoryDevice
 from ginnel.device.capture import File as CaptureFile
 from ginnel.errors import ConfigError, GinnelError, LocalProtocolError, UnreachableError
+from ginnel.gateways.local import Proxy
 from ginnel.openvpn import aio
 from ginnel.openvpn.aio import Ask, Client, Lost, Rose
 from ginnel.openvpn.config import ClientConfig
@@ -111,14 +112,14 @@ def connect(
     bytes that all streams of the connection share for their buffers.
 
     Use it with ``async with``: it is up inside the block, comes back by itself after the server was
-    lost, and is gone after the block.
+    lost, and is gone after the block. Where no block fits (a notebook's cells), ``await`` it, and `Vpn.aclose` at last.
 
     >>> async with ginnel.connect("office.ovpn") as vpn:
     ...     reader, writer = await vpn.open_connection("wiki.office", 80)
     ...     writer.write(b"GET / HTTP/1.0\\r\\n\\r\\n")
     ...     page = await reader.read()
 
-    Raises ConfigError at once. Entering the block raises UnreachableError, AuthError or
+    Raises ConfigError at once. Entering the block, or ``await``, raises UnreachableError, AuthError or
     RemoteProtocolError, each with one line that says what happened.
     """
     if not isinstance(config, ClientConfig):
@@ -157,11 +158,15 @@ class Vpn:
         self._fatal: GinnelError | None = None
         self._tun_mtu = config.tun_mtu
         self._outside = Outside()
+        self._proxies: list[Proxy] = []
         self._changes: set[asyncio.Queue[Change]] = set()
         self._changed = asyncio.Event()
         self._told: set[str] = set()
 
     async def __aenter__(self) -> Self:
+        if self._state in (State.UP, State.RECONNECTING):
+            # It was awaited.
+            return self
         try:
             await self._start()
         except BaseException:
@@ -176,6 +181,15 @@ class Vpn:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self.__aenter__().__await__()
+
+    def __enter__(self) -> NoReturn:
+        raise TypeError("write 'async with'; in a program without asyncio: 'with ginnel.blocking.connect(…)'")
+
+    def __exit__(self, *exc_info: object) -> None:
+        """For `__enter__`."""
 
     def __repr__(self) -> str:
         where = f" {self._info.server}" if self._info is not None else ""
@@ -224,6 +238,28 @@ class Vpn:
         ...     server = await vpn.start_server(handle, port=8000)
         """
         return await self.stack.start_server(connected, host, port, backlog=backlog)
+
+    async def start_http(
+        self, host: str = "127.0.0.1", port: int = 0, *, login: tuple[str, str] | None = None
+    ) -> Proxy:
+        """An HTTP proxy into the tunnel, for what in this program or beside it takes one, until the connection ends.
+
+        It listens on an address of this machine's, and asks for the user and password in ``login``; without, some are
+        made up, which are in its ``url``. Raises ConfigError for what is no address, and OSError: EADDRINUSE,
+        EADDRNOTAVAIL, EACCES.
+
+        >>> async with ginnel.connect("office.ovpn") as vpn:
+        ...     proxy = await vpn.start_http()
+        ...     async with httpx.AsyncClient(proxy=proxy.url) as web:
+        ...         page = await web.get("https://wiki.office/")
+        """
+        return self._start_proxy("http", host, port, login)
+
+    async def start_socks(
+        self, host: str = "127.0.0.1", port: int = 0, *, login: tuple[str, str] | None = None
+    ) -> Proxy:
+        """The same as a SOCKS5 proxy: for streams of any kind, and for datagrams."""
+        return self._start_proxy("socks5h", host, port, login)
 
     async def open_datagram(self, host: str | None = None, port: int = 0) -> DatagramSocket:
         """A UDP socket on our own address inside the tunnel. Raises OSError: EADDRINUSE, EADDRNOTAVAIL.
@@ -305,6 +341,13 @@ class Vpn:
         if self._state is not State.CLOSED:
             self._announce(Down(None))
 
+    def _start_proxy(
+        self, scheme: Literal["http", "socks5h"], host: str, port: int, login: tuple[str, str] | None
+    ) -> Proxy:
+        proxy = Proxy(scheme, self.stack, host, port, login)
+        self._proxies = [*(each for each in self._proxies if each.is_open), proxy]
+        return proxy
+
     async def _take(self, queue: asyncio.Queue[Change]) -> AsyncIterator[Change]:
         try:
             while queue in self._changes:
@@ -317,7 +360,7 @@ class Vpn:
 
     async def _start(self) -> None:
         if self._runner is not None:
-            raise LocalProtocolError("this connection was entered before; make a new one with connect()")
+            raise LocalProtocolError("this connection was opened before; make a new one with connect()")
         self._client = Client(
             self._config,
             self._open_device(),
@@ -370,6 +413,13 @@ class Vpn:
         return UnreachableError(f"{self._client.progress}; gave up after {self._timeout:g} s")
 
     async def _run(self, client: Client) -> None:
+        try:
+            await self._hold(client)
+        finally:
+            for proxy in self._proxies:
+                await proxy.aclose()
+
+    async def _hold(self, client: Client) -> None:
         try:
             await client.run()
         except GinnelError as error:
