@@ -289,6 +289,12 @@ def test_no_cipher_in_common_is_told_to_the_client() -> None:
     assert not closed.retry
 
 
+def test_a_client_that_takes_smaller_packets_than_the_servers_is_said() -> None:
+    pair = establish(make_pair(server={"tun_mtu": 9000}))
+    assert "takes an MTU of 1600 at most; add to its file: tun-mtu-max 9000" in str(pair.server.first(events.Notice))
+    assert establish(make_pair(server={"tun_mtu": 1600})).server.first(events.Notice) is None
+
+
 def test_a_cipher_that_is_not_ours_is_not_accepted() -> None:
     pair = make_pair_with_reply("PUSH_REPLY,peer-id 1,cipher BF-CBC")
     closed = closing(pair, pair.client)

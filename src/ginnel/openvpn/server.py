@@ -211,6 +211,9 @@ class ServerPolicy:
         if self._cipher is None:
             self._refuse(Refusal("Data channel cipher negotiation failed (no shared cipher)"), now)
             return
+        most, wanted = login.peer_info.get("IV_MTU", ""), self.settings.tun_mtu
+        if most.isascii() and most.isdigit() and len(most) < 6 and int(most) < wanted:
+            self._session.notice(f"the client takes an MTU of {most} at most; add to its file: tun-mtu-max {wanted}")
         verdict = self._ask(login)
         if verdict is not None:
             self.decide(verdict, now)

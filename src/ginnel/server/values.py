@@ -26,8 +26,8 @@ def boolean(value: Any) -> bool:
 
 
 def count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError("is a whole number from 1 on")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
+        raise ValueError(f"is a whole number from 1 to {MAX_COUNT}")
     return value
 
 
@@ -216,7 +216,7 @@ def _network(value: Any, wanted: str) -> Network:
 def _check_hosts(network: Network) -> None:
     for special in NO_HOSTS:
         if special.version == network.version and network.overlaps(special):
-            raise ValueError(f"has addresses that are no host's, those in {special}: {network}; take a private one")
+            raise ValueError(f"has addresses that no client can have, those in {special}: {network}")
 
 
 def _list(value: Any, wanted: str) -> Sequence[Any]:
@@ -237,10 +237,11 @@ def _pair(value: Any, wanted: str) -> tuple[Any, Any]:
     return value[0], value[1]
 
 
-# What the stack takes for nobody's own address (``is_host`` in `netstack/address.rs`).
+# What the stack takes for nobody's own address (``is_host`` in `netstack/address.rs`), and what is good on one link.
 NO_HOSTS: tuple[Network, ...] = (
     *map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3")),
-    *map(IPv6Network, ("::/127", "::ffff:0:0/96", "ff00::/8")),
+    *map(IPv6Network, ("::/127", "::ffff:0:0/96", "fe80::/10", "ff00::/8")),
 )
-# A device's.
-MIN_MTU, MAX_MTU = 68, 65_535
+# What clients take.
+MIN_MTU, MAX_MTU = 100, 65_535
+MAX_COUNT = 2**31 - 1
