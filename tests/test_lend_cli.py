@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import signal
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness import network_ioctls
 from tests.harness.client import wait_until
+from tests.harness.network import Namespace
 from tests.harness.pcapng import CaptureFile
 from tests.harness.process import Process
 
@@ -56,6 +59,29 @@ with IPRoute() as ip:
     )
     assert status == 0, said
     assert out.splitlines() == ["[2, 0, 16]", "[1400]", "['10.9.0.1']", "['10.9.0.0', '10.77.0.0']"]
+
+
+def test_with_roots_rights_the_machines_network_is_read_and_never_changed() -> None:
+    """By the calls of before netlink: a route through the program's device is set, one through the machine's shown."""
+    command = [*GINNEL, "--", sys.executable, "-I", str(Path(network_ioctls.__file__)), "veth9"]
+    with Namespace() as machine:
+        machine.ip("link add veth9 mtu 1300 type veth peer name veth8", "address add 10.3.3.3/24 dev veth9")
+        # Without addresses of the kernel's own, which come when they like.
+        machine.ip(*(f"link set {name} {what}" for what in ("addrgenmode none", "up") for name in ("veth8", "veth9")))
+        state = [f"ip {words}" for words in ("-d address", "maddress", "neigh", "-4 route show table all", "rule")]
+        before = [machine.run(line.split()) for line in state]
+        said, *shown = machine.run(command).splitlines()
+        assert [machine.run(line.split()) for line in state] == before
+    found = json.loads(said)
+    assert found["mtu"] == 1300
+    absent = dict.fromkeys(("IPsec", "nftables"), "EPROTONOSUPPORT")
+    assert found["told"] == dict.fromkeys(found["told"], "EPERM") | absent
+    assert found["routes"] == ["", "", "EEXIST", *[""] * 3, "ENODEV", "", "ESRCH", ""]
+    assert [line.partition(" proto ")[0].partition(" scope ")[0].strip() for line in shown] == [
+        *("10.3.3.0/24 dev veth9", "10.78.0.0/16 via 10.3.3.9 dev veth9", "10.79.0.0/16 dev veth9"),
+        *("10.9.0.0/24 dev lent7", "10.77.0.0/16 dev lent7", "192.0.2.1 via 10.9.0.7 dev lent7"),
+        *("fd00::/64", "fd77::/32 metric 1", "1048576: lent7    inet6 fd00::9/64"),
+    ]
 
 
 def test_another_node_than_dev_net_tun(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from ipaddress import IPv4Interface, IPv6Interface
 from typing import Protocol
 
 from ginnel.device.address import Address, Route
@@ -85,6 +86,63 @@ class RouteNetlink:
                 answers.append(nl.acknowledge(request, port, code).pack(port))
         return answers
 
+    def add_address(self, index: int, address: Address, *, replace: bool = False) -> None:
+        """DeviceError: as `Interface.add_address`; EPERM for an interface of the kernel's, ENODEV for none."""
+        interface, own = self._own(index), address.interface
+        if replace and any(known.interface == own for known in interface.addresses):
+            interface.remove_address(own)
+        interface.add_address(address)
+        self._announce(_groups(own.ip, "address"), lambda: nl.address_message(interface, address))
+
+    def remove_address(self, index: int, own: IPv4Interface | IPv6Interface) -> None:
+        """As `add_address`."""
+        interface = self._own(index)
+        known = next((entry for entry in interface.addresses if entry.interface == own), None)
+        interface.remove_address(own)
+        gone = known or Address(own)
+        self._announce(_groups(own.ip, "address"), lambda: nl.address_message(interface, gone, deleted=True))
+
+    def add_route(self, entry: RouteEntry, *, replace: bool = False) -> None:
+        """Through one of our interfaces it is set, through one of the kernel's remembered.
+
+        DeviceError: ENODEV, ENETUNREACH, EEXIST, EINVAL, ENOBUFS.
+        """
+        interface = self._interface_for(entry)
+        if interface is None:
+            self._remember(entry, replace)
+            return
+        route = Route(entry.destination, entry.gateway, entry.metric, entry.table)
+        if replace:
+            for known in interface.routes_to(route.destination):
+                if (known.metric, known.table) == (route.metric, route.table):
+                    interface.remove_route(known)
+        interface.add_route(route)
+        self._announce(_groups(entry.destination.network_address, "route"), lambda: nl.route_message(entry))
+
+    def remove_route(self, entry: RouteEntry) -> None:
+        """The first that is meant: ours, remembered, or the kernel's, which is hidden. DeviceError: ESRCH."""
+        for interface in self._interfaces:
+            for route in interface.routes_to(entry.destination):
+                known = _entry(interface, route)
+                if _matches(known, entry):
+                    interface.remove_route(route)
+                    self._announce_removed(known)
+                    return
+            for address, known in self._connected(interface):
+                if _matches(known, entry):
+                    interface.disconnect(address)
+                    self._announce_removed(known)
+                    return
+        remembered = self._remembered.get(entry.destination, [])
+        for known in remembered:
+            if _matches(known, entry):
+                self._set_remembered(entry.destination, [each for each in remembered if each is not known])
+                return
+        known_by_kernel = self._kernel_has(entry)
+        if known_by_kernel is None or len(self._hidden) >= _MOST_REMEMBERED:
+            raise DeviceError(errno.ESRCH, f"no route to {entry.destination}")
+        self._hidden.append(known_by_kernel)
+
     def _handle(self, request: Message) -> list[Message] | None:
         """What was asked for; None where something was changed."""
         match request.kind:
@@ -101,9 +159,9 @@ class RouteNetlink:
             case nl.RTM_NEWADDR | nl.RTM_DELADDR:
                 self._change_address(request)
             case nl.RTM_NEWROUTE:
-                self._add_route(request)
+                self.add_route(RouteEntry.parse(request), replace=bool(request.flags & nl.NLM_F_REPLACE))
             case nl.RTM_DELROUTE:
-                self._remove_route(request)
+                self.remove_route(RouteEntry.parse(request))
             case nl.RTM_GETNSID if nl.NETNSA_FD in request.attributes(nl.GENERIC).values:
                 # The descriptor is the program's, and none of ours.
                 return [nl.namespace_message()]
@@ -177,9 +235,6 @@ class RouteNetlink:
         family, length, _, _, index = request.unpack(nl.ADDRESS)
         if family not in nl.ADDRESS_BYTES:
             raise DeviceError(errno.EOPNOTSUPP, "addresses are IPv4 or IPv6")
-        interface = self._interfaces.by_index(index)
-        if interface is None:
-            raise self._not_ours(index)
         attributes = request.attributes(nl.ADDRESS)
         peer = attributes.address(nl.IFA_ADDRESS, family)
         local = attributes.address(nl.IFA_LOCAL, family) or peer
@@ -189,17 +244,18 @@ class RouteNetlink:
             own = ipaddress.ip_interface((local.packed, length))
         except ValueError:
             raise DeviceError(errno.EINVAL, f"no address has a prefix of {length} bits") from None
-        known = next((entry for entry in interface.addresses if entry.interface == own), None)
         if request.kind == nl.RTM_DELADDR:
-            interface.remove_address(own)
-            gone = known or Address(own)
-            self._announce(_groups(own.ip, "address"), lambda: nl.address_message(interface, gone, deleted=True))
+            self.remove_address(index, own)
             return
-        if known is not None and request.flags & nl.NLM_F_REPLACE and not request.flags & nl.NLM_F_EXCL:
-            interface.remove_address(own)
-        address = Address(own, peer if peer != local else None)
-        interface.add_address(address)
-        self._announce(_groups(own.ip, "address"), lambda: nl.address_message(interface, address))
+        replace = bool(request.flags & nl.NLM_F_REPLACE and not request.flags & nl.NLM_F_EXCL)
+        self.add_address(index, Address(own, peer if peer != local else None), replace=replace)
+
+    def _own(self, index: int) -> Interface:
+        """EPERM for one of the kernel's, ENODEV for none."""
+        interface = self._interfaces.by_index(index)
+        if interface is None:
+            raise self._not_ours(index)
+        return interface
 
     def _dump_routes(self, request: Message) -> list[Message]:
         family = _family(request)
@@ -251,20 +307,6 @@ class RouteNetlink:
         version = entry.destination.version
         return next((own.interface.ip for own in addresses if own.interface.version == version), None)
 
-    def _add_route(self, request: Message) -> None:
-        entry = RouteEntry.parse(request)
-        interface = self._interface_for(entry)
-        if interface is None:
-            self._remember(request, entry)
-            return
-        route = Route(entry.destination, entry.gateway, entry.metric, entry.table)
-        if request.flags & nl.NLM_F_REPLACE:
-            for known in interface.routes_to(route.destination):
-                if (known.metric, known.table) == (route.metric, route.table):
-                    interface.remove_route(known)
-        interface.add_route(route)
-        self._announce(_groups(entry.destination.network_address, "route"), lambda: nl.route_message(entry))
-
     def _interface_for(self, entry: RouteEntry) -> Interface | None:
         """The interface of ours that a route leads through; None: it is one of the kernel's."""
         if entry.kind != _UNICAST:
@@ -283,7 +325,7 @@ class RouteNetlink:
                     return found
         return None
 
-    def _remember(self, request: Message, entry: RouteEntry) -> None:
+    def _remember(self, entry: RouteEntry, replacing: bool) -> None:
         if entry.interface is None and entry.gateway is not None:
             way = self._kernel.find_route(entry.gateway)
             if way is None:
@@ -291,7 +333,7 @@ class RouteNetlink:
             entry = replace(entry, interface=way.interface)
         known = self._remembered.get(entry.destination, [])
         same = [each for each in known if _is_same(each, entry)]
-        if same and not request.flags & nl.NLM_F_REPLACE:
+        if same and not replacing:
             raise DeviceError(errno.EEXIST, f"there is a route to {entry.destination} already")
         if self._remembered_count >= _MOST_REMEMBERED:
             raise DeviceError(errno.ENOBUFS, f"{_MOST_REMEMBERED} routes are remembered already")
@@ -306,30 +348,6 @@ class RouteNetlink:
         self._remembered_count += len(entries) - len(self._remembered.pop(destination, []))
         if entries:
             self._remembered[destination] = entries
-
-    def _remove_route(self, request: Message) -> None:
-        entry = RouteEntry.parse(request)
-        for interface in self._interfaces:
-            for route in interface.routes_to(entry.destination):
-                known = _entry(interface, route)
-                if _matches(known, entry):
-                    interface.remove_route(route)
-                    self._announce_removed(known)
-                    return
-            for address, known in self._connected(interface):
-                if _matches(known, entry):
-                    interface.disconnect(address)
-                    self._announce_removed(known)
-                    return
-        remembered = self._remembered.get(entry.destination, [])
-        for known in remembered:
-            if _matches(known, entry):
-                self._set_remembered(entry.destination, [each for each in remembered if each is not known])
-                return
-        known_by_kernel = self._kernel_has(entry)
-        if known_by_kernel is None or len(self._hidden) >= _MOST_REMEMBERED:
-            raise DeviceError(errno.ESRCH, f"no route to {entry.destination}")
-        self._hidden.append(known_by_kernel)
 
     def _kernel_has(self, entry: RouteEntry) -> RouteEntry | None:
         """The kernel's route that is meant, if the program may still see it."""

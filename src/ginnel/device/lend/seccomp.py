@@ -111,7 +111,7 @@ def build_filter(machine: Machine) -> bytes:
 
     Calls of another machine's ABI end the program: their numbers mean something else, and would pass by. io_uring
     is not there (ENOSYS), since it opens files without a system call. Generic netlink is not there either, so that
-    nobody finds a way to tunnels in the kernel (OpenVPN's DCO).
+    nobody finds a way to tunnels in the kernel (OpenVPN's DCO), nor is what sets the firewall and IPsec.
     """
     calls = machine.calls
     code = _Assembler()
@@ -125,16 +125,27 @@ def build_filter(machine: Machine) -> bytes:
     for name in ("ioctl", "socket", "bind", "connect", "setsockopt", "getsockopt"):
         code.if_equal(calls[name], name)
     code.if_equal(calls["io_uring_setup"], "unknown").jump("allow")
-    # Type 'T' has the device's and the terminals', 0x89 those about interfaces.
+    # Type 'T' has the device's and the terminals', 0x89 those about interfaces, 0x8B those of wireless ones.
     code.label("ioctl").load(_argument(1))
     for request in _OF_EVERY_FILE:
         code.if_equal(request, "allow")
-    code.mask(0xFF00).if_equal(0x5400, "notify").if_equal(0x8900, "notify").jump("allow")
+    code.mask(0xFF00)
+    for kind in (0x5400, 0x8900, 0x8B00):
+        code.if_equal(kind, "notify")
+    code.jump("allow")
     code.label("socket").load(_argument(0)).unless_equal(_AF_NETLINK, "allow")
-    code.load(_argument(2)).if_equal(_NETLINK_ROUTE, "notify").if_equal(_NETLINK_GENERIC, "absent").jump("allow")
+    code.load(_argument(2)).if_equal(_NETLINK_ROUTE, "notify")
+    for family in (_NETLINK_XFRM, _NETLINK_NETFILTER, _NETLINK_GENERIC):
+        code.if_equal(family, "absent")
+    code.jump("allow")
     code.label("bind").load(_argument(2)).if_equal(_SOCKADDR_NL, "notify").jump("allow")
     code.label("connect").load(_argument(2)).if_equal(_SOCKADDR_NL, "notify").jump("allow")
-    code.label("setsockopt").load(_argument(1)).if_equal(_SOL_NETLINK, "notify").jump("allow")
+    code.label("setsockopt").load(_argument(1)).if_equal(_SOL_NETLINK, "notify")
+    code.if_equal(_SOL_IP, "tables").if_equal(_SOL_IPV6, "tables").jump("allow")
+    code.label("tables").load(_argument(2))
+    for option in _SET_TABLES:
+        code.if_equal(option, "forbidden")
+    code.jump("allow")
     code.label("getsockopt").load(_argument(1)).unless_equal(_SOL_SOCKET, "allow").load(_argument(2))
     for option in (SO_TYPE, SO_PROTOCOL, SO_DOMAIN):
         code.if_equal(option, "notify")
@@ -143,6 +154,7 @@ def build_filter(machine: Machine) -> bytes:
     code.label("notify").end(_NOTIFY)
     code.label("unknown").end(_ERRNO | errno.ENOSYS)
     code.label("absent").end(_ERRNO | errno.EPROTONOSUPPORT)
+    code.label("forbidden").end(_ERRNO | errno.EPERM)
     code.label("kill").end(_KILL_PROCESS)
     return code.assemble()
 
@@ -224,7 +236,10 @@ _ADD_DESCRIPTOR, _SET_FLAGS = 0x40182103, 0x40082104
 _CONTINUE, _ADD_AND_SEND, _SYNC_WAKE_UP = 1, 2, 1
 # The caller died (ENOENT) or a signal ended its call before it was received again (EINPROGRESS).
 _GONE = (errno.ENOENT, errno.EINPROGRESS)
-_AF_NETLINK, _NETLINK_ROUTE, _NETLINK_GENERIC, _SOL_NETLINK, _SOCKADDR_NL = 16, 0, 16, 270, 12
-_SOL_SOCKET = 1
+_AF_NETLINK, _SOL_NETLINK, _SOCKADDR_NL = 16, 270, 12
+_NETLINK_ROUTE, _NETLINK_XFRM, _NETLINK_NETFILTER, _NETLINK_GENERIC = 0, 6, 12, 16
+_SOL_SOCKET, _SOL_IP, _SOL_IPV6 = 1, 0, 41
+# IPT_SO_SET_REPLACE, which is IP6T_SO_SET_REPLACE, ARPT_SO_SET_REPLACE, EBT_SO_SET_ENTRIES.
+_SET_TABLES = (64, 96, 128)
 # FIONCLEX, FIOCLEX, FIOASYNC, FIONBIO: the kernel answers them for every file alike.
 _OF_EVERY_FILE = (0x5450, 0x5451, 0x5452, 0x5421)

@@ -17,9 +17,11 @@ import struct
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
+from ginnel.device.address import Address
 from ginnel.device.interface import SEND_BUFFER, Interfaces
 from ginnel.device.ioctls import (
     IFREQ_SIZE,
+    SIOCSIFADDR,
     TUNSETIFF,
     TUNSETQUEUE,
     Descriptor,
@@ -28,7 +30,21 @@ from ginnel.device.ioctls import (
     takes_number,
 )
 from ginnel.device.lend.memory import AT_FDCWD, Caller, Inode
+from ginnel.device.lend.messages import RouteEntry
 from ginnel.device.lend.netlink import NetlinkSocket
+from ginnel.device.lend.network_ioctls import (
+    IN6_IFREQ,
+    IN6_RTMSG,
+    RTENTRY,
+    SIOCADDRT,
+    SIOCDELRT,
+    SIOCDIFADDR,
+    is_about_the_network,
+    only_reads,
+    unpack_address6,
+    unpack_route,
+    unpack_route6,
+)
 from ginnel.device.lend.node import Node
 from ginnel.device.lend.numbers import Machine
 from ginnel.device.lend.rtnetlink import RouteNetlink
@@ -181,20 +197,53 @@ class Supervisor:
             call.end()
         elif self._node.is_real_device(status):
             raise OSError(errno.EPERM, "the real device is not for lent programs")
-        elif request & 0xFF00 == SIOC_TYPE and stat.S_ISSOCK(status.st_mode):
-            self._socket_ioctl(call, request, argument)
-        else:
+        elif not is_about_the_network(request):
             call.let_pass()
+        elif stat.S_ISSOCK(status.st_mode) and self._answer_ours(call, _signed(number), request, argument):
+            call.end()
+        elif only_reads(request):
+            call.let_pass()
+        else:
+            raise OSError(errno.EPERM, "the machine's network is not for lent programs")
 
-    def _socket_ioctl(self, call: _Call, request: int, argument: int) -> None:
+    def _answer_ours(self, call: _Call, number: int, request: int, argument: int) -> bool:
+        """Answers what a socket is asked about our interfaces, and about routes; False: it was about something else."""
+        if request in (SIOCADDRT, SIOCDELRT):
+            change = self._routes.add_route if request == SIOCADDRT else self._routes.remove_route
+            change(self._read_route(call, number, argument))
+            return True
+        if request in (SIOCSIFADDR, SIOCDIFADDR) and self._family(call, number) == socket.AF_INET6:
+            index, address = unpack_address6(call.read(argument, IN6_IFREQ.size))
+            if request == SIOCSIFADDR:
+                self._routes.add_address(index, Address(address))
+            else:
+                self._routes.remove_address(index, address)
+            return True
         data = call.read_if_there(argument, IFREQ_SIZE)
         answer = socket_ioctl(self._interfaces, request, data) if len(data) == IFREQ_SIZE else None
-        if answer is None:
-            call.let_pass()
-            return
         if answer:
             call.caller.write(argument, answer)
-        call.end()
+        return answer is not None
+
+    def _read_route(self, call: _Call, number: int, argument: int) -> RouteEntry:
+        if self._family(call, number) == socket.AF_INET6:
+            return unpack_route6(call.read(argument, IN6_RTMSG.size))
+        entry = unpack_route(call.read(argument, RTENTRY.size), call.caller.read_path, self._index_of)
+        call.check()
+        return entry
+
+    def _family(self, call: _Call, number: int) -> int:
+        with call.caller.copy_socket(number) as sock:
+            return sock.family
+
+    def _index_of(self, name: str) -> int:
+        interface = self._interfaces.get(name)
+        if interface is not None:
+            return interface.index
+        try:
+            return socket.if_nametoindex(name)
+        except OSError:
+            raise OSError(errno.ENODEV, f"no interface {name}") from None
 
     def _join_caller(self) -> socket.socket:
         """Our half of what becomes a pair: connects the socket that the caller of TUNSETIFF holds."""
@@ -307,18 +356,22 @@ class _Call:
         if not self.listener.is_waiting(self.notification):
             raise OSError(errno.ESRCH, "the caller is gone")
 
+    def read(self, address: int, size: int) -> bytes:
+        """Memory; EFAULT where there is none."""
+        data = self.caller.read(address, size)
+        self.check()
+        return data
+
     def read_if_there(self, address: int, size: int) -> bytes:
         """Memory, or nothing where there is none: the answer to a bad pointer depends on what it is for."""
         if not size:
             return b""
         try:
-            data = self.caller.read(address, size)
+            return self.read(address, size)
         except OSError as error:
             if error.errno != errno.EFAULT:
                 raise
             return b""
-        self.check()
-        return data
 
     def hand_out(self, data: bytes, address: int, length: int, *, cut: bool = False) -> None:
         """Ends the call with data as long as the caller has room for, and its length: as it is, or as it was cut."""
@@ -359,6 +412,5 @@ def _inode(status: os.stat_result) -> Inode:
 
 
 MAX_DESCRIPTORS = 1024
-SIOC_TYPE = 0x8900
 NETLINK_ROUTE = 0
 NETLINK_ADD_MEMBERSHIP, NETLINK_DROP_MEMBERSHIP = 1, 2
