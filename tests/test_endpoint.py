@@ -11,6 +11,7 @@ import pytest
 
 from ginnel.openvpn import events
 from ginnel.openvpn.client import ClientPolicy, ClientSettings
+from ginnel.openvpn.cookies import Cookies
 from ginnel.openvpn.endpoint import Limits
 from ginnel.openvpn.events import Path
 from ginnel.openvpn.login import Login
@@ -152,7 +153,7 @@ def test_a_cookie_that_is_not_right_leads_nowhere(wrap: WrapName, change: str) -
         house.run_for(31)
     if change == "other server":
         origin.endpoint = make_house(wrap).endpoint
-        origin.endpoint._cookies._key = bytes(32)
+        origin.endpoint._cookies = Cookies(bytes(32), origin.endpoint._settings.hand_window)
     cookie = Stranger(origin).reset()
     assert cookie is not None
     path, fields = HOME, {}

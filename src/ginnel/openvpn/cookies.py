@@ -19,7 +19,8 @@ class Cookies:
 
     def __init__(self, key: bytes, hand_window: float) -> None:
         """``key`` is 32 random bytes."""
-        self._key = key
+        # Keyed once: each cookie begins with a copy.
+        self._keyed = hmac.new(key, digestmod="sha256")
         self._slot = max(hand_window / 2, 1.0)
 
     @property
@@ -41,8 +42,9 @@ class Cookies:
 
     def _compute(self, session_id: bytes, path: Path, slot: int) -> bytes:
         _, address, port = path
-        text = struct.pack(">qH", slot, port) + session_id + address.encode()
-        return hmac.digest(self._key, text, "sha256")[:SESSION_ID_SIZE]
+        mac = self._keyed.copy()
+        mac.update(struct.pack(">qH", slot, port) + session_id + address.encode())
+        return mac.digest()[:SESSION_ID_SIZE]
 
 
 class Limiter:

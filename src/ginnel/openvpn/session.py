@@ -157,9 +157,10 @@ class Session:
         """When to call `handle_timer`, None for not at all."""
         if self._closed:
             return None
-        times = list(self._timers.values())
-        times += [time for time in [self._slots.get_timer()] if time is not None]
-        times += [time for item in self._negotiations() if (time := item.get_timer()) is not None]
+        times = [*self._timers.values()]
+        for time in (self._slots.get_timer(), *[item.get_timer() for item in self._negotiations()]):
+            if time is not None:
+                times.append(time)
         return min(times, default=None)
 
     def handle_timer(self, now: float) -> None:

@@ -91,7 +91,9 @@ class KeySlots:
             self.swap()
 
     def get_timer(self) -> float | None:
-        return min((time for time in (self._swap_at, self._bury_at) if time is not None), default=None)
+        if self._swap_at is None:
+            return self._bury_at
+        return self._swap_at if self._bury_at is None else min(self._swap_at, self._bury_at)
 
     def handle_timer(self, now: float) -> None:
         if self._swap_at is not None and self._swap_at <= now:

@@ -6,7 +6,6 @@ does. `TlsContext` is the parsed configuration, made once; ``connect()`` makes o
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -199,10 +198,12 @@ class TlsConnection:
         return self._verdict.serial
 
     def _drain(self) -> None:
-        with contextlib.suppress(SSL.WantReadError):
+        try:
             while len(part := self._connection.bio_read(MAX_OUTPUT)) == MAX_OUTPUT:
                 self._output += part
-            self._output += part
+        except SSL.WantReadError:
+            return
+        self._output += part
 
     def _explain(self, error: SSL.Error) -> TlsError:
         if self._verdict.complaint is not None:
