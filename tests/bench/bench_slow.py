@@ -16,7 +16,7 @@ import time
 
 from ginnel.bench.measure import round_trips
 from ginnel.bench.spaces import RIGHT, joined
-from ginnel.bench.tunnels import INNER, Tunnel, connected, our_server, user_file
+from ginnel.bench.tunnels import INNER, USER, Tunnel, connected, our_server
 
 RATES, SECONDS, PINGS = (20.0, 5.0), 14, 55
 RELAY = 1195
@@ -29,7 +29,7 @@ def main() -> None:
         with contextlib.ExitStack() as stack:
             left, right = stack.enter_context(joined())
             folder, server = our_server(stack, right, ["--tun", "--listen", f"tcp:{RIGHT}:1194"], INNER)
-            file = user_file(right, folder)
+            file = folder / USER
             remotes = re.compile(r"^remote .*\n", re.MULTILINE)
             file.write_text(f"remote {RIGHT} {RELAY} tcp\n" + remotes.sub("", file.read_text()))
             relay = right.started(sys.executable, "-m", "tests.bench.bench_slow", str(rate))

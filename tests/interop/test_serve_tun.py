@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from ginnel.network.masquerade import PORTS
 from tests.harness.client import wait_until
+from tests.harness.environment import Environment
 from tests.harness.network import SERVER, Namespace, Network
 from tests.harness.process import Process, parse_event
 
@@ -60,12 +62,24 @@ def internet(network: Network) -> Iterator[Process]:
             yield process
 
 
-class TunServer:
-    """``ginnel serve --tun --json`` as root in the server's namespace."""
+@pytest.fixture
+def home(ordinary_env: Environment) -> Iterator[Path]:
+    """Of the user whose the server's state is."""
+    with tempfile.TemporaryDirectory(prefix="ginnel-home-") as name:
+        home = Path(name)
+        (home / "state").mkdir(mode=0o700)
+        for folder in (home, home / "state"):
+            os.chown(folder, OWNER.pw_uid, OWNER.pw_gid)
+        (home / "ginnel").symlink_to(ordinary_env.ginnel)
+        yield home
 
-    def __init__(self, network: Network, folder: Path, *options: str) -> None:
+
+class TunServer:
+    """``ginnel serve --tun --json``, started by root in the server's namespace."""
+
+    def __init__(self, network: Network, home: Path, *options: str | Path) -> None:
         self.namespace = network.server
-        self.state = folder / "state"
+        self.state = home / "state"
         words = ["serve", "--tun", "--json", "--dir", self.state, "--listen", f"udp:{SERVER}:1194", *options]
         self.process = self.namespace.start([_GINNEL, *words], env=dict(os.environ))
         self.up = parse_event(self.process.wait_line('"event": "up"', 30))
@@ -83,18 +97,22 @@ class TunServer:
 
 
 @contextlib.contextmanager
-def connected(network: Network, folder: Path) -> Iterator[Namespace]:
+def connected(network: Network, home: Path) -> Iterator[Namespace]:
     """A stock client with a kernel's device, in the client's namespace."""
-    file = folder / "alice.ovpn"
+    file = home / "alice.ovpn"
     if not file.exists():
-        subprocess.run(
-            [_GINNEL, "user", "add", "alice", "--dir", folder / "state", "-o", file], check=True, capture_output=True
-        )
+        as_owner(network, home, "user", "add", "alice", "-o", file)
     with network.client.start(
         ["openvpn", "--config", file, "--dev", "tun9", "--disable-dco", "--resolv-retry", "0"]
     ) as client:
         client.wait_line("Initialization Sequence Completed", 30)
         yield network.client
+
+
+def as_owner(network: Network, home: Path, *words: str | Path) -> str:
+    """A command for the server, by the user whose its state is."""
+    ids = ["--reuid", str(OWNER.pw_uid), "--regid", str(OWNER.pw_gid), "--clear-groups"]
+    return network.server.run(["setpriv", *ids, home / "ginnel", *words, "--dir", home / "state"])
 
 
 def state(namespace: Namespace) -> dict[str, str]:
@@ -120,22 +138,22 @@ def fetch(namespace: Namespace, host: str, **options: Any) -> str:
 
 @pytest.mark.parametrize("threads", ["1", "4"])
 def test_clients_reach_what_is_public_and_what_is_allowed(
-    network: Network, internet: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: str
+    network: Network, internet: Process, home: Path, monkeypatch: pytest.MonkeyPatch, threads: str
 ) -> None:
     monkeypatch.setenv("GINNEL_THREADS", threads)
     before = state(network.server)
-    own = ["env", f"--chdir={tmp_path}", sys.executable, "-u", "-m", "http.server", "8080"]
-    Path(tmp_path, "index.html").write_text(PAGE)
+    own = ["env", f"--chdir={home}", sys.executable, "-u", "-m", "http.server", "8080"]
+    Path(home, "index.html").write_text(PAGE)
     with (
         network.server.start(own) as service,
-        TunServer(network, tmp_path, "--dev", "office0", "--allow", f"{ALLOWED}/32") as server,
+        TunServer(network, home, "--dev", "office0", "--allow", f"{ALLOWED}/32") as server,
     ):
         service.wait_line("Serving", 20)
         # It is there for who is not a client.
         inside = [f"--net=/proc/{internet.pid}/ns/net", "curl", "--silent", f"http://{OUTSIDE}:8080/"]
         assert subprocess.run(["nsenter", *inside], capture_output=True, text=True, check=True).stdout == PAGE
         assert server.up["device"] == "office0"
-        with connected(network, tmp_path) as client:
+        with connected(network, home) as client:
             assert fetch(client, INTERNET) == PAGE
             assert internet.err.wait(lambda line: OUTSIDE in line, 10), str(internet)
             client.ip("route add 2001:db8:5::/64 dev tun9")
@@ -155,13 +173,11 @@ def test_clients_reach_what_is_public_and_what_is_allowed(
     assert state(network.server) == before
 
 
-def test_a_published_port_leads_to_a_client_while_it_is_there(
-    network: Network, internet: Process, tmp_path: Path
-) -> None:
+def test_a_published_port_leads_to_a_client_while_it_is_there(network: Network, internet: Process, home: Path) -> None:
     """From outside and from the machine itself; the client knows no way to who asks."""
     before = state(network.server)
-    own = ["env", f"--chdir={tmp_path}", sys.executable, "-u", "-m", "http.server", "--bind", "::", "8000"]
-    Path(tmp_path, "index.html").write_text(PAGE)
+    own = ["env", f"--chdir={home}", sys.executable, "-u", "-m", "http.server", "--bind", "::", "8000"]
+    Path(home, "index.html").write_text(PAGE)
     outside = ["nsenter", f"--net=/proc/{internet.pid}/ns/net"]
 
     def status(prefix: list[str], *options: str, host: str = OUTSIDE) -> tuple[int, str]:
@@ -170,13 +186,13 @@ def test_a_published_port_leads_to_a_client_while_it_is_there(
         return done.returncode, done.stdout
 
     here = ["nsenter", f"--net=/proc/{network.server.pid}/ns/net"]
-    with TunServer(network, tmp_path, "--publish", "8081:alice:8000") as server:
+    with TunServer(network, home, "--publish", "8081:alice:8000") as server:
         assert status(outside) == status(here) == status(outside, host=f"[{OUTSIDE6}]") == REFUSED
         # It is held for her.
         assert subprocess.run([*here, *own[:-1], "8081"], capture_output=True, timeout=20, check=False).returncode == 1
         with network.client.start(own) as service:
             service.wait_line("Serving", 20)
-            with connected(network, tmp_path):
+            with connected(network, home):
                 wait_until(lambda: status(outside) == (0, PAGE), 10, lambda: (status(outside), server.process))
                 assert status(here) == (0, PAGE)
                 assert status(outside, host=f"[{OUTSIDE6}]") == status(here, host=f"[{OUTSIDE6}]") == (0, PAGE)
@@ -184,18 +200,17 @@ def test_a_published_port_leads_to_a_client_while_it_is_there(
                 assert status(outside, "--interface", PRIVATE) == (0, PAGE)
                 visitor = str(server.up["address"])
                 assert service.err.wait(lambda line: visitor in line, 10), str(service)
-                revoke = [_GINNEL, "user", "revoke", "alice", "--dir", tmp_path / "state"]
-                subprocess.run(revoke, check=True, capture_output=True)
+                as_owner(network, home, "user", "revoke", "alice")
                 wait_until(lambda: status(outside) == REFUSED, 10, lambda: status(outside))
         assert server.process.stop(signal.SIGTERM, 15) == 0, str(server.process)
     assert state(network.server) == before
 
 
-def test_what_it_leaves_undone_of_the_machine_is_in_the_log(network: Network, tmp_path: Path) -> None:
+def test_what_it_leaves_undone_of_the_machine_is_in_the_log(network: Network, home: Path) -> None:
     switch = "/proc/sys/net/ipv6/conf/default/disable_ipv6"
     network.server.run(["sh", "-c", f"echo 1 > {switch}"])
     try:
-        with TunServer(network, tmp_path) as server:
+        with TunServer(network, home) as server:
             told = parse_event(server.process.wait_line("carries IPv4 alone", 10))
             assert told["event"] == "routed_in_part"
             assert server.process.stop(signal.SIGTERM, 15) == 0, str(server.process)
@@ -204,7 +219,7 @@ def test_what_it_leaves_undone_of_the_machine_is_in_the_log(network: Network, tm
 
 
 def test_no_flow_of_a_clients_has_a_port_of_the_machines_services(
-    network: Network, internet: Process, tmp_path: Path
+    network: Network, internet: Process, home: Path
 ) -> None:
     """From the listener's own port, say: what others send there would go to the client (port shadow)."""
     hear = f"""
@@ -224,7 +239,7 @@ for port in (1194, 53, 22, 32767, 61000):
         sock.sendto(b"x", ("{INTERNET}", 9999))
 """
     inside = ["nsenter", f"--net=/proc/{internet.pid}/ns/net", sys.executable, "-c", hear]
-    with TunServer(network, tmp_path), connected(network, tmp_path) as client, Process(inside) as listener:
+    with TunServer(network, home), connected(network, home) as client, Process(inside) as listener:
         listener.wait_line("ready", 20)
         client.run([sys.executable, "-c", say])
         listener.wait_line("heard", 20)
@@ -233,8 +248,8 @@ for port in (1194, 53, 22, 32767, 61000):
         assert all(int(port) in PORTS for _, _, port in heard), heard
 
 
-def test_nobody_outside_opens_a_connection_to_a_client(network: Network, internet: Process, tmp_path: Path) -> None:
-    with TunServer(network, tmp_path) as server, connected(network, tmp_path) as client:
+def test_nobody_outside_opens_a_connection_to_a_client(network: Network, internet: Process, home: Path) -> None:
+    with TunServer(network, home) as server, connected(network, home) as client:
         address = client.run(["ip", "-4", "-o", "address", "show", "tun9"]).split()[3].partition("/")[0]
         assert ask(network.server, address) == REPLY
         inside = [f"--net=/proc/{internet.pid}/ns/net", "ip", "route", "add", "10.8.0.0/24", "via", OUTSIDE]
@@ -243,21 +258,70 @@ def test_nobody_outside_opens_a_connection_to_a_client(network: Network, interne
         assert server.process.running
 
 
-def test_the_process_that_speaks_with_clients_has_no_rights(
-    network: Network, internet: Process, tmp_path: Path
-) -> None:
-    with TunServer(network, tmp_path) as server, connected(network, tmp_path):
-        text = Path(f"/proc/{server.process.pid}/status").read_text()
-        status = dict(line.split(":\t", 1) for line in text.splitlines())
-        # CAP_NET_BIND_SERVICE alone, for a listener on port 443.
-        assert int(status["CapEff"], 16) in (0, 1 << 10)
-        assert status["NoNewPrivs"] == "1"
+def test_the_process_that_speaks_with_clients_has_no_rights(network: Network, internet: Process, home: Path) -> None:
+    """It is the user whose its state is, in every thread, and so are the programs that it asks."""
+    told = home / "state/told"
+    (home / "state/server.toml").write_text(f"connected = ['/bin/sh', '-c', 'id -u > {told}']\n")
+    os.chown(home / "state/server.toml", OWNER.pw_uid, OWNER.pw_gid)
+    with TunServer(network, home, "--listen", "tcp:0.0.0.0:443") as server, connected(network, home):
+        for thread in Path(f"/proc/{server.process.pid}/task").iterdir():
+            status = dict(line.split(":\t", 1) for line in (thread / "status").read_text().splitlines())
+            # CAP_NET_BIND_SERVICE alone, for a listener on port 443.
+            assert int(status["CapEff"], 16) in (0, 1 << 10)
+            assert status["NoNewPrivs"] == "1"
+            assert status["Uid"].split() == [str(OWNER.pw_uid)] * 4
+            assert status["Gid"].split() == [str(OWNER.pw_gid)] * 4
+            assert status["Groups"].split() == []
+        assert told.read_text().split() == [str(OWNER.pw_uid)]
+        as_owner(network, home, "user", "revoke", "alice")
+        wait_until(lambda: "nobody is" in as_owner(network, home, "status", "--once"), 10, lambda: server.process)
+        files = [home / "state", *(home / "state").rglob("*")]
+        assert {path.stat().st_uid for path in files} == {OWNER.pw_uid}, files
+        assert server.process.stop(signal.SIGTERM, 15) == 0, str(server.process)
+        assert not [line for line in server.process.err.all() if "Traceback" in line], str(server.process)
+
+
+def test_root_serves_for_nobody_who_owns_what_root_owns(network: Network, home: Path) -> None:
+    """Without a directory it is the one's who called sudo; root's is refused, in a line."""
+    own = {**os.environ, "HOME": str(home / "of-root")}
+
+    def start(*words: str | Path, **more: str) -> Process:
+        words = ("serve", "--tun", "--json", "--listen", f"udp:{SERVER}:1195", *words)
+        return network.server.start([_GINNEL, *words], env={**own, **more})
+
+    with start("--dir", home / "state", SUDO_UID="65534") as server:
+        parse_event(server.wait_line('"event": "up"', 30))
+        assert f"Uid:\t{OWNER.pw_uid}" in Path(f"/proc/{server.pid}/status").read_text()
+        assert server.stop(signal.SIGTERM, 15) == 0, str(server)
+    with start("--dir", home / "new", SUDO_UID=str(OWNER.pw_uid)) as server:
+        parse_event(server.wait_line('"event": "up"', 30))
+        assert (home / "new").stat().st_uid == OWNER.pw_uid
+        assert server.stop(signal.SIGTERM, 15) == 0, str(server)
+    (home / "of-root/.local/state/ginnel").mkdir(parents=True)
+    for words, sudo, said in (
+        ((), str(OWNER.pw_uid), "is root's"),
+        (("--dir", home / "of-root"), "", "is root's"),
+        (("--dir", home / "nowhere"), "0", "install -d -m 700 -o USER"),
+    ):
+        with start(*words, SUDO_UID=sudo) as server:
+            assert server.wait(20) == 2, str(server)
+            assert said in server.err.all()[-1]
+            assert len(server.err.all()) == 1
+
+
+def test_no_module_of_the_current_directory_is_roots(network: Network, home: Path) -> None:
+    (home / "json.py").write_text(f"open({str(home / 'was-loaded')!r}, 'w')\nraise SystemExit(7)\n")
+    words = [_GINNEL, "serve", "--tun", "--json", "--listen", f"udp:{SERVER}:1195", "--dir", home / "state"]
+    with network.server.start(words, env=dict(os.environ), cwd=home) as server:
+        server.wait_line('"event": "up"', 30)
+        assert server.stop(signal.SIGTERM, 15) == 0, str(server)
+    assert not (home / "was-loaded").exists()
 
 
 @pytest.mark.parametrize("killed", ["session", "both"])
-def test_all_comes_back_after_a_kill(network: Network, internet: Process, tmp_path: Path, killed: str) -> None:
+def test_all_comes_back_after_a_kill(network: Network, internet: Process, home: Path, killed: str) -> None:
     before = state(network.server)
-    with TunServer(network, tmp_path) as server:
+    with TunServer(network, home) as server:
         changed = state(network.server)
         assert changed["sysctl"] != before["sysctl"]
         assert changed["nft"] != before["nft"]
@@ -265,18 +329,18 @@ def test_all_comes_back_after_a_kill(network: Network, internet: Process, tmp_pa
             os.kill(server.helper, signal.SIGKILL)
         server.process.stop(signal.SIGKILL)
     if killed == "both":
-        with TunServer(network, tmp_path) as server, connected(network, tmp_path) as client:
+        with TunServer(network, home) as server, connected(network, home) as client:
             assert fetch(client, INTERNET) == PAGE
             assert server.process.stop(signal.SIGINT, 15) == 0
     wait_until(lambda: state(network.server) == before, 10, lambda: (before, state(network.server)))
 
 
-def test_without_its_helper_it_ends(network: Network, internet: Process, tmp_path: Path) -> None:
-    with TunServer(network, tmp_path) as server:
+def test_without_its_helper_it_ends(network: Network, internet: Process, home: Path) -> None:
+    with TunServer(network, home) as server:
         os.kill(server.helper, signal.SIGKILL)
         assert server.process.wait(15) == 6, str(server.process)
         assert "helper" in server.process.err.all()[-1]
-    with TunServer(network, tmp_path) as server:
+    with TunServer(network, home) as server:
         server.process.stop(signal.SIGTERM, 15)
 
 
@@ -301,6 +365,8 @@ with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock
     return int(kind), int(code)
 
 
+# Of the server's state; one that each system has.
+OWNER = pwd.getpwnam("daemon")
 REPLY = (0, 0)
 # curl's status.
 REFUSED = (7, "")

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,12 +20,15 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from ginnel.bench import plumbing, shaper
 from ginnel.bench.ping import LOST
 from ginnel.bench.spaces import LEFT, RIGHT, BenchError, Program, Space
+from ginnel.network.rights import NOBODY
 from ginnel.server.authority import Authority, now
 from ginnel.server.client_file import client_file
 from ginnel.server.store import open_store
 
 # Where iperf3 listens, and a forward that leads to it.
 IPERF, FORWARD = 5201, 15201
+# Whose file a single client has.
+USER = "client.ovpn"
 
 
 @dataclass(frozen=True)
@@ -108,14 +112,7 @@ def _lossy_kernel(stack: contextlib.ExitStack, left: Space, right: Space) -> Tun
 
 
 def _crowd(stack: contextlib.ExitStack, left: Space, right: Space, devices: tuple[str, ...]) -> Tunnel:
-    folder, server = our_server(stack, right, ["--tun"], INNER)
-    with contextlib.closing(open_store(folder / "state")) as store:
-        for device in devices:
-            text = client_file(
-                store.identity, store.add_user(device), store.make_wrap_key(), [("udp", RIGHT, 1194)], password=False
-            )
-            (folder / device).touch(0o600)
-            (folder / device).write_text(text)
+    folder, server = our_server(stack, right, ["--tun"], INNER, devices)
     clients = [
         stack.enter_context(left.started(*_GINNEL, "connect", str(folder / device), "--tun", "--dev", device, "--json"))
         for device in devices
@@ -138,7 +135,7 @@ def _ours(
     """Our server and our client. ``inside``: where iperf3 is, as clients see it; it is the server's own machine,
     which is closed to them without a word. ``shaped``: over a slow and lossy way."""
     folder, server = our_server(stack, right, serve, inside)
-    file = user_file(right, folder)
+    file = folder / USER
     if shaped:
         words = [sys.executable, "-m", "ginnel.bench.shaper", f"{RIGHT}:1195", f"{RIGHT}:1194"]
         stack.enter_context(right.started(*words)).wait_for("ready")
@@ -146,17 +143,25 @@ def _ours(
     return server, connected(stack, left, file, *connect)
 
 
-def user_file(space: Space, folder: Path) -> Path:
-    """A client's file for our server."""
-    file = folder / "client.ovpn"
-    space.run(*_GINNEL, "user", "add", "bench", "--dir", str(folder / "state"), "-o", str(file))
-    return file
-
-
-def our_server(stack: contextlib.ExitStack, space: Space, options: list[str], inside: str) -> tuple[Path, Program]:
-    """A server, and the folder with its state."""
+def our_server(
+    stack: contextlib.ExitStack, space: Space, options: list[str], inside: str, users: Sequence[str] = (USER,)
+) -> tuple[Path, Program]:
+    """A server, and the folder with its state and its users' files, by their names."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ginnel-bench-")))
-    place = ["--dir", str(folder / "state"), "--listen", f"udp:{RIGHT}:1194", "--allow", f"{inside}/32"]
+    state = folder / "state"
+    with contextlib.closing(open_store(state)) as store:
+        for user in users:
+            text = client_file(
+                store.identity, store.add_user(user), store.make_wrap_key(), [("udp", RIGHT, 1194)], password=False
+            )
+            (folder / user).touch(0o600)
+            (folder / user).write_text(text)
+    if "--tun" in options:
+        # It runs as the user whose its state is, and that is not to be root.
+        folder.chmod(0o711)
+        for path in (state, *state.iterdir()):
+            os.chown(path, NOBODY, NOBODY)
+    place = ["--dir", str(state), "--listen", f"udp:{RIGHT}:1194", "--allow", f"{inside}/32"]
     server = stack.enter_context(space.started(*_GINNEL, "serve", *options, "--json", *place))
     server.wait_for('"event": "up"')
     return folder, server
@@ -187,7 +192,7 @@ def _mixed(stack: contextlib.ExitStack, left: Space, right: Space) -> Tunnel:
 
 def _mixed_server(stack: contextlib.ExitStack, left: Space, right: Space) -> Tunnel:
     folder, server = our_server(stack, right, ["--tun"], INNER)
-    file = user_file(right, folder)
+    file = folder / USER
     client = _stock_client(stack, left, file)
     return Tunnel("mixed-server", left, right, INNER, [server], [client, server])
 

@@ -9,13 +9,13 @@ import ipaddress
 import logging
 import resource
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
+from ginnel.cli import routed
 from ginnel.cli.reporter import Reporter
 from ginnel.errors import ConfigError, DeviceError, GinnelError
 from ginnel.gateways.egress import may_ping
@@ -34,7 +34,6 @@ from ginnel.server.pool import Pool
 from ginnel.server.running import opened, running
 from ginnel.server.server_file import SERVER_FILE, PushedToUsers, read_server_file
 from ginnel.server.store import Store
-from ginnel.threads import for_many_peers
 
 
 @click.command(name="serve")
@@ -98,15 +97,22 @@ def command(
             allow=tuple(map(_network, allow)),
             publish=tuple(map(Publish.parse, publish)),
         )
-        directory = state_directory(directory)
-        config = read_server_file(directory / SERVER_FILE, config)
         if dev is not None and not tun:
             raise ConfigError("--dev is for a kernel's device", instead="add --tun, or leave it out")
+        # Root's own, as a rule, and so before root is given up.
+        imported = None if pki is None else read_pki(pki)
         if not tun:
-            asyncio.run(_serve(config, directory, pki, reporter, None, exported))
+            directory = state_directory(directory)
+            config = read_server_file(directory / SERVER_FILE, config)
+            asyncio.run(_serve(config, directory, imported, reporter, None, exported))
         else:
-            with _routed(config, dev) as (config, routed):
-                asyncio.run(_serve(config, directory, pki, reporter, routed, exported))
+            directory, user = routed.place(directory)
+            with routed.held(user, dev) as (helper, device):
+                config = read_server_file(directory / SERVER_FILE, config)
+                # There is nobody at the inner address who would know names.
+                config = config if config.dns is not None else replace(config, dns=())
+                inner = Routed(config, helper, device)
+                asyncio.run(_serve(config, directory, imported, reporter, inner, exported))
         reporter.event("down")
     except GinnelError as error:
         reporter.event("error", code=error.exit_status, message=str(error))
@@ -119,31 +125,12 @@ def command(
     return 0
 
 
-@contextlib.contextmanager
-def _routed(config: ServerConfig, name: str | None) -> Iterator[tuple[ServerConfig, Routed]]:
-    """Makes the device, and gives up every right of this process but to ports below 1024; takes all of it back."""
-    rights.check()
-    helper = rights.Rights()
-    try:
-        if helper.recover(keep_guard=False)[0]:
-            tell(
-                "put_back", level=logging.WARNING, what="the network of this machine, as a killed server had changed it"
-            )
-        device = helper.device(name, "tun", for_many_peers(queues=True)["lanes"])
-        rights.drop(keep_user=True, low_ports=True)
-        # There is nobody at the inner address who would know names.
-        config = config if config.dns is not None else replace(config, dns=())
-        yield config, Routed(config, helper, device)
-    finally:
-        helper.close(orderly=True)
-
-
 async def _serve(
     config: ServerConfig,
     directory: Path,
-    pki: Path | None,
+    imported: Imported | None,
     reporter: Reporter,
-    routed: Routed | None,
+    inner: Routed | None,
     exported: Address | None,
 ) -> None:
     stop = asyncio.Event()
@@ -151,16 +138,15 @@ async def _serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
-        imported = None if pki is None else read_pki(pki)
         store = await stack.enter_async_context(opened(directory, imported))
         _tell_imported(store, imported)
         _tell_nobody(store, config)
         listener = None if exported is None else stack.enter_context(contextlib.closing(Listener(exported)))
-        if routed is not None:
-            ended = routed.helper_descriptor
+        if inner is not None:
+            ended = inner.helper_descriptor
             loop.add_reader(ended, stop.set)
             stack.callback(loop.remove_reader, ended)
-        server = await stack.enter_async_context(running(store, directory, config, routed))
+        server = await stack.enter_async_context(running(store, directory, config, inner))
         stack.push_async_callback(Monitor(server, directory).aclose)
         if store.can_sign:
             stack.push_async_callback(RevocationList(store, directory).aclose)
@@ -175,11 +161,11 @@ async def _serve(
             server=store.identity.name,
             listen=listen,
             directory=str(directory),
-            **({} if routed is None else {"device": routed.device}),
+            **({} if inner is None else {"device": inner.device}),
             **({} if listener is None else {"metrics": str(listener.address)}),
             **({"publish": [str(published) for published in config.publish]} if config.publish else {}),
         )
-        if routed is None and not may_ping():
+        if inner is None and not may_ping():
             tell("no_ping", level=logging.WARNING, reason=NO_PING)
         _tell_dialed_inside(listen, config.public, pool)
         warnings = asyncio.create_task(warn(store))
@@ -190,7 +176,7 @@ async def _serve(
         for published in config.publish:
             reporter.say(f"port {published.port} of every address leads to {published.user}'s port {published.target}")
         await stop.wait()
-        if routed is not None and routed.helper_ended:
+        if inner is not None and inner.helper_ended:
             raise DeviceError(errno.EIO, rights.ENDED)
 
 

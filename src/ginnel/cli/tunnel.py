@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import importlib
 import logging
-import pkgutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,7 +11,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from ginnel.errors import ConfigError, DeviceError
+from ginnel.errors import ConfigError
 from ginnel.network import rights
 from ginnel.network.outside import goes_elsewhere, has_names, ports
 from ginnel.network.session import KernelVpn
@@ -99,12 +96,8 @@ def held(tunnel: Tunnel, config: ClientConfig) -> Iterator[Machine]:
         _import_all(config)
         rights.drop(low_ports=any(0 < remote.local_port < FREE_PORTS for remote in config.remotes))
         machine = Machine(config, helper, device, kill_switch=tunnel.kill_switch, guarded=is_guarded)
-        yield machine
-    except ModuleNotFoundError as error:
-        raise DeviceError(
-            errno.EACCES,
-            f"{error.name} cannot be loaded without root's rights; install ginnel where everybody reads it",
-        ) from None
+        with rights.unreadable():
+            yield machine
     finally:
         if machine is not None:
             machine.close(kill_switch=tunnel.kill_switch)
@@ -117,18 +110,13 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def _import_all(config: ClientConfig) -> None:
-    """Loads what would be loaded later: once the rights are gone, ginnel's own files may be unreadable."""
-    for package in ("ginnel.openvpn", "ginnel.transports", "ginnel.gateways", "ginnel.stack"):
-        for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
-            importlib.import_module(module.name)
     names = ["encodings.idna", "email.parser", "concurrent.futures.thread", "getpass"]
     # These take long, or much memory, and are not always used.
     if has_names(config):
         names.append("ginnel.network.names")
     if sys.stderr.isatty():
         names.append("ginnel.cli.live")
-    for name in names:
-        importlib.import_module(name)
+    rights.load(("ginnel.openvpn", "ginnel.transports", "ginnel.gateways", "ginnel.stack"), names)
 
 
 # From here on everybody may use them.

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import importlib
 import json
 import os
+import pkgutil
+import pwd
 import resource
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,8 @@ class Rights:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ginnel.network.helper"],
+                # Without -P a module of the current directory, whoever wrote it, would be root's (json.py, say).
+                [sys.executable, "-P", "-m", "ginnel.network.helper"],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
@@ -147,13 +151,42 @@ def check() -> None:
         )
 
 
-def drop(*, keep_user: bool = False, low_ports: bool = False) -> None:
-    """Gives up all rights for good: root becomes the user who called sudo, else nobody; no capability stays.
+def caller() -> int | None:
+    """The user who called sudo, unless that was root."""
+    with contextlib.suppress(ValueError):
+        return int(os.environ.get("SUDO_UID", "")) or None
+    return None
 
-    With ``keep_user`` it stays who it is, and with it the owner of its files. With ``low_ports`` it may go on to use
-    ports below 1024. The data plane's threads may still stand ahead of ordinary ones (``rust/io/src/prompt.rs``), where
-    this process could have them do so. To be called while the process has one thread. Raises DeviceError if anything
-    else stays.
+
+def load(packages: Iterable[str], names: Iterable[str]) -> None:
+    """Imports all modules of these packages, and those of these names: once the rights are gone, ginnel's own files may
+    be unreadable."""
+    for package in packages:
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+            importlib.import_module(module.name)
+    for name in names:
+        importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def unreadable() -> Iterator[None]:
+    """What is not loaded within the block, and can't be without the rights, is a DeviceError."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise DeviceError(
+            errno.EACCES,
+            f"{error.name} cannot be loaded without root's rights; install ginnel where everybody reads it",
+        ) from None
+
+
+def drop(user: int | None = None, *, low_ports: bool = False) -> None:
+    """Gives up all rights for good: root becomes ``user``, else the one who called sudo, else nobody; no capability
+    stays.
+
+    With ``low_ports`` it may go on to use ports below 1024. The data plane's threads may still stand ahead of ordinary
+    ones (``rust/io/src/prompt.rs``), where this process could have them do so. To be called while the process has one
+    thread. Raises DeviceError if anything else stays.
     """
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_RTPRIO, (1, 1))
@@ -161,9 +194,9 @@ def drop(*, keep_user: bool = False, low_ports: bool = False) -> None:
     # Through the change of users; what it keeps is cut down below.
     libc.prctl(PR_SET_KEEPCAPS, int(low_ports), 0, 0, 0)
     kept = 1 << CAP_NET_BIND_SERVICE & _capabilities() if low_ports else 0
-    if os.geteuid() == 0 and not keep_user:
-        user = int(os.environ.get("SUDO_UID") or NOBODY) or NOBODY
-        group = int(os.environ.get("SUDO_GID") or NOBODY) or NOBODY
+    if os.geteuid() == 0:
+        user = user or caller() or NOBODY
+        group = _group(user)
         os.setgroups([])
         os.setresgid(group, group, group)
         os.setresuid(user, user, user)
@@ -171,8 +204,15 @@ def drop(*, keep_user: bool = False, low_ports: bool = False) -> None:
     libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     header = (ctypes.c_uint32 * 2)(LINUX_CAPABILITY_VERSION_3, 0)
     libc.capset(header, (ctypes.c_uint32 * 6)(kept, kept, 0, 0, 0, 0))
-    if _capabilities() != kept or (os.geteuid() == 0 and not keep_user):
+    if _capabilities() != kept or 0 in os.getresuid():
         raise DeviceError(errno.EPERM, "the rights of this process could not be given up")
+
+
+def _group(user: int) -> int:
+    """The user's own, and never root's."""
+    with contextlib.suppress(KeyError):
+        return pwd.getpwuid(user).pw_gid or NOBODY
+    return NOBODY
 
 
 def _capabilities() -> int:
