@@ -314,6 +314,17 @@ async def test_a_host_without_descriptors_is_said_once_and_serves_again(
         assert (await asyncio.wait_for(later.recvfrom(), 20))[0] == b"HELLO"
 
 
+async def test_a_port_of_names_that_is_taken_is_said_and_nothing_stays(stacks: Stacks) -> None:
+    client, server = stacks
+    async with await server.open_datagram(port=53):
+        with pytest.raises(OSError, match="port 53: Address already in use") as caught:
+            await Egress(server).__aenter__()
+        assert caught.value.errno == errno.EADDRINUSE
+    async with await asyncio.start_server(shout, HOST, 0) as outside, Egress(server, allow=OWN):
+        _, writer = await client.open_connection(HOST, outside.sockets[0].getsockname()[1])
+        writer.close()
+
+
 async def test_the_limit_of_all(stacks: Stacks) -> None:
     client, server = stacks
     async with (

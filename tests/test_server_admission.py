@@ -235,6 +235,13 @@ async def test_what_goes_wrong_here_keeps_newcomers_waiting_and_throws_nobody_ou
     assert await asks() == (PushReply(), later)
     assert {record.event for record in caplog.records} == {"undecided"}  # type: ignore[attr-defined]
     assert f"the program that checks logins, {gone}, does not run: No such file" in caplog.text
+
+    async def broken_hook(login: ClientLogin) -> None:
+        raise RuntimeError("the directory is down")
+
+    house.admission.use(replace(ServerConfig(), authenticate=broken_hook))
+    assert await asks() == (PushReply(), later)
+    assert "nobody can decide: the directory is down" in caplog.text
     house.admission.use(replace(ServerConfig(), auth_program=("/bin/true",)))
     with no_descriptors():
         assert await asks() == (PushReply(), later)
@@ -300,23 +307,24 @@ async def test_passwords_can_not_be_guessed_one_after_the_other(
         (DEFERRED.format(1), None, None),
         (DEFERRED.format(0), None, Refusal("")),
         (DEFERRED.format(1), AuthError("no", "come back on Monday"), Refusal("come back on Monday")),
-        (DEFERRED.format(1), ZeroDivisionError(), Refusal("")),
+        (DEFERRED.format(1), True, None),
+        (DEFERRED.format(1), False, Refusal("")),
+        (DEFERRED.format(1), "alice", Refusal("")),
         (DEFERRED.format(0), AuthError("is not asked", "is not asked"), Refusal("")),
         ("exit 7", None, Refusal("")),
     ],
 )
-async def test_all_who_are_asked_must_accept(
-    tmp_path: Path, program: str, hook: Exception | None, refusal: Refusal | None
-) -> None:
+async def test_all_who_are_asked_must_accept(tmp_path: Path, program: str, hook: Any, refusal: Refusal | None) -> None:
     """Password, program and hook, each of which may take its time; at the first login and in renegotiations."""
     file = tmp_path / "check"
     file.write_text(f"#!/bin/sh\n{program}\n")
     file.chmod(0o755)
 
-    async def authenticate(login: ClientLogin) -> None:
+    async def authenticate(login: ClientLogin) -> Any:
         await asyncio.sleep(0)
-        if hook is not None:
+        if isinstance(hook, Exception):
             raise hook
+        return hook
 
     house = House(token_lifetime=None)
     await house.enter(house.login("alice", 1, "secret"))

@@ -74,10 +74,10 @@ class Egress:
         async with contextlib.AsyncExitStack() as exits:
             exits.callback(self._access.close)
             exits.push_async_callback(self._end)
-            await exits.enter_async_context(self._nameserver)
             self._capture = await exits.enter_async_context(
                 Interception(self._stack, self._arrived, self._datagrams, self._echo, idle=self._datagram_idle)
             )
+            await exits.enter_async_context(self._nameserver)
             self._exits = exits.pop_all()
         return self
 

@@ -224,9 +224,9 @@ class Admission:
         except GinnelError as error:
             verdict = self._refuse(login, str(error), told="")
         except Exception as error:
-            # A hook is not ours: whatever it raises is a refusal, and never the server's end.
+            # A hook is not ours: whatever it raises is never the server's end.
             log.exception("a hook failed")
-            verdict = self._refuse(login, f"a hook failed: {error!r}", told="")
+            verdict = self._undecided(login, error)
         await self._conclude(login, verdict)
 
     async def _ask(self, login: ClientLogin, user: User) -> None:
@@ -249,7 +249,11 @@ class Admission:
                 tell=lambda text: self._inform(login.peer, text),
             )
         if self._config.authenticate is not None:
-            await self._config.authenticate(login)
+            answer = await self._config.authenticate(login)
+            if answer is not None and answer is not True:
+                # Who forgot to raise meant no.
+                what = "False" if answer is False else f"a {type(answer).__name__}, and is to return None"
+                raise AuthError(f"authenticate returned {what}")
 
     def _let_in(self, login: ClientLogin, user: User, token: str | None) -> Verdict:
         if login.again:

@@ -19,8 +19,8 @@ from ginnel.server.pool import Pool
 if TYPE_CHECKING:
     from ginnel.server.clients import Client
 
-Authenticate = Callable[[ClientLogin], Awaitable[None]]
-"""Looks at a login; raises AuthError to refuse it, with the reason that the client is told."""
+Authenticate = Callable[[ClientLogin], Awaitable[bool | None]]
+"""Looks at a login; raises AuthError to refuse it, with the reason that the client is told, or returns False."""
 Connected = Callable[["Client"], Awaitable[Sequence[str] | None]]
 """A client is about to be let in: gives further options to push, or raises AuthError."""
 Disconnected = Callable[["Client", str], Awaitable[None]]
