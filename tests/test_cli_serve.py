@@ -147,6 +147,7 @@ def test_lines_that_are_lost_are_counted_and_said_once() -> None:
     reads, writes = os.pipe()
     with os.fdopen(reads) as reader, os.fdopen(writes, "w") as writer:
         lines = Lines(writer, lambda count: f"{count} lost")
+        lines.start()
         long = "x" * 1000
         lines.add(long * 100)
         # The pipe is full of it, and who writes it waits there.
@@ -168,6 +169,7 @@ def test_lines_wait_for_company_and_not_for_long(monkeypatch: pytest.MonkeyPatch
     reads, writes = os.pipe()
     with os.fdopen(reads) as reader, os.fdopen(writes, "w") as writer:
         lines = Lines(writer, lambda count: f"{count} lost")
+        lines.start()
         lines.add("at once")
         assert reader.readline() == "at once\n"
         # Mostly it rests already.

@@ -16,11 +16,17 @@ def main() -> None:
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(0 if runs_on else 128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in endings():
         signal.signal(number, end)
     from ginnel.cli.program import run
 
     sys.exit(run(arguments))
+
+
+def endings() -> list[signal.Signals]:
+    """The signals that are a wish to end. What nohup(1) has set stays."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
 
 
 def _runs_until_ended(arguments: list[str]) -> bool:

@@ -1,8 +1,9 @@
-"""What ``ginnel serve`` says: events as JSON lines on stdout for programs, or a log on stderr. Neither a disk that is
-full, nor a reader that is gone or does not read, holds the server up or ends it."""
+"""What a command says that runs until it is ended: events as JSON lines on stdout for programs, or a log on stderr.
+Neither a disk that is full, nor a reader that is gone or does not read, holds it up or ends it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -13,18 +14,24 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 
 class Reporter(logging.Handler):
-    """The server's events, and all other lines of the log. ``verbose`` adds the trace to what failed."""
+    """The command's events, and all other lines of the log. Nothing is written before `start`."""
 
-    def __init__(self, as_json: bool, *, verbose: bool = False) -> None:
+    def __init__(self, as_json: bool, *, verbose: bool = False, live: bool = False) -> None:
+        """``verbose`` adds the trace to what failed. ``live``: a terminal has a line of its own (`live`)."""
         super().__init__()
         self._as_json = as_json
         self._verbose = verbose
-        self._events = Lines(sys.stdout, lambda count: _json("lines_lost", count=count))
-        self._log = Lines(sys.stderr, lambda count: f"WARNING: lines_lost count={count}")
+        self._events = _writer("stdout", live, lambda count: _json("lines_lost", count=count))
+        self._log = _writer("stderr", live, lambda count: f"WARNING: lines_lost count={count}")
+
+    def start(self) -> None:
+        """From now on there are threads that write."""
+        for lines in (self._events, self._log):
+            lines.start()
 
     def event(self, event: str, **fields: Any) -> None:
         if self._as_json:
@@ -47,7 +54,7 @@ class Reporter(logging.Handler):
         self._log.add(text)
 
     def flush_all(self) -> None:
-        """Waits until all is written, but not for long."""
+        """Waits until all is written, but not for long. Starts what was not started."""
         until = time.monotonic() + LAST_WORDS
         for lines in (self._events, self._log):
             lines.settle(until - time.monotonic())
@@ -56,7 +63,8 @@ class Reporter(logging.Handler):
 class Lines:
     """Lines for a stream, written by a thread, which rests after each write while few wait: a crowd's cost a few
     writes a second. `add` neither waits nor fails: what can't be written is tried again, past `MAX_LINES` that wait
-    further ones are dropped, and ``lost`` makes the line that says how many."""
+    further ones are dropped, and ``lost`` makes the line that says how many. The thread is there from `start` on:
+    a process that gives up rights does so while it has one thread."""
 
     def __init__(self, stream: TextIO | None, lost: Callable[[int], str]) -> None:
         """Without a stream (as a shell's ``>&-`` leaves it) nothing is written."""
@@ -69,7 +77,13 @@ class Lines:
         self._dropped = 0
         self._changed = threading.Condition()
         self._hurried = False
+        self._started = False
         self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        with self._changed:
+            self._started = True
+            self._begin()
 
     def add(self, line: str) -> None:
         with self._changed:
@@ -79,19 +93,23 @@ class Lines:
                 self._dropped += 1
                 return
             self._waiting.append(line)
-            if self._thread is None:
-                # A daemon: a reader that stands still holds up no end of the program.
-                self._thread = threading.Thread(target=self._write, name="ginnel-lines", daemon=True)
-                self._thread.start()
+            self._begin()
             if len(self._waiting) in (1, MANY):
                 self._changed.notify_all()
 
     def settle(self, timeout: float) -> bool:
         """Has all written without a rest, and waits for that; whether it is."""
+        self.start()
         with self._changed:
             self._hurried = bool(self._waiting)
             self._changed.notify_all()
             return self._changed.wait_for(lambda: not self._waiting, timeout)
+
+    def _begin(self) -> None:
+        if self._started and self._waiting and self._thread is None:
+            # A daemon: a reader that stands still holds up no end of the program.
+            self._thread = threading.Thread(target=self._write, name="ginnel-lines", daemon=True)
+            self._thread.start()
 
     def _write(self) -> None:
         while True:
@@ -115,6 +133,31 @@ class Lines:
                 self._dropped -= dropped
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self._hurried or len(self._waiting) >= MANY, REST)
+
+
+class Terminal:
+    """Lines for a terminal that has one which is renewed: each is written at once, above it."""
+
+    def __init__(self, name: Literal["stdout", "stderr"]) -> None:
+        self._name = name
+
+    def start(self) -> None:
+        pass
+
+    def add(self, line: str) -> None:
+        # A terminal that has gone takes nothing. Who renews a line has put another stream here meanwhile.
+        with contextlib.suppress(OSError):
+            print(line, file=getattr(sys, self._name), flush=True)
+
+    def settle(self, timeout: float) -> bool:
+        return True
+
+
+def _writer(name: Literal["stdout", "stderr"], live: bool, lost: Callable[[int], str]) -> Lines | Terminal:
+    stream = getattr(sys, name)
+    if live and stream is not None and stream.isatty():
+        return Terminal(name)
+    return Lines(stream, lost)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from ginnel.cli import routed
+from ginnel.cli import endings, routed
 from ginnel.cli.reporter import Reporter
 from ginnel.errors import ConfigError, DeviceError, GinnelError
 from ginnel.gateways.egress import may_ping
@@ -81,7 +81,8 @@ def command(
 ) -> int:
     """Serve OpenVPN clients, stock ones too, without root; with --tun by the kernel's routing, which takes it.
 
-    Makes its own keys at the first start; `ginnel user add NAME` makes a client's file. Runs until SIGINT or SIGTERM.
+    Makes its own keys at the first start; `ginnel user add NAME` makes a client's file. Runs until SIGINT, SIGTERM or
+    SIGHUP.
     """
     _raise_descriptors()
     verbose = ctx.obj or 0
@@ -119,7 +120,7 @@ def command(
         raise
     finally:
         # All is put back: whoever asks once more what is done already is not to see it die.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in endings():
             signal.signal(number, signal.SIG_IGN)
         reporter.flush_all()
     return 0
@@ -133,9 +134,10 @@ async def _serve(
     inner: Routed | None,
     exported: Address | None,
 ) -> None:
+    reporter.start()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in endings():
         loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(opened(directory, imported))

@@ -188,6 +188,8 @@ def drop(user: int | None = None, *, low_ports: bool = False) -> None:
     ones (``rust/io/src/prompt.rs``), where this process could have them do so. To be called while the process has one
     thread. Raises DeviceError if anything else stays.
     """
+    if len(os.listdir("/proc/self/task")) > 1:
+        raise DeviceError(errno.EBUSY, "rights are a thread's own, and there is more than one")
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_RTPRIO, (1, 1))
     libc = ctypes.CDLL(None, use_errno=True)
