@@ -32,10 +32,12 @@ def ginnel_with(before: str, *words: str) -> subprocess.CompletedProcess[str]:
     [
         ("connect office.ovpn", "INT", 0),
         ("-v serve", "TERM", 0),
+        ("device create dev0", "HUP", 0),
         ("echo server", "INT", 0),
         ("user add alice", "INT", 130),
         ("user list --json", "TERM", 143),
         ("device list", "INT", 130),
+        ("user list", "HUP", 129),
         ("lend -- sleep 20", "TERM", 143),
     ],
 )

@@ -123,7 +123,7 @@ def test_what_a_program_asks_for_in_vain_is_said(shell: Shell) -> None:
     assert done.stderr == "packets dropped: 0 found tap0 full, 2 nobody answered for\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_owner_and_nothing_is_left(shell: Shell, tmp_path: Path, number: signal.Signals) -> None:
     owner = shell.own("tun0")
     assert owner.stop(number, 30) == 0

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import signal
 import sys
 import threading
 import webbrowser
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ginnel.cli import endings
 from ginnel.cli.prompt import Asker, completed
+from ginnel.cli.reporter import Reporter
 from ginnel.cli.tunnel import Machine, Tunnel, held
 from ginnel.device.capture import File as CaptureFile
 from ginnel.errors import ConfigError, GinnelError
@@ -96,11 +98,12 @@ def command(
     does, by addresses, routes and name servers of this machine, which are put back at the end. Runs
     until SIGINT, SIGTERM or SIGHUP; SIGUSR1 connects anew.
     """
-    reporter = Reporter(as_json, opens)
+    verbose = ctx.obj or 0
+    reporter = Reporter(as_json, verbose=bool(verbose), live=True)
     try:
         tunnel = Tunnel.parse(tun, dev, kill_switch, bool(socks or http or forwards))
         config = _with_login(read_ovpn(file), auth_user_pass)
-        _set_up_logging(ctx.obj or 0, config.verb)
+        _set_up_logging(reporter, verbose, config.verb)
         for warning in config.warnings:
             log.warning("%s:%d: %s", file, warning.line, warning.text)
         plan = Plan(
@@ -112,16 +115,19 @@ def command(
             forwards=tuple(Target.parse(text) for text in forwards),
             # Before any right is given up.
             capture=CaptureFile(capture) if capture else None,
+            opens=opens,
         )
         if tunnel is None:
             asyncio.run(_connect(plan, reporter, None))
         else:
             with held(tunnel, config) as machine:
                 asyncio.run(_connect(plan, reporter, machine))
-        reporter.change(Down(None), {})
+        reporter.event("down")
     except GinnelError as error:
-        reporter.error(error)
+        reporter.event("error", code=error.exit_status, message=str(error))
         raise
+    finally:
+        reporter.flush_all()
     return 0
 
 
@@ -136,57 +142,15 @@ class Plan:
     gateway_login: Login | None
     forwards: tuple[Target, ...]
     capture: CaptureFile | None
-
-
-class Reporter:
-    """Says what happens: as JSON lines on stdout for programs, or in the log for people."""
-
-    def __init__(self, as_json: bool, opens: bool) -> None:
-        self._as_json = as_json
-        self._opens = opens
-
-    def change(self, change: Change, gateways: dict[str, Any]) -> None:
-        match change:
-            case Up(info):
-                self._event("up", **_described(info), **gateways)
-                self._say(_sentence(info))
-            case Reconnecting(error, delay):
-                self._event("reconnecting", message=str(error), delay=round(delay, 3))
-                self._say(f"{error}; trying again" + (f" in {delay:.1f} s" if delay else ""))
-            case OpenUrl(url):
-                self._event("open_url", url=url)
-                self._say(f"the server wants you to log in at {url}")
-                if self._opens:
-                    # A browser in the terminal would hold it up until it is left.
-                    threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
-            case Down(None):
-                self._event("down")
-            case Down():
-                pass
-
-    def error(self, error: GinnelError) -> None:
-        self._event("error", code=error.exit_status, message=str(error))
-
-    def listening(self, what: str) -> None:
-        self._say(what)
-
-    def _event(self, event: str, **fields: Any) -> None:
-        if self._as_json:
-            print(json.dumps({"event": event, **fields}), flush=True)
-
-    def _say(self, text: str) -> None:
-        if not self._as_json:
-            print(text, file=sys.stderr, flush=True)
+    opens: bool
 
 
 async def _connect(plan: Plan, reporter: Reporter, machine: Machine | None) -> None:
+    # By now all rights are given up that will be.
+    reporter.start()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    endings = [signal.SIGINT, signal.SIGTERM]
-    # What nohup(1) has set stays.
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        endings.append(signal.SIGHUP)
-    for number in endings:
+    for number in endings():
         loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
         listeners = _Listeners(
@@ -206,7 +170,7 @@ async def _connect(plan: Plan, reporter: Reporter, machine: Machine | None) -> N
         if machine is None:
             session = loop.create_task(_hold(vpn, plan, reporter, listeners))
         else:
-            session = loop.create_task(_hold_device(machine, vpn, reporter))
+            session = loop.create_task(_hold_device(machine, vpn, plan, reporter))
         stopped = loop.create_task(stop.wait())
         try:
             await asyncio.wait({session, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -231,11 +195,11 @@ class _Listeners:
 async def _hold(vpn: Vpn, plan: Plan, reporter: Reporter, listeners: _Listeners) -> None:
     gateways = _gateway_fields(listeners)
     changes = vpn.changes()
-    reports = asyncio.get_running_loop().create_task(_report(changes, reporter, gateways, vpn))
+    reports = asyncio.get_running_loop().create_task(_report(changes, plan, reporter, gateways, vpn))
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(reports.cancel)
         for line in _openness(plan, listeners):
-            reporter.listening(line)
+            reporter.say(line)
         await stack.enter_async_context(vpn)
         if listeners.socks is not None:
             stack.push_async_callback(Socks5Gateway(vpn.stack, listeners.socks, plan.gateway_login).aclose)
@@ -248,12 +212,13 @@ async def _hold(vpn: Vpn, plan: Plan, reporter: Reporter, listeners: _Listeners)
         await vpn.wait_closed()
 
 
-async def _hold_device(machine: Machine, vpn: Vpn, reporter: Reporter) -> None:
+async def _hold_device(machine: Machine, vpn: Vpn, plan: Plan, reporter: Reporter) -> None:
     changes = vpn.changes()
-    reports = asyncio.get_running_loop().create_task(_report(changes, reporter, {"device": machine.device}, None))
+    device = {"device": machine.device}
+    reports = asyncio.get_running_loop().create_task(_report(changes, plan, reporter, device, None))
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(reports.cancel)
-        reporter.listening(f"the tunnel's device is {machine.device}")
+        reporter.say(f"the tunnel's device is {machine.device}")
         await stack.enter_async_context(vpn)
         if sys.stderr.isatty():
             stack.callback(_show(vpn).cancel)
@@ -266,11 +231,27 @@ def _show(vpn: Vpn) -> asyncio.Task[None]:
     return asyncio.get_running_loop().create_task(live_line(vpn))
 
 
-async def _report(changes: Any, reporter: Reporter, gateways: dict[str, Any], vpn: Vpn | None) -> None:
+async def _report(
+    changes: AsyncIterator[Change], plan: Plan, reporter: Reporter, gateways: dict[str, Any], vpn: Vpn | None
+) -> None:
     """``vpn``: one whose gateways are given names."""
     async for change in changes:
-        if not isinstance(change, Down):
-            reporter.change(change, gateways)
+        match change:
+            case Up(info):
+                reporter.event("up", **_described(info), **gateways)
+                reporter.say(_sentence(info))
+            case Reconnecting(error, delay):
+                reporter.event("reconnecting", message=str(error), delay=round(delay, 3))
+                reporter.say(f"{error}; trying again" + (f" in {delay:.1f} s" if delay else ""))
+            case OpenUrl(url):
+                reporter.event("open_url", url=url)
+                reporter.say(f"the server wants you to log in at {url}")
+                if plan.opens:
+                    # A browser in the terminal would hold it up until it is left.
+                    threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+            case Down():
+                # What comes of it is said when all is put back.
+                pass
         if vpn is not None and gateways and vpn.state is State.UP and not vpn.stack.has_dns:
             log.warning("the tunnel gave no DNS server: its other side is reached by addresses, not by names")
 
@@ -366,13 +347,13 @@ def _read_login(path: Path) -> tuple[str, str]:
     return lines[0], lines[1]
 
 
-def _set_up_logging(verbose: int, verb: int) -> None:
+def _set_up_logging(reporter: Reporter, verbose: int, verb: int) -> None:
     level = logging.WARNING
     if verbose == 1 or verb > _TALKATIVE:
         level = logging.INFO
     if verbose > 1:
         level = logging.DEBUG
-    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=level, handlers=[reporter])
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ginnel.cli import endings
+from ginnel.cli.reporter import Reporter
 from ginnel.device import named
 from ginnel.device.base import DEFAULT_MTU
 from ginnel.device.service import Holder, Service, create
@@ -44,24 +45,27 @@ def create_command(
 ) -> int:
     """Make the device NAME, with a network stack in user space on its interface end.
 
-    Programs open its other end by the name. A %d in NAME stands for the next free number. Runs until SIGINT or
-    SIGTERM, or until somebody deletes the device.
+    Programs open its other end by the name. A %d in NAME stands for the next free number. Runs until SIGINT,
+    SIGTERM or SIGHUP, or until somebody deletes the device.
     """
-    level = logging.DEBUG if ctx.obj else logging.WARNING
-    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    reporter = Reporter(as_json, verbose=bool(ctx.obj), live=True)
+    logging.basicConfig(level=logging.DEBUG if ctx.obj else logging.WARNING, handlers=[reporter])
     making = create(name, kind="tap" if tap else "tun", addresses=addresses, mtu=mtu, up=up, capture=capture)
 
     async def run() -> None:
         stop = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in endings():
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         async with making as service:
-            _report(service, as_json)
+            _report(service, reporter)
             await _keep(service, stop)
-        if as_json:
-            print(json.dumps({"event": "deleted", "name": service.name}), flush=True)
+        reporter.event("deleted", name=service.name)
 
-    asyncio.run(run())
+    reporter.start()
+    try:
+        asyncio.run(run())
+    finally:
+        reporter.flush_all()
     return 0
 
 
@@ -157,13 +161,11 @@ async def _keep(service: Service, stop: asyncio.Event) -> None:
         await asyncio.gather(*others, return_exceptions=True)
 
 
-def _report(service: Service, as_json: bool) -> None:
+def _report(service: Service, reporter: Reporter) -> None:
     device = service.describe()
-    if as_json:
-        print(json.dumps({"event": "created", **device}), flush=True)
-        return
+    reporter.event("created", **device)
     addresses = " and ".join(device["addresses"]) or "no address"
-    print(f"{service.name}: {device['kind']}, {device['state']}, {addresses}", file=sys.stderr, flush=True)
+    reporter.say(f"{service.name}: {device['kind']}, {device['state']}, {addresses}")
 
 
 def _more(what: str, count: int) -> list[tuple[str, str]]:

@@ -53,8 +53,8 @@ def server_command(
     """Send every datagram back to where it came from.
 
     By the stack on the interface end of the device NAME; with --end application, or without NAME, as a program at its
-    application end that answers for every address. Runs until SIGINT or SIGTERM, or until the device is deleted, and
-    says then whom it has answered.
+    application end that answers for every address. Runs until SIGINT, SIGTERM or SIGHUP, or until the device is
+    deleted, and says then whom it has answered.
     """
     seen = Answered()
     reporting = reporting_answered(seen, "datagrams", as_json)

@@ -19,7 +19,7 @@ def command(name: str | None, tap: bool, capture: Path | None, as_json: bool) ->
     """Answer the echo requests that the interface of the device NAME sends, to whatever address, IPv4 and IPv6.
 
     NAME is a device in user space (see `ginnel device`) or the kernel's; without it a new one of /dev/net/tun.
-    Runs until SIGINT or SIGTERM, or until the device is deleted, and says then whom it has answered.
+    Runs until SIGINT, SIGTERM or SIGHUP, or until the device is deleted, and says then whom it has answered.
     """
     seen = Answered()
     with open_target(name, tap, capture) as target, reporting_answered(seen, "echo requests", as_json):

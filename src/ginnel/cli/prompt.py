@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import sys
 import termios
@@ -16,6 +17,8 @@ from dataclasses import replace
 
 from ginnel.openvpn.config import AuthUserPass
 from ginnel.openvpn.events import Prompt
+
+log = logging.getLogger("ginnel")
 
 
 def completed(login: AuthUserPass) -> AuthUserPass:
@@ -39,7 +42,7 @@ class Asker:
             known, self._key_password = self._key_password, ""
             return known
         if not prompt.needs_answer:
-            print(prompt.text, file=sys.stderr, flush=True)
+            log.warning("the server says: %s", prompt.text)
             return ""
         async with self._turn:
             answer = await _ask_terminal(prompt)

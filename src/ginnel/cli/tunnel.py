@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from ginnel.cli import endings
 from ginnel.errors import ConfigError
 from ginnel.network import rights
 from ginnel.network.outside import goes_elsewhere, has_names, ports
@@ -68,7 +69,7 @@ class Machine:
 
     def close(self, *, kill_switch: bool) -> None:
         # Who can't wait for the helper need not: it goes on by itself.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in endings():
             signal.signal(number, _leave)
         if not self._rights.close(orderly=self._ended_as_asked):
             log.warning(
