@@ -18,7 +18,7 @@ import pytest
 from ginnel.network.masquerade import PORTS
 from tests.harness.client import wait_until
 from tests.harness.environment import Environment
-from tests.harness.network import SERVER, Namespace, Network
+from tests.harness.network import CLIENT, CLIENT6, SERVER, SERVER6, Namespace, Network
 from tests.harness.process import Process, parse_event
 
 PAGE = "what the internet says"
@@ -246,6 +246,47 @@ for port in (1194, 53, 22, 32767, 61000):
         heard = [line.split() for line in listener.out.all() if line.startswith("from")]
         assert {host for _, host, _ in heard} == {OUTSIDE}
         assert all(int(port) in PORTS for _, _, port in heard), heard
+
+
+@pytest.mark.parametrize("forwards", ["nothing", "one link's", "all"])
+def test_a_machine_forwards_for_others_what_it_did_before(
+    network: Network, internet: Process, home: Path, forwards: str
+) -> None:
+    """Its two other links are no clients, and know a way through it."""
+    inside = ["nsenter", f"--net=/proc/{internet.pid}/ns/net", "ip"]
+    switches = {
+        "nothing": [],
+        "one link's": ["ipv4/conf/eth0/forwarding", "ipv4/conf/out/forwarding"],
+        "all": ["ipv4/ip_forward", "ipv6/conf/all/forwarding"],
+    }[forwards]
+
+    def switch(value: int) -> None:
+        for path in switches:
+            network.server.run(["sh", "-c", f"echo {value} > /proc/sys/net/{path}"])
+
+    def reached() -> list[bool]:
+        words = ["curl", "--silent", "--max-time", "1"]
+        return [
+            network.client.run([*words, f"http://{host}/"], check=False) == PAGE
+            for host in (INTERNET, f"[{INTERNET6}]")
+        ]
+
+    network.client.ip(f"route add {INTERNET} via {SERVER}", f"route add {INTERNET6} via {SERVER6}")
+    for way in (f"{CLIENT} via {OUTSIDE}", f"{CLIENT6} via {OUTSIDE6}"):
+        subprocess.run([*inside, "route", "add", *way.split()], check=True)
+    try:
+        switch(1)
+        before = reached()
+        assert before == {"nothing": [False] * 2, "one link's": [True, False], "all": [True] * 2}[forwards]
+        with TunServer(network, home) as server:
+            assert reached() == before
+            server.process.stop(signal.SIGTERM, 15)
+        assert reached() == before
+    finally:
+        switch(0)
+        for way in (CLIENT, CLIENT6):
+            subprocess.run([*inside, "route", "del", way], check=True)
+        network.client.ip(f"route del {INTERNET}", f"route del {INTERNET6}")
 
 
 def test_nobody_outside_opens_a_connection_to_a_client(network: Network, internet: Process, home: Path) -> None:

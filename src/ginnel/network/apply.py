@@ -146,8 +146,14 @@ class Applied:
         if not self._way_out:
             self._way_out = masquerade.begin(self.device, gate)
             self._write(self._entries(self._changes))
+            with IPRoute() as ip:
+                index = socket.if_nametoindex(self.device)
+                _ask(lambda: ip.link("set", index=index, group=masquerade.GROUP))
+            # Before anything is forwarded.
+            masquerade.put_up(self.device, gate, self._way_out)
             masquerade.make(self._way_out)
-        masquerade.put_up(self.device, gate)
+        else:
+            masquerade.put_up(self.device, gate, self._way_out)
 
     def release(self, *, keep_guard: bool) -> bool:
         """Takes everything back, latest first; with ``keep_guard`` all but the kill switch. False where something could

@@ -69,9 +69,11 @@ def table(device: str) -> str:
     return f"ginnel_serve_{re.sub(r'[^A-Za-z0-9]', '_', device)}"
 
 
-def rules(device: str, gate: Gate) -> str:
-    """The table, as nft(8) reads it; it replaces an earlier one in one transaction."""
+def rules(device: str, gate: Gate, before: Sequence[Entry] = ()) -> str:
+    """The table, as nft(8) reads it; it replaces an earlier one in one transaction. ``before`` is what `begin` found: a
+    machine that forwarded nothing forwards nothing but what comes from its servers' devices, or goes there."""
     name = table(device)
+    others = _others(before)
     translated = [NAT64, COMPATIBLE, TUNNELLED]
     allowed = [f"{_matches('daddr', [network])} accept" for network in gate.allow]
     closed = [f"{_matches('daddr', [network])} goto refuse" for network in (*CLOSED, *translated)]
@@ -94,6 +96,7 @@ delete table inet {name}
 table inet {name} {{
     chain forward {{
         type filter hook forward priority filter; policy accept;
+        {_lines(others)}
         iifname "{device}" jump out
         oifname "{device}" ct state established,related accept
         {_lines(let_in)}
@@ -162,9 +165,9 @@ def make(entries: Sequence[Entry]) -> None:
                 raise DeviceError(error.errno or errno.EIO, f"cannot set {what} = {entry['ours']}") from None
 
 
-def put_up(device: str, gate: Gate) -> None:
+def put_up(device: str, gate: Gate, before: Sequence[Entry]) -> None:
     """The table, or another in its place without a gap. Raises DeviceError."""
-    load(rules(device, gate), "the way out")
+    load(rules(device, gate, before), "the way out")
 
 
 def undo(entry: Entry) -> None:
@@ -203,6 +206,19 @@ def _forwarding(version: int) -> Iterator[Entry]:
     yield {"undo": "sysctl", "path": str(switch), "before": "0", "ours": "1"}
 
 
+def _others(before: Sequence[Entry]) -> list[str]:
+    """What drops the flows of others, of each family whose switch was off. Links of IPv4's may have had it on, each for
+    what comes in there; IPv6's count nothing without the switch."""
+    paths = [Path(entry["path"]).parts for entry in before if entry["undo"] == "sysctl"]
+    lines = []
+    for family, switch in (("ipv4", ("ip_forward",)), ("ipv6", ("conf", "all", "forwarding"))):
+        if ("net", family, *switch) in paths:
+            were_on = [path[3] for path in paths if path[:3] == ("net", "ipv4", "conf")] if family == "ipv4" else []
+            links = "".join(f' iifname != "{link}"' for link in were_on)
+            lines.append(f"meta nfproto {family} iifgroup != {GROUP} oifgroup != {GROUP}{links} drop")
+    return lines
+
+
 def _value(path: Path) -> str:
     try:
         return (SYSCTL / path).read_text().strip()
@@ -236,5 +252,7 @@ SYSCTL = Path("/proc/sys")
 # Those that Linux gives to who asks for none (net.ipv4.ip_local_port_range): no service has a fixed one there.
 PORTS = range(32768, 61000)
 MAX_NETWORKS = 1024
+# Of links: the devices of this machine's servers, so that none of them is among another's others.
+GROUP = 0x67696E6E
 # 6to4 (RFC 3056): whoever routes it leads to the IPv4 address within.
 TUNNELLED = ipaddress.IPv6Network("2002::/16")
