@@ -394,6 +394,32 @@ async def test_what_it_leaves_behind_is_ended(interfaces):
         assert running.program.left_behind == 1
 
 
+async def test_a_signal_for_a_program_that_has_ended_reaches_nobody():
+    """Another process may have its number by then; here one has."""
+    runner = """
+import asyncio, os, pathlib, signal, subprocess
+from ginnel.device.interface import Interfaces
+from ginnel.device.lend import LentProgram
+async def main():
+    out, into = os.pipe()
+    async with LentProgram(["sh", "-c", "sleep 1000 & echo last words"], Interfaces(), stdout=into) as running:
+        await asyncio.to_thread(os.read, out, 100)
+        # Without a turn of the loop, which would hear of its end.
+        while pathlib.Path(f"/proc/{running.pid}").exists():
+            pass
+        pathlib.Path("/proc/sys/kernel/ns_last_pid").write_text(str(running.pid - 1))
+        with subprocess.Popen(["sleep", "1000"]) as another:
+            assert another.pid == running.pid
+            running.send_signal(signal.SIGTERM)
+            another.send_signal(signal.SIGUSR1)
+            print(another.wait() == -signal.SIGUSR1)
+asyncio.run(main())
+"""
+    words = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-c", runner]
+    done = await asyncio.to_thread(subprocess.run, words, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True\n", done.stderr
+
+
 async def test_lending_inside_lending_is_refused(interfaces):
     program = """
 import asyncio

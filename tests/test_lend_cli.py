@@ -224,6 +224,18 @@ while True:
         os.close(terminal)
 
 
+def test_ctrl_c_reaches_a_program_that_has_not_begun() -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(GINNEL[0], [*GINNEL, "--", "sleep", "20"])
+    try:
+        read_until(terminal, b"is lent to")
+        os.write(terminal, b"\x03")
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGINT
+    finally:
+        os.close(terminal)
+
+
 def test_each_trapped_call_is_logged_on_request() -> None:
     program = python("open('/dev/net/tun', 'r+b', buffering=0)")
     done = subprocess.run(

@@ -131,8 +131,8 @@ async def _lend(plan: Plan) -> int:
         stack.push_async_callback(interfaces.aclose)
         if listener is not None:
             stack.push_async_callback(Socks5Gateway(_Outlet(interfaces, plan.dns), listener).aclose)
-        _say(_openness(plan, listener))
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
+        _say(_openness(plan, listener))
         program = await stack.enter_async_context(LentProgram(plan.program, interfaces, plan.node, signal_mask=before))
         # A deleted device ends its owner. Most programs see their descriptor end; OpenVPN reads on and on.
         seen.on_delete = lambda: asyncio.get_running_loop().call_later(GRACE, program.send_signal, signal.SIGTERM)
@@ -180,7 +180,8 @@ class _Outlet:
 def _pass_signals_on(program: LentProgram) -> None:
     """What we are sent is meant for the program, and how it ends is ours to follow.
 
-    What comes from the terminal has reached the program already, which is in the same process group.
+    What comes from the terminal has reached the program already, which is in the same process group, now that it is
+    there.
     """
 
     def wait() -> None:

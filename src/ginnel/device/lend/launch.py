@@ -120,10 +120,12 @@ def _enter(control: socket.socket, order: dict[str, Any], parent: int) -> bool:
 def _become(control: socket.socket, order: dict[str, Any], program: list[str], parent: int) -> None:
     if not _enter(control, order, parent):
         return
-    signal.pthread_sigmask(signal.SIG_SETMASK, order["mask"])
-    # What Python changed for itself.
+    # What Python changed for itself; first, since a signal may be waiting.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, order["mask"])
     try:
         os.execvp(program[0], program)
     except OSError as error:

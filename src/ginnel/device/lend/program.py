@@ -32,7 +32,8 @@ class LentProgram:
     """A running program that lives on ``interfaces``. An asynchronous context manager that ends it, and all that
     it has started.
 
-    ``signal_mask``: the signals that are blocked in it at first, None for those blocked here.
+    ``signal_mask``: the signals that are blocked in it at first, None for those blocked here. What is blocked here and
+    not there is meant for the program: such a signal that waits when it begins is passed on.
     ``options`` are those of `subprocess.Popen` for its input, output, environment and folder.
     """
 
@@ -49,11 +50,14 @@ class LentProgram:
         self._interfaces = interfaces
         self._node = node or Node()
         self._options = options
-        self._signal_mask = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if signal_mask is None else signal_mask
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        self._signal_mask = blocked if signal_mask is None else set(signal_mask)
+        self._passed_on = blocked - self._signal_mask
         self._launcher: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._supervisor: Supervisor | None = None
         self._ended: asyncio.Future[int] | None = None
+        self._pidfd: int | None = None
         self.pid = 0
         #: How many processes it had left behind, which were killed.
         self.left_behind = 0
@@ -91,14 +95,20 @@ class LentProgram:
         listener = await self._receive_listener(ours)
         self._ended = loop.create_future()
         self._supervisor = Supervisor(listener, machine, self._interfaces, self._node)
+        self._pidfd = os.pidfd_open(self.pid)
         loop.add_reader(ours, self._read_control)
+        # The terminal's may have come before there was a process that could have it. One that has it already, and
+        # blocked, as all are until now, has it once.
+        while waiting := signal.sigtimedwait(self._passed_on, 0) if self._passed_on else None:
+            self.send_signal(waiting.si_signo)
         await loop.sock_sendall(ours, b"{}")
 
     def send_signal(self, number: int) -> None:
         """To the program itself. Harmless when it has ended."""
-        if self._ended is not None and not self._ended.done():
+        if self._pidfd is not None:
+            # Not by its number, which another process may have by now.
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
+                signal.pidfd_send_signal(self._pidfd, number)
 
     async def wait(self) -> int:
         """Its exit status; of one that a signal ended, 128 and the signal's number, as in the shell.
@@ -120,6 +130,7 @@ class LentProgram:
             await asyncio.to_thread(self._launcher.wait)
         if self._supervisor is not None:
             self._supervisor.close()
+        self._close_pidfd()
 
     async def __aenter__(self) -> Self:
         try:
@@ -204,6 +215,11 @@ class LentProgram:
         elif not data:
             asyncio.get_running_loop().remove_reader(self._control)
             self._end(128 + signal.SIGKILL)
+
+    def _close_pidfd(self) -> None:
+        pidfd, self._pidfd = self._pidfd, None
+        if pidfd is not None:
+            os.close(pidfd)
 
     def _end(self, result: int | OSError) -> None:
         assert self._ended is not None
