@@ -518,6 +518,13 @@ def test_a_key_of_one_connection_alone() -> None:
     assert [config.for_remote(remote).wrap for remote in config.remotes] == [TlsCrypt(STATIC), TlsCrypt(other)]
 
 
+@pytest.mark.parametrize("text", ["auth SHA256\n{}", "{}auth SHA256\n"], ids=["before", "after"])
+def test_the_digest_of_a_connections_key_is_the_files_wherever_that_stands(text: str) -> None:
+    inner = f"<connection>\nremote a\nkey-direction 1\n{block('tls-auth', STATIC.emit())}</connection>\n"
+    config = parse_ovpn(WHOLE + text.format(inner))
+    assert config.for_remote(config.remotes[0]).wrap == TlsAuth(STATIC, "SHA256", 1)
+
+
 # What is wrong, and what is said about it.
 
 WRONG = [

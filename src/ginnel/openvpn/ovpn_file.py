@@ -305,8 +305,19 @@ class _Reader:
         if draft.connections:
             if draft.targets:
                 self._warn_of(draft.targets[0], "remote has no effect: the <connection> blocks replace it")
-            return tuple(draft.connections)
+            return tuple(map(self._with_auth, draft.connections))
         return tuple(finish_remote(target, draft.entry) for target in draft.targets)
+
+    def _with_auth(self, remote: Remote) -> Remote:
+        """``auth`` is the whole file's, wherever it stands: for a key in a <connection>, too."""
+        own = dict(remote.own)
+        if isinstance(wrap := own.get("wrap"), TlsAuth):
+            own["wrap"] = replace(wrap, digest=self._auth)
+        return replace(remote, own=tuple(own.items()))
+
+    @property
+    def _auth(self) -> str:
+        return str(self._draft.values.get("auth", "SHA1"))
 
     def _dev_type(self) -> Literal["tun", "tap"]:
         draft = self._draft
@@ -336,7 +347,7 @@ class _Reader:
             case {"tls-crypt": key}:
                 return TlsCrypt(key)
             case {"tls-auth": key}:
-                return TlsAuth(key, self._draft.values.get("auth", "SHA1"), draft.direction)
+                return TlsAuth(key, self._auth, draft.direction)
             case _:
                 return NoWrap()
 
