@@ -288,8 +288,79 @@ async def test_a_client_has_only_so_many_and_others_still_get_theirs(stacks: Sta
             await until(partial(crowded, egress, 2 * turn))
         assert egress.statistics()["open"] == 6
         assert egress.statistics()["refused_crowded"] == 4
-        egress.forget("10.8.0.2")
-        await until(lambda: egress.statistics()["open"] == 3)
+
+
+async def test_a_clients_addresses_and_networks_are_one_and_end_with_it(stacks: Stacks) -> None:
+    client, server = stacks
+    told: list[str] = []
+    async with (
+        await asyncio.start_server(idle, HOST, 0) as outside,
+        Shouter() as shouter,
+        Egress(server, allow=OWN, client_limit=3, on_crowded=lambda source, what: told.append(source)) as egress,
+        AsyncExitStack() as exits,
+    ):
+        client.set_addresses(["192.168.5.9/24", "10.8.0.2/24", "10.8.0.3/24"])
+        egress.set_client(1, ["10.8.0.2/32", "192.168.5.0/24"])
+        egress.set_client(2, ["10.8.0.3/32"])
+        reader, writer = await client.open_connection(HOST, outside.sockets[0].getsockname()[1])
+        for host, count in (("10.8.0.2", 3), ("10.8.0.3", 1)):
+            for _ in range(count):
+                sock = await exits.enter_async_context(await client.open_datagram(host))
+                await sock.sendto(b"hello", (HOST, shouter.port))
+        # The connection came from behind the first client, which may have two flows beside it.
+        await until(lambda: egress.statistics()["datagram_flows"] == 3 and bool(told))
+        assert told == ["10.8.0.2"]
+        egress.forget(1)
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        writer.close()
+        await until(lambda: egress.statistics()["open"] == 1)
+
+
+async def idle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        await reader.read()
+    writer.close()
+
+
+async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            writer.write(bytes(65536))
+            await writer.drain()
+
+
+async def test_downloads_that_nobody_reads_take_their_clients_share_of_the_memory_alone(namespace: Namespace) -> None:
+    device, told = Device("tun", 1500, 4096), set()
+    async with (
+        Stack(device.attach("interface")) as client,
+        Stack(device.attach("application"), budget=8 << 20) as server,
+        await asyncio.start_server(pour, (HOST, HOST6), 0) as outside,
+        Egress(server, allow=OWN, on_crowded=lambda source, what: told.add(source)) as egress,
+    ):
+        device.set_up(True)
+        client.set_addresses(["10.8.0.2/24", "fd00::2/64"])
+        server.set_addresses(["10.8.0.1/24", "fd00::1/64"])
+        egress.set_client(1, ["10.8.0.2/32"])
+        egress.set_client(2, ["fd00::2/128"])
+        port = {sock.getsockname()[0]: sock.getsockname()[1] for sock in outside.sockets}
+        refused: OSError | None = None
+        for _ in range(300):
+            try:
+                await client.connect_flow(HOST, port[HOST], timeout=20)
+            except OSError as error:
+                refused = error
+                break
+        # At once, and not after a time in which nobody answers.
+        assert refused is not None
+        assert refused.errno == errno.EHOSTUNREACH
+        assert (told, egress.statistics()["refused_crowded"]) == ({"10.8.0.2"}, 1)
+        assert egress.statistics()["connections_failed"] == 0
+        assert server.statistics()["buffer_bytes"] <= (8 << 20) * 5 // 16
+        for _ in range(20):
+            reader, writer = await client.open_connection(HOST6, port[HOST6], timeout=20)
+            await asyncio.wait_for(reader.readexactly(1 << 20), 20)
+            writer.close()
 
 
 def crowded(egress: Egress, count: int) -> bool:
@@ -350,10 +421,11 @@ async def test_what_a_client_had_open_ends_when_it_is_forgotten_and_all_with_the
     async with await asyncio.start_server(shout, HOST, 0) as outside:
         port = outside.sockets[0].getsockname()[1]
         async with Egress(server, allow=OWN) as egress:
+            egress.set_client(2, ["10.8.0.2/32"])
             first, _ = await client.open_connection(HOST, port)
-            egress.forget("10.8.0.3")
+            egress.forget(3)
             assert egress.statistics()["open"] == 1
-            egress.forget("10.8.0.2")
+            egress.forget(2)
             with pytest.raises(ConnectionResetError):
                 await first.read()
             await until(lambda: egress.statistics()["open"] == 0)
@@ -438,6 +510,19 @@ async def test_names_over_tcp(stacks: Stacks) -> None:
             writer.close()
 
 
+async def test_connections_for_names_that_are_only_held_cost_nobody_an_answer(stacks: Stacks) -> None:
+    client, server = stacks
+    async with Resolver() as resolver, Egress(server, resolvers=[(HOST, resolver.port)]) as egress:
+        egress.set_client(1, ["10.8.0.2/32", "10.8.0.3/32", "fd00::2/128"])
+        hosts = ["10.8.0.1", "fd00::1"] * 33
+        held = [await client.open_connection(host, 53, timeout=20) for host in hosts]
+        await until(lambda: egress.statistics()["dns_crowded"] == 2)
+        client.set_dns(["10.8.0.1"])
+        assert await client.resolve("a.example", socket.AF_INET) == ["192.0.2.7"]
+        for _, writer in held:
+            writer.close()
+
+
 async def test_without_a_resolver_that_answers_it_is_servfail_and_what_is_no_question_is_dropped(
     stacks: Stacks,
 ) -> None:
@@ -480,8 +565,31 @@ async def test_a_published_port_leads_to_the_client_while_it_is_there(stacks: St
         await talk(place)
 
 
-async def talk(place: tuple[str, int]) -> bytes:
-    reader, writer = await asyncio.open_connection(*place)
+async def test_who_fills_a_published_port_leaves_others_their_part_and_all_ends_with_the_client(stacks: Stacks) -> None:
+    client, server = stacks
+    listener, told = Listener(Address("0.0.0.0")), []
+    async with (
+        await client.start_server(shout, "10.8.0.2", 80),
+        # Of eight connections a place has three while no other has any.
+        Egress(server, limit=32, on_crowded=lambda source, what: told.append(source)) as egress,
+    ):
+        egress.set_client(1, ["10.8.0.2/32"])
+        egress.publish(listener, lambda: "10.8.0.2", 80)
+        held = [await asyncio.open_connection("127.0.0.1", listener.address.port) for _ in range(3)]
+        await until(lambda: egress.statistics()["published_connections"] == 3)
+        with pytest.raises(ConnectionError):
+            await talk(("127.0.0.1", listener.address.port))
+        assert (told, egress.statistics()["published_crowded"]) == (["127.0.0.1"], 1)
+        assert await talk(("127.0.0.1", listener.address.port), "127.0.0.2") == b"HELLO"
+        egress.forget(1)
+        for reader, writer in held:
+            with pytest.raises(ConnectionResetError):
+                await asyncio.wait_for(reader.read(), 20)
+            writer.close()
+
+
+async def talk(place: tuple[str, int], own: str | None = None) -> bytes:
+    reader, writer = await asyncio.open_connection(*place, local_addr=None if own is None else (own, 0))
     try:
         writer.write(b"hello")
         writer.write_eof()

@@ -101,6 +101,11 @@ impl NetStack {
         self.call(move |inner| inner.stack.remove_route(destination))
     }
 
+    /// The addresses and networks of one who shares the stack; none: it is gone.
+    pub fn set_client(&self, client: u64, prefixes: Vec<Prefix>) -> Result<(), Failure> {
+        self.call(move |inner| inner.stack.set_client(client, &prefixes))
+    }
+
     /// Sets the device's MTU. `false` when it is out of range.
     pub fn set_mtu(&self, mtu: u32) -> Result<bool, Failure> {
         self.call(move |inner| inner.end.as_ref().is_some_and(|end| end.device().set_mtu(mtu)))
@@ -174,6 +179,11 @@ impl NetStack {
     /// Takes what is for others' addresses from now on; associations of datagrams end after `idle`.
     pub fn capture(&self, idle: Nanos) -> Result<(), Failure> {
         self.call(move |inner| inner.stack.capture(idle))
+    }
+
+    /// Keeps what a connection that has arrived will need.
+    pub fn reserve_arrival(&self, arrival: u64) -> Result<(), Failure> {
+        self.call(move |inner| inner.stack.reserve_arrival(arrival))?
     }
 
     /// Opens a connection that has arrived.

@@ -76,6 +76,11 @@ impl NetStack {
         py.detach(|| self.inner.remove_route(prefix)).map_err(os_error)
     }
 
+    fn set_client(&self, py: Python<'_>, client: u64, networks: Vec<String>) -> PyResult<()> {
+        let networks = networks.iter().map(|network| Ok(route(network, None)?.0)).collect::<PyResult<_>>()?;
+        py.detach(|| self.inner.set_client(client, networks)).map_err(os_error)
+    }
+
     fn set_mtu(&self, py: Python<'_>, mtu: &Bound<'_, PyInt>) -> PyResult<()> {
         let valid: u32 = mtu.extract().map_err(|_| mtu_error(mtu))?;
         match py.detach(|| self.inner.set_mtu(valid)).map_err(os_error)? {
@@ -153,6 +158,10 @@ impl NetStack {
         let idle = Duration::try_from_secs_f64(idle).ok().filter(|idle| !idle.is_zero());
         let idle = idle.ok_or_else(|| PyValueError::new_err("idle is a number of seconds above 0"))?;
         py.detach(|| self.inner.capture(idle.as_nanos().try_into().unwrap_or(u64::MAX / 2))).map_err(os_error)
+    }
+
+    fn reserve(&self, py: Python<'_>, arrival: u64) -> PyResult<()> {
+        py.detach(|| self.inner.reserve_arrival(arrival)).map_err(os_error)
     }
 
     fn accept(&self, py: Python<'_>, arrival: u64) -> PyResult<u64> {

@@ -32,6 +32,12 @@ class NetStack:
     def remove_route(self, destination: str) -> None:
         """Takes back what was given to this prefix. Harmless where nothing was."""
 
+    def set_client(self, client: int, networks: list[str]) -> None:
+        """The addresses and networks (CIDR) of one who shares the stack with others; none: it is gone.
+
+        Of the memory for connections half is in parts, 256 KiB for each client; of the other half a client has no
+        more than it leaves to others. What is undecided or open of others' traffic is shared in the same way."""
+
     def set_mtu(self, mtu: int) -> None:
         """Sets the device's MTU. Open connections only ever take a lower one. DeviceError (EINVAL) out of range.
 
@@ -79,11 +85,15 @@ class NetStack:
         ``("datagram_flow_ended", flow)``: none for ``idle`` seconds, or its socket has ended;
         ``("echo", host, dest_host, identifier, sequence, payload)``.
 
-        A source has at most 128 connections undecided or half open, and 512 flows of datagrams."""
+        A client (`set_client`), or an address that is none's, has at most 128 connections undecided or half open, and
+        512 flows of datagrams."""
+
+    def reserve(self, arrival: int) -> None:
+        """Keeps the memory that a connection needs, before anything is done for it. OSError as for `accept`."""
 
     def accept(self, arrival: int) -> int:
         """Answers the SYN. Returns a flow, as `connect` does: "connected" or "failed" follow.
-        OSError: ENOTCONN for one that is gone, ENOBUFS past the budget."""
+        OSError: ENOTCONN for one that is gone, ENOBUFS past the budget, where it is to be refused."""
 
     def refuse(self, arrival: int, reason: str) -> None:
         """Answers the SYN with a reset ("reset") or an ICMP message: "network", "host", "port" unreachable, or

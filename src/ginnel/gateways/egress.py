@@ -17,7 +17,9 @@ from typing import Literal, Self
 
 from ginnel.errors import DeviceError
 from ginnel.gateways.access import AccessList
+from ginnel.gateways.clients import Clients, Slots, Source
 from ginnel.gateways.nameserver import Nameserver
+from ginnel.gateways.publish import COUNTERS as PUBLISHED_COUNTERS
 from ginnel.gateways.publish import Publisher
 from ginnel.gateways.relay import Listener, reset
 from ginnel.stack import Arrival, DatagramFlow, Echo, Interception, Stack
@@ -46,26 +48,37 @@ class Egress:
         datagram_idle: float = 120.0,
         on_closed: Callable[[str, str], None] = lambda client, host: None,
         on_dns_failure: Callable[[str], None] = lambda reason: None,
+        on_crowded: Callable[[str, str], None] = lambda source, what: None,
     ) -> None:
         """``allow``: networks that are open beside public ones (:class:`AccessList`); ``resolvers``: the DNS servers
         that names are asked of, this host's own with None; ``limit`` and ``client_limit``: connections and flows of
         datagrams at a time, of all and of each client, fewer where the host grants fewer descriptors, of which nobody
-        has more than a quarter; timeouts are in seconds. ``on_closed`` is told of each client that asked for
-        what is closed, and ``on_dns_failure`` why a name was not answered. Raises ConfigError for what is no network.
+        has more than a quarter, and less where others have much (:class:`Slots`); timeouts are in seconds.
+        ``on_closed`` is told of each client that asked for what is closed, ``on_dns_failure`` why a name was not
+        answered, ``on_crowded`` of who has too many of what. Raises ConfigError for what is no network.
         """
         self._stack = stack
         self._access = AccessList(allow)
         most = min(limit, _descriptors() // 2)
-        self._slots = _Slots(most, min(client_limit, max(1, most // 4)))
+        self._slots = Slots(most, min(client_limit, max(1, most // 4)))
+        self._publish_limit = max(1, min(PUBLISHED, most // 4))
+        self._clients = Clients()
         self._exhausted_told = float("-inf")
         self._connect_timeout = connect_timeout
         self._datagram_idle = datagram_idle
         self._on_closed = on_closed
-        self._flows: dict[Flow, str] = {}
-        self._arriving: dict[asyncio.Task[None], str] = {}
-        self._echoes: Counter[str] = Counter()
+        self._on_crowded = on_crowded
+        self._flows: dict[Flow, Source] = {}
+        self._arriving: dict[asyncio.Task[None], Source] = {}
+        self._echoes = Slots(ECHOES, CLIENT_ECHOES)
         self._counts: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
-        self._nameserver = Nameserver(stack, resolvers, on_dns_failure)
+        self._nameserver = Nameserver(
+            stack,
+            resolvers,
+            on_dns_failure,
+            whose=self._clients.of,
+            on_crowded=lambda source: on_crowded(source, NAMES),
+        )
         self._publishers: list[Publisher] = []
         self._exits = contextlib.AsyncExitStack()
 
@@ -92,33 +105,49 @@ class Egress:
         ``find`` gives the client's inner address, None while it is not connected: then connections are reset.
         The listener is closed with all else.
         """
-        self._publishers.append(Publisher(self._stack, listener, find, port))
+        self._publishers.append(
+            Publisher(
+                self._stack,
+                listener,
+                find,
+                port,
+                limit=self._publish_limit,
+                on_crowded=lambda place: self._on_crowded(place, PUBLISHED_PORT),
+            )
+        )
 
-    def forget(self, client: str) -> None:
-        """Ends what a client has open. For when it leaves, and its inner address may go to another."""
+    def set_client(self, client: int, networks: Sequence[str]) -> None:
+        """A client's inner addresses and the networks behind it, in CIDR notation: its limits are for all of them
+        together."""
+        self._clients.set(client, networks)
+        self._stack.set_client(client, networks)
+
+    def forget(self, client: int) -> None:
+        """Ends what a client has open. For when it leaves, and its inner addresses may go to another."""
         for task, source in self._arriving.items():
             if source == client:
                 task.cancel()
         for flow in [flow for flow, source in self._flows.items() if source == client]:
             self._stack.abort(flow)
         for datagrams in self._capture.datagram_flows:
-            if datagrams.source[0] == client:
+            if self._clients.of(datagrams.source[0]) == client:
                 datagrams.close()
+        for publisher in self._publishers:
+            for flow in [flow for flow, host in publisher.flows.items() if self._clients.of(host) == client]:
+                self._stack.abort(flow)
+        self.set_client(client, ())
 
     def statistics(self) -> dict[str, int]:
         """What is open, and what was counted since the start, by name."""
-        published = sum(publisher.connections for publisher in self._publishers)
-        return {
-            "open": self._slots.taken,
-            **self._counts,
-            **self._nameserver.statistics(),
-            "published_connections": published,
-        }
+        published = Counter(dict.fromkeys(PUBLISHED_COUNTERS, 0))
+        for publisher in self._publishers:
+            published.update(publisher.counts)
+        return {"open": self._slots.taken, **self._counts, **self._nameserver.statistics(), **published}
 
     async def _arrived(self, arrival: Arrival) -> None:
         # In a task that can be cancelled: a client may have to be forgotten before its connection is open.
         task = asyncio.get_running_loop().create_task(self._join(arrival))
-        self._arriving[task] = arrival.source[0]
+        self._arriving[task] = self._clients.of(arrival.source[0])
         task.add_done_callback(self._arriving.pop)
         try:
             await asyncio.wait({task})
@@ -129,15 +158,25 @@ class Egress:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _join(self, arrival: Arrival) -> None:
-        client = arrival.source[0]
-        if not self._may_pass(client, arrival.destination[0]):
+        address = arrival.source[0]
+        if not self._may_pass(address, arrival.destination[0]):
             arrival.refuse("reset")
             return
-        if not self._take_slot(client):
+        client = self._clients.of(address)
+        if not self._slots.take(client):
+            self._refuse_crowded(address, FLOWS)
             arrival.refuse("prohibited")
             return
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self._slots.free, client)
+            try:
+                # Before anything is opened outside: nobody is to cause there what he cannot have.
+                arrival.reserve()
+            except OSError as error:
+                if error.errno == errno.ENOBUFS:
+                    self._refuse_crowded(address, BUFFERS)
+                    arrival.refuse("prohibited")
+                return
             sock = await self._connect(arrival)
             if sock is None:
                 return
@@ -147,7 +186,7 @@ class Egress:
                 self._stack.attach(flow, sock)
             except OSError as error:
                 self._counts["connections_failed"] += 1
-                log.debug("%s gave up its connection to %s: %s", client, arrival.destination, error)
+                log.debug("%s gave up its connection to %s: %s", address, arrival.destination, error)
                 return
             on_failure.pop_all()
         self._counts["connections"] += 1
@@ -178,8 +217,13 @@ class Egress:
         return None
 
     async def _datagrams(self, flow: DatagramFlow) -> None:
-        client, (host, port) = flow.source[0], flow.destination
-        if not self._may_pass(client, host) or not self._take_slot(client):
+        address, (host, port) = flow.source[0], flow.destination
+        if not self._may_pass(address, host):
+            flow.refuse("prohibited")
+            return
+        client = self._clients.of(address)
+        if not self._slots.take(client):
+            self._refuse_crowded(address, FLOWS)
             flow.refuse("prohibited")
             return
         try:
@@ -201,13 +245,12 @@ class Egress:
         self._counts["datagram_flows"] += 1
 
     async def _echo(self, echo: Echo) -> None:
-        client = echo.source
-        if not self._may_pass(client, echo.destination):
+        if not self._may_pass(echo.source, echo.destination):
             return
-        if self._echoes[client] >= CLIENT_ECHOES or self._echoes.total() >= ECHOES:
-            self._counts["refused_crowded"] += 1
+        client = self._clients.of(echo.source)
+        if not self._echoes.take(client):
+            self._refuse_crowded(echo.source, PINGS)
             return
-        self._echoes[client] += 1
         try:
             async with asyncio.timeout(ECHO_SECONDS):
                 await _ping(echo.destination, echo.sequence, echo.payload)
@@ -216,8 +259,7 @@ class Egress:
             self._log_failure(error, f"{echo.destination} by an echo request")
             return
         finally:
-            self._echoes[client] -= 1
-            self._echoes += Counter()
+            self._echoes.free(client)
         self._counts["echoes"] += 1
         echo.reply()
 
@@ -232,11 +274,9 @@ class Egress:
         self._counts["refused_closed"] += 1
         return False
 
-    def _take_slot(self, client: str) -> bool:
-        if self._slots.take(client):
-            return True
+    def _refuse_crowded(self, address: str, what: str) -> None:
         self._counts["refused_crowded"] += 1
-        return False
+        self._on_crowded(address, what)
 
     def _log_failure(self, error: OSError, where: str) -> None:
         """A host without descriptors is the operator's business, a destination that does not answer the client's."""
@@ -257,30 +297,6 @@ class Egress:
                 self._stack.abort(flow)
             for datagrams in self._capture.datagram_flows:
                 datagrams.close()
-
-
-class _Slots:
-    """How many of something there may be at a time, of all clients and of each."""
-
-    def __init__(self, limit: int, client_limit: int) -> None:
-        self._limit = limit
-        self._client_limit = client_limit
-        self._clients: dict[str, int] = {}
-        self.taken = 0
-
-    def take(self, client: str) -> bool:
-        count = self._clients.get(client, 0)
-        if self.taken >= self._limit or count >= self._client_limit:
-            return False
-        self._clients[client] = count + 1
-        self.taken += 1
-        return True
-
-    def free(self, client: str) -> None:
-        self.taken -= 1
-        self._clients[client] -= 1
-        if not self._clients[client]:
-            del self._clients[client]
 
 
 def may_ping() -> bool:
@@ -338,7 +354,15 @@ COUNTERS = (
     "refused_closed",
     "refused_crowded",
 )
-ECHOES = 256
+# What there is too much of.
+FLOWS = "connections and flows of datagrams"
+BUFFERS = "memory for connections"
+PINGS = "echo requests"
+NAMES = "questions for names"
+PUBLISHED_PORT = "connections to a published port"
+# Connections to a published port.
+PUBLISHED = 1024
+ECHOES = 512
 CLIENT_ECHOES = 32
 ECHO_SECONDS = 10.0
 # Seconds between two lines about a host that has nothing left.

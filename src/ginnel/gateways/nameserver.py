@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from ginnel.errors import DeviceError
+from ginnel.gateways.clients import Slots, Source
 from ginnel.stack import Stack
 from ginnel.stack.sockets import Address, DatagramSocket
 
@@ -35,13 +36,21 @@ class Nameserver:
         stack: Stack,
         resolvers: Sequence[Address] | None = None,
         on_failure: Callable[[str], None] = lambda reason: None,
+        *,
+        whose: Callable[[str], Source] = lambda address: address,
+        on_crowded: Callable[[str], None] = lambda address: None,
     ) -> None:
         """``resolvers``: DNS servers, as addresses and ports; None: those of /etc/resolv.conf, read each time.
-        ``on_failure`` is told why a question was not answered."""
+        ``on_failure`` is told why a question was not answered. ``whose`` says which client an address is of, for
+        what each may have at a time, and ``on_crowded`` is told of an address that has too much."""
         self._stack = stack
         self._resolvers = resolvers
         self._on_failure = on_failure
-        self._waiting: Counter[str] = Counter()
+        self._whose = whose
+        self._on_crowded = on_crowded
+        self._questions = Slots(QUESTIONS, CLIENT_QUESTIONS)
+        # Apart: who only holds one costs others no answer.
+        self._connections = Slots(CONNECTIONS, CLIENT_CONNECTIONS)
         self._tasks: set[asyncio.Task[None]] = set()
         self._counts: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
         self._exits = contextlib.AsyncExitStack()
@@ -76,20 +85,23 @@ class Nameserver:
                 return  # the stack is closed
             if not _is_question(message):
                 self._counts["dns_malformed"] += 1
-            elif self._enter(client[0]):
-                self._start(self._answer_datagram(datagrams, message, client))
+            elif (whose := self._enter(self._questions, client[0])) is not None:
+                self._start(self._answer_datagram(datagrams, message, client, whose))
 
-    async def _answer_datagram(self, datagrams: DatagramSocket, question: bytes, client: Address) -> None:
+    async def _answer_datagram(
+        self, datagrams: DatagramSocket, question: bytes, client: Address, whose: Source
+    ) -> None:
         try:
             answer = await self._ask(question, _ask_by_datagram)
             with contextlib.suppress(OSError):
                 await datagrams.sendto(answer, client)
         finally:
-            self._leave(client[0])
+            self._questions.free(whose)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         client = writer.get_extra_info("peername")[0]
-        if not self._enter(client):
+        whose = self._enter(self._connections, client)
+        if whose is None:
             writer.transport.abort()
             return
         try:
@@ -99,14 +111,20 @@ class Nameserver:
                 if not _is_question(question):
                     self._counts["dns_malformed"] += 1
                     return
-                answer = await self._ask(question, _ask_by_stream)
+                asking = self._enter(self._questions, client)
+                if asking is None:
+                    return
+                try:
+                    answer = await self._ask(question, _ask_by_stream)
+                finally:
+                    self._questions.free(asking)
                 writer.write(len(answer).to_bytes(2, "big") + answer)
                 async with asyncio.timeout(IDLE_SECONDS):
                     await writer.drain()
         except (OSError, EOFError):
             pass
         finally:
-            self._leave(client)
+            self._connections.free(whose)
             writer.close()
 
     async def _ask(self, question: bytes, ask: Ask) -> bytes:
@@ -126,16 +144,14 @@ class Nameserver:
         self._on_failure(f"no answer from {asked_all}" if asked_all else f"{RESOLV_CONF} names no DNS server")
         return _failure(question)
 
-    def _enter(self, client: str) -> bool:
-        if self._waiting[client] >= CLIENT_QUESTIONS or self._waiting.total() >= QUESTIONS:
-            self._counts["dns_crowded"] += 1
-            return False
-        self._waiting[client] += 1
-        return True
-
-    def _leave(self, client: str) -> None:
-        self._waiting[client] -= 1
-        self._waiting += Counter()
+    def _enter(self, slots: Slots, address: str) -> Source | None:
+        """Who has taken a slot; None where there is none for him."""
+        whose = self._whose(address)
+        if slots.take(whose):
+            return whose
+        self._counts["dns_crowded"] += 1
+        self._on_crowded(address)
+        return None
 
     def _start(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -234,6 +250,8 @@ MOST_RESOLVERS = 3
 PORT = 53
 QUESTIONS = 512
 CLIENT_QUESTIONS = 64
+CONNECTIONS = 512
+CLIENT_CONNECTIONS = 64
 TRIES = 4
 TRY_SECONDS = 2.5
 IDLE_SECONDS = 15.0

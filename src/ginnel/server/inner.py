@@ -73,16 +73,18 @@ class UserSpace:
         return self._stack
 
     async def open(self, pool: Pool, address_of: Callable[[str], str | None], listening: Sequence[int]) -> None:
-        self._stack = await self._exit.enter_async_context(Stack(self._device.interface))
+        self._stack = await self._exit.enter_async_context(Stack(self._device.interface, budget=BUDGET))
         self._stack.set_addresses([str(address) for address in _addresses(pool) if address is not None])
         allow = [str(network) for network in self._config.allow]
         closed, unanswered = Rarely("closed", level=logging.INFO, most=3), Rarely("names_unanswered")
+        crowded = Rarely("crowded", most=3)
         self._egress = await self._exit.enter_async_context(
             Egress(
                 self._stack,
                 allow=allow,
                 on_closed=lambda client, host: closed.tell(client=client, destination=host, reason=CLOSED),
                 on_dns_failure=lambda reason: unanswered.tell(reason=reason),
+                on_crowded=lambda source, what: crowded.tell(source=source, reason=f"too much at a time: {what}"),
             )
         )
         for published in self._config.publish:
@@ -91,11 +93,13 @@ class UserSpace:
 
     def lead_to(self, client: Client) -> None:
         """The data plane knows the way, and all of the stack's packets go there."""
+        if self._egress is not None:
+            own = filter(None, (client.lease.text, client.lease.text6))
+            self._egress.set_client(client.peer, [*own, *client.routes])
 
     def forget(self, client: Client) -> None:
         if self._egress is not None:
-            for address in filter(None, (client.lease.text, client.lease.text6)):
-                self._egress.forget(address)
+            self._egress.forget(client.peer)
 
     def statistics(self) -> dict[str, int]:
         return {} if self._egress is None else self._egress.statistics()
@@ -245,4 +249,6 @@ def _addresses(pool: Pool) -> tuple[IPv4Interface, IPv6Interface | None]:
     return own, IPv6Interface((pool.address6, pool.network6.prefixlen))
 
 
+# Bytes of buffers for all clients' connections: a quarter for one alone.
+BUDGET = 256 * 1024 * 1024
 CLOSED = "clients may not go there; ginnel serve --allow opens a private network"

@@ -118,6 +118,14 @@ class Stack:
         """Takes a route back. Harmless where there is none to this prefix."""
         self._core.remove_route(_route(prefix, None)[0])
 
+    def set_client(self, client: int, networks: Sequence[str]) -> None:
+        """The addresses and networks (CIDR) of one who shares the stack with others; none: it is gone.
+
+        Each has a part of the memory for connections and of what may be undecided for certain, and more while it
+        leaves as much to others.
+        """
+        self._core.set_client(client, list(networks))
+
     def set_mtu(self, mtu: int) -> None:
         """Sets the device's MTU. Connections that are open only ever take a lower one.
 
@@ -362,6 +370,10 @@ class Stack:
         """For :class:`Interception`, which is told of everything from now on."""
         self._core.capture_flows(idle)
         self._capture = capture
+
+    def reserve_arrival(self, number: int) -> None:
+        """For :class:`Arrival`."""
+        self._core.reserve(number)
 
     async def accept_arrival(self, number: int, source: Address) -> Flow:
         """For :class:`Arrival`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -29,14 +30,25 @@ class Arrival:
         self.destination = destination
         self.decided = False
 
+    def reserve(self) -> None:
+        """Keeps the memory that the connection needs, so that it can be accepted.
+
+        OSError: ENOTCONN where the source has given up, ENOBUFS past the stack's budget.
+        """
+        self._stack.reserve_arrival(self._number)
+
     async def accept(self) -> Flow:
         """Answers the SYN and waits until the connection is open; then it is for :meth:`Stack.attach`.
 
-        OSError: ENOTCONN where the source has given up, ENOBUFS past the stack's budget, ETIMEDOUT, ECONNREFUSED
-        where it took its SYN back meanwhile.
+        OSError: ENOTCONN where the source has given up, ENOBUFS past the stack's budget, where it can be refused
+        still, ETIMEDOUT, ECONNREFUSED where it took its SYN back meanwhile.
         """
         self.decided = True
-        return await self._stack.accept_arrival(self._number, self.source)
+        try:
+            return await self._stack.accept_arrival(self._number, self.source)
+        except OSError as error:
+            self.decided = error.errno != errno.ENOBUFS
+            raise
 
     def refuse(self, reason: Unreachable | Literal["reset"] = "reset") -> None:
         """Answers the SYN with a reset, or with an ICMP message. Harmless once it is decided."""

@@ -1,8 +1,9 @@
 //! Datagrams to others' addresses: a source and a destination that speak with each other.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
+use crate::netstack::clients::{Clients, Slots, Source};
 use crate::netstack::counters::Dropped;
 use crate::netstack::icmp::Unreachable;
 use crate::netstack::slab::Slab;
@@ -16,6 +17,7 @@ pub struct Association<D> {
     /// The headers of the datagram that it began with, for reports about it.
     pub head: Box<[u8]>,
     pub state: State<D>,
+    whose: Source,
     heard: Nanos,
     timer: Nanos,
 }
@@ -38,12 +40,12 @@ pub enum Taken {
     Lost(Dropped),
 }
 
-/// All associations: at most [`MOST`], and [`MOST_EACH`] of a source.
+/// All associations: at most [`MOST`], and [`MOST_EACH`] of a client.
 pub struct Associations<D> {
     slab: Slab<Association<D>>,
     ends: HashMap<(SocketAddr, SocketAddr), u64>,
     timers: BTreeSet<(Nanos, u64)>,
-    sources: HashMap<IpAddr, usize>,
+    slots: Slots<Source>,
     idle: Nanos,
 }
 
@@ -51,18 +53,25 @@ impl<D: Outlet> Associations<D> {
     /// Each ends when nothing has been heard either way for `idle`.
     pub fn new(idle: Nanos) -> Associations<D> {
         let (slab, ends, timers) = (Slab::new(), HashMap::new(), BTreeSet::new());
-        Associations { slab, ends, timers, sources: HashMap::new(), idle }
+        Associations { slab, ends, timers, slots: Slots::new(MOST, MOST_EACH), idle }
     }
 
     pub fn count(&self) -> usize {
         self.slab.count()
     }
 
-    /// Takes a datagram where it belongs. `may_begin`: whether it may be the first of a new association.
-    pub fn receive(&mut self, now: Nanos, datagram: &Received, head: &[u8], may_begin: bool) -> Taken {
+    /// Takes a datagram where it belongs. `clients`: who may begin a new association with it; `None`: nobody.
+    pub fn receive(
+        &mut self,
+        now: Nanos,
+        datagram: &Received,
+        head: &[u8],
+        clients: Option<&Clients>,
+    ) -> Taken {
         let ends = (datagram.source, datagram.destination);
         let Some(&id) = self.ends.get(&ends) else {
-            return if may_begin { self.begin(now, datagram, head) } else { Taken::Lost(Dropped::Crowded) };
+            let Some(clients) = clients else { return Taken::Lost(Dropped::Crowded) };
+            return self.begin(now, datagram, head, clients.source(datagram.source.ip()));
         };
         let Some(association) = self.slab.get_mut(id) else { return Taken::Lost(Dropped::Refused) };
         match &mut association.state {
@@ -127,13 +136,7 @@ impl<D: Outlet> Associations<D> {
         let association = self.slab.remove(id)?;
         self.ends.remove(&(association.source, association.destination));
         self.timers.remove(&(association.timer, id));
-        let source = association.source.ip();
-        if let Some(count) = self.sources.get_mut(&source) {
-            *count -= 1;
-            if *count == 0 {
-                self.sources.remove(&source);
-            }
-        }
+        self.slots.free(association.whose);
         Some(association)
     }
 
@@ -157,16 +160,14 @@ impl<D: Outlet> Associations<D> {
         None
     }
 
-    fn begin(&mut self, now: Nanos, datagram: &Received, head: &[u8]) -> Taken {
-        let each = self.sources.entry(datagram.source.ip()).or_default();
-        if *each >= MOST_EACH || self.slab.count() >= MOST {
+    fn begin(&mut self, now: Nanos, datagram: &Received, head: &[u8], whose: Source) -> Taken {
+        if !self.slots.take(whose) {
             return Taken::Lost(Dropped::Crowded);
         }
-        *each += 1;
         let (timer, waiting) = (now + UNDECIDED, vec![datagram.payload.to_vec()]);
         let Received { source, destination, .. } = *datagram;
         let (state, head) = (State::Undecided(waiting), head.into());
-        let association = Association { source, destination, head, state, heard: now, timer };
+        let association = Association { source, destination, head, state, whose, heard: now, timer };
         let id = self.slab.insert_with(|_| association);
         self.ends.insert((source, destination), id);
         self.timers.insert((timer, id));

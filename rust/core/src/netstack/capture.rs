@@ -29,18 +29,30 @@ impl<A, D: Outlet> Stack<A, D> {
     /// without any.
     pub fn capture(&mut self, idle: Nanos) {
         let associations = Associations::new(idle.max(1));
-        self.capture.get_or_insert_with(|| Capture { arrivals: Arrivals::default(), associations });
+        self.capture.get_or_insert_with(|| Capture { arrivals: Arrivals::new(), associations });
     }
 
-    /// Opens a connection that has arrived. It goes on as one of our own: connected or failed.
-    pub fn accept_arrival(&mut self, now: Nanos, arrival: u64) -> Result<FlowId, Failure> {
+    /// Keeps what a connection that has arrived will need, so that it can be accepted.
+    pub fn reserve_arrival(&mut self, arrival: u64) -> Result<(), Failure> {
         let capture = self.capture.as_mut().ok_or(Failure::NoSuch)?;
-        let taken = capture.arrivals.take(arrival).ok_or(Failure::NoSuch)?;
-        let Some(floor) = self.budget.floor() else {
-            capture.arrivals.opened(taken.tuple.remote.ip());
+        let found = capture.arrivals.get_mut(arrival).ok_or(Failure::NoSuch)?;
+        if found.floor.is_none() {
+            found.floor = self.clients.budget(found.tuple.remote.ip()).floor();
+        }
+        if found.floor.is_none() {
             self.counters.drop(Dropped::Budget);
             return Err(Failure::NoBuffers);
-        };
+        }
+        Ok(())
+    }
+
+    /// Opens a connection that has arrived. It goes on as one of our own: connected or failed. Past the budget it
+    /// stays, to be refused.
+    pub fn accept_arrival(&mut self, now: Nanos, arrival: u64) -> Result<FlowId, Failure> {
+        self.reserve_arrival(arrival)?;
+        let capture = self.capture.as_mut().ok_or(Failure::NoSuch)?;
+        let taken = capture.arrivals.take(arrival).ok_or(Failure::NoSuch)?;
+        let floor = taken.floor.ok_or(Failure::NoBuffers)?;
         let seed = self.beginnings.seed(now, &taken.tuple);
         let parameters = Parameters { tuple: taken.tuple, floor, mtu: self.mtu, seed };
         let mut transport = Connection::accept(parameters, now);
@@ -48,7 +60,7 @@ impl<A, D: Outlet> Stack<A, D> {
         let segment = segment::parse(&header, &taken.packet).map_err(|_| Failure::NoSuch)?;
         transport.input(now, &taken.packet, &segment);
         let mut flow = Flow::new(taken.tuple, transport, Stage::Admitted, now);
-        flow.captured = true;
+        flow.captured = Some(taken.source);
         Ok(self.flows.insert(flow))
     }
 
@@ -56,7 +68,7 @@ impl<A, D: Outlet> Stack<A, D> {
     pub fn refuse_arrival(&mut self, now: Nanos, arrival: u64, why: Option<Unreachable>, out: &mut Outbox) {
         let Some(capture) = &mut self.capture else { return };
         let Some(taken) = capture.arrivals.take(arrival) else { return };
-        capture.arrivals.opened(taken.tuple.remote.ip());
+        capture.arrivals.opened(taken.source);
         self.counters.drop(Dropped::Refused);
         if !self.may_answer(now) {
             return;
@@ -185,7 +197,8 @@ impl<A, D: Outlet> Stack<A, D> {
         if known.is_some() {
             return Some(Ok(()));
         }
-        let added = if may_begin { capture.arrivals.add(now, segment.tuple, packet) } else { None };
+        let whose = self.clients.source(segment.tuple.remote.ip());
+        let added = if may_begin { capture.arrivals.add(now, segment.tuple, whose, packet) } else { None };
         let Some(arrival) = added else { return Some(Err(Dropped::Crowded)) };
         let (source, destination) = (segment.tuple.remote, segment.tuple.local);
         self.events.push(Event::Arrived { arrival, source, destination });
@@ -210,7 +223,7 @@ impl<A, D: Outlet> Stack<A, D> {
     fn withdraw(&mut self, arrival: u64) {
         let Some(capture) = &mut self.capture else { return };
         if let Some(taken) = capture.arrivals.take(arrival) {
-            capture.arrivals.opened(taken.tuple.remote.ip());
+            capture.arrivals.opened(taken.source);
             self.events.push(Event::Withdrawn { arrival });
         }
     }
@@ -223,10 +236,10 @@ impl<A, D: Outlet> Stack<A, D> {
         out: &mut Outbox,
     ) -> Result<(), Dropped> {
         let datagram = udp::parse(header, packet)?;
-        let may_begin = self.may_tell();
+        let clients = self.may_tell().then_some(&self.clients);
         let capture = self.capture.as_mut().ok_or(Dropped::NoAddress)?;
         let head = &packet[..header.payload.start + UDP_HEADER];
-        match capture.associations.receive(now, &datagram, head, may_begin) {
+        match capture.associations.receive(now, &datagram, head, clients) {
             Taken::Passed => Ok(()),
             Taken::New(association) => {
                 let (source, destination) = (datagram.source, datagram.destination);

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use foldhash::{HashMap, HashMapExt};
 
+use crate::netstack::clients::Source;
 use crate::netstack::segment::Tuple;
 use crate::netstack::slab::Slab;
 use crate::netstack::tcp::{Phase, Transport};
@@ -34,8 +35,8 @@ pub struct Flow<T, A> {
     /// Whether segments still find the flow by its tuple.
     pub(super) listed: bool,
     pub(super) was_reset: bool,
-    /// Whether its own end has another's address.
-    pub(super) captured: bool,
+    /// Whose it is, if its own end has another's address.
+    pub(super) captured: Option<Source>,
     /// When something came in, or when the peer began to owe us something.
     pub(super) heard: Nanos,
     pub(super) waiting: bool,
@@ -53,7 +54,7 @@ impl<T: Transport, A> Flow<T, A> {
             stage,
             listed: true,
             was_reset: false,
-            captured: false,
+            captured: None,
             heard: now,
             waiting: false,
             waits_for_room: false,
@@ -76,7 +77,7 @@ impl<T: Transport, A> Flow<T, A> {
         };
         match waits {
             true => Some(self.heard + limit),
-            false => self.captured.then_some(self.heard + CAPTURED_IDLE),
+            false => self.captured.map(|_| self.heard + CAPTURED_IDLE),
         }
     }
 }

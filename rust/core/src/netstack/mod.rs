@@ -12,6 +12,7 @@ mod associations;
 mod beginnings;
 pub mod budget;
 mod capture;
+mod clients;
 pub mod counters;
 pub mod ethernet;
 pub mod flows;
@@ -42,6 +43,7 @@ use address::Addresses;
 use beginnings::Beginnings;
 use budget::Budget;
 use capture::Capture;
+use clients::Clients;
 use counters::{Counters, Dropped};
 use ethernet::Mac;
 use flows::{Flow, FlowId, Flows, Stage};
@@ -50,7 +52,7 @@ use icmp::{Echo, Pings, Problem};
 use limit::Limit;
 use neighbours::Neighbours;
 use outbox::Outbox;
-use routes::{Hop, Routes};
+use routes::{Hop, Prefix, Routes};
 use segment::Tuple;
 use slab::Slab;
 use tcp::{Connection, Parameters, Transport};
@@ -178,6 +180,7 @@ pub struct Stack<A, D> {
     ports: Ports<D>,
     pings: Pings,
     budget: Budget,
+    clients: Clients,
     mtu: usize,
     random: Box<dyn FnMut() -> u64 + Send>,
     answers: Limit,
@@ -204,6 +207,7 @@ impl<A, D: Outlet> Stack<A, D> {
         addresses.set_link_local(mac.map(ndp::link_local));
         let mut routes = Routes::new(kind == Kind::Tun);
         routes.set_subnets(addresses.subnets());
+        let budget = Budget::new(budget);
         Stack {
             addresses,
             routes,
@@ -220,7 +224,8 @@ impl<A, D: Outlet> Stack<A, D> {
             listening: HashMap::new(),
             ports: Ports::new(),
             pings: Pings::default(),
-            budget: Budget::new(budget),
+            clients: Clients::new(budget.clone()),
+            budget,
             mtu,
             random,
             answers: Limit::new(ANSWERS_A_SECOND),
@@ -246,10 +251,17 @@ impl<A, D: Outlet> Stack<A, D> {
     /// Replaces the own addresses. Flows from one that is gone fail when they are settled next.
     pub fn set_addresses(&mut self, mut addresses: Addresses) {
         addresses.set_link_local(self.addresses.link_local());
-        let gone = self.flows.select(|flow| !flow.captured && !addresses.contains(flow.tuple.local.ip()));
+        let gone =
+            self.flows.select(|flow| flow.captured.is_none() && !addresses.contains(flow.tuple.local.ip()));
         self.routes.set_subnets(addresses.subnets());
         self.addresses = addresses;
         gone.into_iter().for_each(|id| self.flows.touch(id));
+    }
+
+    /// The addresses and networks of one who shares the stack with others, for what each may have at a time of memory
+    /// and of undecided traffic; none: it is gone.
+    pub fn set_client(&mut self, client: u64, prefixes: &[Prefix]) {
+        self.clients.set(client, prefixes);
     }
 
     /// Starts a connection.
@@ -259,7 +271,7 @@ impl<A, D: Outlet> Stack<A, D> {
             return Err(Failure::Refused);
         }
         let tuple = self.free_tuple(now, local, remote).ok_or(Failure::InUse)?;
-        let floor = self.budget.floor().ok_or(Failure::NoBuffers)?;
+        let floor = self.clients.budget(remote.ip()).floor().ok_or(Failure::NoBuffers)?;
         let parameters = Parameters { tuple, floor, mtu: self.mtu, seed: self.beginnings.seed(now, &tuple) };
         let transport = Connection::connect(parameters, now);
         Ok(self.flows.insert(Flow::new(tuple, transport, Stage::Connecting, now)))
@@ -273,9 +285,9 @@ impl<A, D: Outlet> Stack<A, D> {
             return Err(attachment);
         }
         found.attachment = Some(attachment);
-        let (remote, stage) =
-            (found.tuple.remote.ip(), std::mem::replace(&mut found.stage, Stage::Established));
-        self.leave(stage, remote);
+        let stage = std::mem::replace(&mut found.stage, Stage::Established);
+        let captured = found.captured;
+        self.leave(stage, captured);
         self.flows.touch(flow);
         Ok(())
     }

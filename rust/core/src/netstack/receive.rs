@@ -268,7 +268,7 @@ impl<A, D: Outlet> Stack<A, D> {
         if listener.pending >= listener.backlog {
             return Err(Dropped::Backlog);
         }
-        let floor = self.budget.floor().ok_or(Dropped::Budget)?;
+        let floor = self.clients.budget(segment.tuple.remote.ip()).floor().ok_or(Dropped::Budget)?;
         listener.pending += 1;
         let seed = self.beginnings.seed(now, &segment.tuple);
         let parameters = Parameters { tuple: segment.tuple, floor, mtu: self.mtu, seed };

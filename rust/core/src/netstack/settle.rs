@@ -1,8 +1,7 @@
 //! What becomes of a flow after something happened to it.
 
-use std::net::IpAddr;
-
 use crate::Nanos;
+use crate::netstack::clients::Source;
 use crate::netstack::counters::Dropped;
 use crate::netstack::flows::{FlowId, Stage};
 use crate::netstack::outbox::Outbox;
@@ -74,7 +73,7 @@ impl<A, D: Outlet> Stack<A, D> {
             let connecting = matches!(flow.stage, Stage::Connecting | Stage::Admitted);
             return Some(Some(if connecting { Failure::Refused } else { Failure::Reset }));
         }
-        if !flow.captured && !self.addresses.contains(flow.tuple.local.ip()) {
+        if flow.captured.is_none() && !self.addresses.contains(flow.tuple.local.ip()) {
             return Some(Some(Failure::AddressGone));
         }
         let orphan = match flow.stage {
@@ -96,9 +95,9 @@ impl<A, D: Outlet> Stack<A, D> {
         match flow.stage {
             Stage::Connecting | Stage::Admitted if opened => {
                 let stage = std::mem::replace(&mut flow.stage, Stage::Established);
-                let Tuple { local, remote } = flow.tuple;
+                let (captured, local) = (flow.captured, flow.tuple.local);
                 self.events.push(Event::Connected { flow: id, local });
-                self.leave(stage, remote.ip());
+                self.leave(stage, captured);
             }
             Stage::Accepting(listener) if opened => {
                 flow.stage = Stage::Accepted(listener);
@@ -126,12 +125,12 @@ impl<A, D: Outlet> Stack<A, D> {
 
     pub(super) fn forget(&mut self, id: FlowId) -> Option<A> {
         let flow = self.flows.remove(id)?;
-        self.leave(flow.stage, flow.tuple.remote.ip());
+        self.leave(flow.stage, flow.captured);
         flow.attachment
     }
 
-    /// A flow to `remote` is past this stage: it counts no longer where it did.
-    pub(super) fn leave(&mut self, stage: Stage, remote: IpAddr) {
+    /// A flow is past this stage: it counts no longer where it did.
+    pub(super) fn leave(&mut self, stage: Stage, captured: Option<Source>) {
         match stage {
             Stage::Accepting(listener) | Stage::Accepted(listener) => {
                 if let Some(listener) = self.listeners.get_mut(listener) {
@@ -139,8 +138,8 @@ impl<A, D: Outlet> Stack<A, D> {
                 }
             }
             Stage::Admitted => {
-                if let Some(capture) = &mut self.capture {
-                    capture.arrivals.opened(remote);
+                if let (Some(capture), Some(source)) = (&mut self.capture, captured) {
+                    capture.arrivals.opened(source);
                 }
             }
             Stage::Connecting | Stage::Established => {}

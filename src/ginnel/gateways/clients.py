@@ -1,0 +1,80 @@
+"""Whose traffic it is, and how many of something each may have at a time."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Hashable, Sequence
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Source = int | str
+"""A client's number, or an address that is no client's."""
+
+
+class Clients:
+    """Clients by their inner addresses and the networks behind them."""
+
+    def __init__(self) -> None:
+        self._hosts: dict[Network, int] = {}
+        self._networks: dict[Network, int] = {}
+        self._of: dict[int, list[Network]] = {}
+
+    def set(self, client: int, networks: Sequence[str]) -> None:
+        """In CIDR notation; without any the client is forgotten. Of two that claim one the later has it."""
+        for network in self._of.pop(client, ()):
+            table = self._table(network)
+            if table.get(network) == client:
+                del table[network]
+        if networks:
+            self._of[client] = [ipaddress.ip_network(network) for network in networks]
+            for network in self._of[client]:
+                self._table(network)[network] = client
+
+    def of(self, address: str) -> Source:
+        """Of networks the longest that has it counts."""
+        parsed = ipaddress.ip_address(address)
+        if (client := self._hosts.get(ipaddress.ip_network(parsed))) is not None:
+            return client
+        fitting = [network for network in self._networks if parsed in network]
+        return self._networks[max(fitting, key=lambda network: network.prefixlen)] if fitting else address
+
+    def _table(self, network: Network) -> dict[Network, int]:
+        return self._hosts if network.prefixlen == network.max_prefixlen else self._networks
+
+
+class Slots:
+    """How many of something there may be at a time, of all and of each.
+
+    Half is there for whoever comes, and half in equal parts, so that each has some for certain. Beyond its part one may
+    take as long as it holds less than is left: alone it has half of what is for all, the second half of the rest.
+    """
+
+    def __init__(self, limit: int, each_limit: int) -> None:
+        self._limit = limit
+        self._each_limit = each_limit
+        self._part = max(1, limit // 2 // PARTS)
+        self._counts: dict[Hashable, int] = {}
+        self._beyond = 0
+        self.taken = 0
+
+    def take(self, who: Hashable) -> bool:
+        count = self._counts.get(who, 0)
+        beyond = count - self._part
+        if self.taken >= self._limit or count >= self._each_limit:
+            return False
+        if beyond >= 0:
+            if beyond >= self._limit // 2 - self._beyond:
+                return False
+            self._beyond += 1
+        self._counts[who] = count + 1
+        self.taken += 1
+        return True
+
+    def free(self, who: Hashable) -> None:
+        self.taken -= 1
+        self._beyond -= self._counts[who] > self._part
+        self._counts[who] -= 1
+        if not self._counts[who]:
+            del self._counts[who]
+
+
+PARTS = 256
