@@ -1,7 +1,8 @@
-//! A network stack on a thread of its own: what is asked of it, and what it tells.
+//! A network stack with a thread of its own: what is asked of it, and what it tells.
 
 mod datagrams;
 mod rounds;
+mod turns;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -19,22 +20,36 @@ use ginnel_core::netstack::neighbours::Row;
 use ginnel_core::netstack::routes::{Prefix, Route};
 use ginnel_core::netstack::{Event, Failure};
 use ginnel_core::packet::Pool;
+use ginnel_core::queue::Wake;
+use rustix::event::epoll::{self, CreateFlags};
 
-use crate::calls::Calls;
 use crate::prompt::take_short_turns;
 use crate::stack::rounds::Loop;
+use crate::stack::turns::Turns;
 use crate::wake::Waker;
 
-/// A stack on a thread of its own.
+/// A stack with a thread of its own.
 pub struct NetStack {
-    shared: Arc<Shared>,
+    turns: Arc<Turns>,
+    told: Arc<Told>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-struct Shared {
-    calls: Calls<Loop>,
+/// The events that wait for the owner.
+struct Told {
     events: Mutex<Vec<Event>>,
     ready: Waker,
+}
+
+impl Told {
+    fn extend(&self, more: impl FnOnce(&mut Vec<Event>)) {
+        let mut events = lock(&self.events);
+        let was_empty = events.is_empty();
+        more(&mut events);
+        if was_empty && !events.is_empty() {
+            self.ready.wake();
+        }
+    }
 }
 
 /// What a stack's thread does beside its own work.
@@ -51,18 +66,16 @@ impl NetStack {
     /// Starts a stack on one end of a device.
     pub fn start(end: End, budget: usize, pool: &Arc<Pool>) -> io::Result<NetStack> {
         keep_rings_out_of_the_heap();
-        let wake = Arc::new(Waker::new()?);
-        let shared = Arc::new(Shared {
-            calls: Calls::new(wake.clone()),
-            events: Mutex::new(Vec::new()),
-            ready: Waker::new()?,
-        });
-        let mut inner = Loop::new(end, budget, pool, wake, shared.clone())?;
+        let (epoll, wake) = (Arc::new(epoll::create(CreateFlags::CLOEXEC)?), Arc::new(Waker::new()?));
+        let told = Arc::new(Told { events: Mutex::new(Vec::new()), ready: Waker::new()? });
+        let inner = Loop::new(end, budget, pool, (epoll.clone(), wake.clone()), told.clone())?;
+        let turns = Arc::new(Turns::new(inner, epoll, wake));
+        let own = turns.clone();
         let thread = std::thread::Builder::new().name("ginnel-stack".into()).spawn(move || {
             take_short_turns();
-            inner.run();
+            own.run();
         })?;
-        Ok(NetStack { shared, thread: Mutex::new(Some(thread)) })
+        Ok(NetStack { turns, told, thread: Mutex::new(Some(thread)) })
     }
 
     pub fn set_addresses(&self, addresses: Addresses) -> Result<(), Failure> {
@@ -230,14 +243,14 @@ impl NetStack {
 
     /// Takes the events that wait.
     pub fn events(&self) -> Vec<Event> {
-        let mut events = lock(&self.shared.events);
-        self.shared.ready.clear();
+        let mut events = lock(&self.told.events);
+        self.told.ready.clear();
         std::mem::take(&mut *events)
     }
 
     /// Readable while events wait.
     pub fn readiness(&self) -> BorrowedFd<'_> {
-        self.shared.ready.as_fd()
+        self.told.ready.as_fd()
     }
 
     pub fn statistics(&self) -> Result<Vec<(&'static str, u64)>, Failure> {
@@ -257,12 +270,12 @@ impl NetStack {
         self.call(move |inner| inner.take_in(guest))?
     }
 
-    /// Has the loop do something and waits for what comes of it.
+    /// Has the loop do something and says what came of it.
     fn call<R: Send + 'static>(
         &self,
         what: impl FnOnce(&mut Loop) -> R + Send + 'static,
     ) -> Result<R, Failure> {
-        self.shared.calls.call(what).ok_or(Failure::NoDevice)
+        self.turns.call(what).ok_or(Failure::NoDevice)
     }
 }
 

@@ -3,7 +3,7 @@ from typing import Any
 from ginnel._core.device import End
 
 class NetStack:
-    """A TCP/IP stack on an end of a device, TUN or TAP, on a thread of its own. It takes the end over.
+    """A TCP/IP stack on an end of a device, TUN or TAP, with a thread of its own. It takes the end over.
 
     The application side of every stream and datagram socket is a descriptor: bytes are moved
     between it and the stack in Rust. ``budget`` bytes of buffers are shared by all connections.

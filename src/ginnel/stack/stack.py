@@ -1,4 +1,4 @@
-"""The network stack's asyncio face. The stack itself runs in Rust, on a thread of its own."""
+"""The network stack's asyncio face. The stack itself runs in Rust, with a thread of its own."""
 
 # Timeouts are arguments, as in asyncio's own open_connection and its kin of other libraries.
 

@@ -92,7 +92,7 @@ impl Loop {
         self.stack.join_association(now, id, Datagrams::Connected(socket)).map_err(|_| Failure::NoSuch)?;
         if let Some(socket) = self.stack.association_mut(id)
             && epoll::add(
-                &self.epoll,
+                &*self.epoll,
                 &*socket,
                 EventData::new_u64(id | ASSOCIATION),
                 EventFlags::IN | EventFlags::ET,
@@ -114,7 +114,7 @@ impl Loop {
         let (id, port) = self.stack.open_datagram(host, port, Datagrams::Messages(socket))?;
         let flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
         if let Some(messages) = self.stack.datagram_mut(id)
-            && epoll::add(&self.epoll, &*messages, EventData::new_u64(id | DATAGRAM), flags).is_err()
+            && epoll::add(&*self.epoll, &*messages, EventData::new_u64(id | DATAGRAM), flags).is_err()
         {
             self.stack.close_datagram(id);
             return Err(Failure::NoBuffers);

@@ -1,4 +1,4 @@
-//! The loop of a network stack: one thread, one epoll, packets on one side and sockets on the other.
+//! The loop of a network stack, round by round: packets on one side, sockets on the other.
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
@@ -13,16 +13,15 @@ use ginnel_core::netstack::{Failure, Settled, Stack};
 use ginnel_core::packet::{Packet, Pool};
 use ginnel_core::queue::Wake;
 use ginnel_core::{Nanos, SECOND};
-use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
-use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::epoll::{self, EventData, EventFlags};
 
 use super::datagrams::{ASSOCIATION, DATAGRAM, LONGEST_DATAGRAM};
-use super::{Guest, Shared, lock};
+use super::{Guest, Told};
 use crate::splice::{Datagrams, HEADER, Moved, Splice};
 use crate::wake::Waker;
 
-/// What the thread owns.
+/// A stack, its device and its sockets.
 pub(super) struct Loop {
     pub(super) stack: Stack<Splice, Datagrams>,
     /// `None` once the device is gone.
@@ -38,25 +37,27 @@ pub(super) struct Loop {
     /// The same, for looking up.
     pub(super) is_sending: HashSet<u64>,
     pub(super) message: Box<[u8]>,
-    pub(super) epoll: OwnedFd,
+    pub(super) epoll: Arc<OwnedFd>,
     origin: Instant,
     pub(super) running: bool,
     /// Whether the device was up when it was looked at last.
     was_up: bool,
+    /// When the thread looks again if nothing wakes it; `None`: never.
+    planned: Option<Nanos>,
     wake: Arc<Waker>,
-    shared: Arc<Shared>,
+    told: Arc<Told>,
 }
 
 impl Loop {
+    /// `epoll` is what a thread sleeps on, `wake` what ends its sleep.
     pub(super) fn new(
         end: End,
         budget: usize,
         pool: &Arc<Pool>,
-        wake: Arc<Waker>,
-        shared: Arc<Shared>,
+        (epoll, wake): (Arc<OwnedFd>, Arc<Waker>),
+        told: Arc<Told>,
     ) -> io::Result<Loop> {
-        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
+        epoll::add(&*epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
         let woken: Arc<dyn Wake> = wake.clone();
         end.incoming().set_reader(Some(woken.clone()));
         end.outgoing().set_writer(Some(woken));
@@ -74,31 +75,28 @@ impl Loop {
             epoll,
             origin: Instant::now(),
             running: true,
+            planned: Some(0),
             wake,
-            shared,
+            told,
         })
     }
 
-    pub(super) fn run(&mut self) {
-        let mut ready = Vec::with_capacity(BATCH);
-        while self.running {
-            self.wait(&mut ready);
-            self.shared.calls.take().into_iter().for_each(|call| call(self));
-            let now = self.now();
-            self.learn_room(now);
-            self.receive(now);
-            self.stack.input_looped(now, &mut self.out);
-            self.stack.expire(now, &mut self.out);
-            self.send_datagrams(now);
-            // Those that are touched again meanwhile have their turn in the next round.
-            for _ in 0..self.stack.touched_len() {
-                match self.stack.next_touched() {
-                    Some(flow) => self.serve(now, flow),
-                    None => break,
-                }
+    /// Does a bounded part of what there is to do, and waits for nothing.
+    pub(super) fn round(&mut self) {
+        let now = self.now();
+        self.learn_room(now);
+        self.receive(now);
+        self.stack.input_looped(now, &mut self.out);
+        self.stack.expire(now, &mut self.out);
+        self.send_datagrams(now);
+        // Those that are touched again meanwhile have their turn in the next round.
+        for _ in 0..self.stack.touched_len() {
+            match self.stack.next_touched() {
+                Some(flow) => self.serve(now, flow),
+                None => break,
             }
-            self.finish_round();
         }
+        self.finish_round();
     }
 
     pub(super) fn now(&self) -> Nanos {
@@ -106,13 +104,8 @@ impl Loop {
         SECOND + self.origin.elapsed().as_nanos() as Nanos
     }
 
-    /// Waits until something happens, and notes what did.
-    fn wait(&mut self, ready: &mut Vec<epoll::Event>) {
-        let timeout = self.patience();
-        ready.clear();
-        if epoll::wait(&self.epoll, spare_capacity(ready), timeout.as_ref()).is_err() {
-            return;
-        }
+    /// Takes note of what the thread was woken for.
+    pub(super) fn note(&mut self, ready: &mut Vec<epoll::Event>) {
         for event in ready.drain(..) {
             let (flags, token) = (event.flags, event.data.u64());
             if token == WAKE {
@@ -135,21 +128,37 @@ impl Loop {
     fn have_guest_turn(&mut self) {
         let ended = self.guest.take_if(|guest| !guest.turn());
         if let Some(guest) = ended {
-            let _ = epoll::delete(&self.epoll, guest.readiness());
+            let _ = epoll::delete(&*self.epoll, guest.readiness());
         }
         // What it has woken us to is looked at in this round.
         self.wake.clear();
     }
 
-    fn patience(&self) -> Option<Timespec> {
+    /// How long the thread may sleep from now on.
+    pub(super) fn plan(&mut self) -> Option<Timespec> {
+        self.planned = self.due();
+        // Rounded up, so that the timer is due when the wait is over.
+        let millis = self.planned?.saturating_sub(self.now()).div_ceil(MILLISECOND);
+        Some(Timespec { tv_sec: (millis / 1000) as i64, tv_nsec: (millis % 1000 * MILLISECOND) as i64 })
+    }
+
+    /// Whether there is something to do before the thread looks again by itself. Said once.
+    pub(super) fn is_due_early(&mut self) -> bool {
+        let due = self.due();
+        let early = due.is_some_and(|due| self.planned.is_none_or(|planned| due < planned));
+        if early {
+            self.planned = due;
+        }
+        early || !self.running
+    }
+
+    /// When there is something to do although nothing happens.
+    fn due(&self) -> Option<Nanos> {
         let stalled = !self.out.has_room();
         let sending = !self.sending.is_empty() && !stalled;
         let looped = self.stack.has_looped();
         let busy = self.more_incoming || sending || looped || self.stack.touched_len() > 0;
-        let wait = if busy { 0 } else { self.stack.next_timer()?.saturating_sub(self.now()) };
-        // Rounded up, so that the timer is due when the wait is over.
-        let millis = wait.div_ceil(MILLISECOND);
-        Some(Timespec { tv_sec: (millis / 1000) as i64, tv_nsec: (millis % 1000 * MILLISECOND) as i64 })
+        if busy { Some(0) } else { self.stack.next_timer() }
     }
 
     /// Looks again whether the device has room, if somebody waits for that.
@@ -232,22 +241,26 @@ impl Loop {
     }
 
     fn publish(&mut self) {
-        let mut events = lock(&self.shared.events);
-        let was_empty = events.is_empty();
-        self.stack.take_events(&mut events);
-        if was_empty && !events.is_empty() {
-            self.shared.ready.wake();
-        }
+        self.told.extend(|events| self.stack.take_events(events));
     }
 
     pub(super) fn take_in(&mut self, guest: Box<dyn Guest>) -> Result<(), Failure> {
         if self.guest.is_some() {
             return Err(Failure::InUse);
         }
-        epoll::add(&self.epoll, guest.readiness(), EventData::new_u64(GUEST), EventFlags::IN)
+        epoll::add(&*self.epoll, guest.readiness(), EventData::new_u64(GUEST), EventFlags::IN)
             .map_err(|_| Failure::NoBuffers)?;
         self.guest = Some(guest);
         Ok(())
+    }
+
+    /// Resets the flows. Every program sees its socket end.
+    pub(super) fn end(&mut self) {
+        let now = self.now();
+        for splice in self.stack.end_all(now, Failure::NoDevice, &mut self.out) {
+            splice.close(Some(Failure::NoDevice));
+        }
+        self.finish_round();
     }
 
     pub(super) fn attach(&mut self, flow: FlowId, socket: OwnedFd) -> Result<(), Failure> {
@@ -256,7 +269,7 @@ impl Loop {
         self.stack.attach(flow, splice).map_err(|_| Failure::NoSuch)?;
         let attached = self.stack.flow_mut(flow).and_then(|flow| flow.attachment.as_ref());
         if let Some(splice) = attached
-            && epoll::add(&self.epoll, splice, EventData::new_u64(flow), flags).is_err()
+            && epoll::add(&*self.epoll, splice, EventData::new_u64(flow), flags).is_err()
         {
             let now = self.now();
             drop(self.stack.abort(now, flow, &mut self.out));
@@ -267,19 +280,9 @@ impl Loop {
 }
 
 impl Drop for Loop {
-    /// Also after a panic: nobody is left waiting, and every program sees its socket end.
+    /// Also after a panic: who lent a hand goes on alone.
     fn drop(&mut self) {
-        // Calls that were not answered drop their senders, which tells the callers.
-        self.shared.calls.end();
         self.guest.take().into_iter().for_each(Guest::move_out);
-        if std::thread::panicking() {
-            return;
-        }
-        let now = self.now();
-        for splice in self.stack.end_all(now, Failure::NoDevice, &mut self.out) {
-            splice.close(Some(Failure::NoDevice));
-        }
-        self.finish_round();
     }
 }
 
@@ -296,7 +299,7 @@ fn random() -> u64 {
     }
 }
 
-const BATCH: usize = 256;
+pub(super) const BATCH: usize = 256;
 const MILLISECOND: Nanos = SECOND / 1000;
 const WAKE: u64 = u64::MAX;
 const GUEST: u64 = u64::MAX - 1;

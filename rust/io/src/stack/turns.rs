@@ -1,0 +1,91 @@
+//! Whose turn it is at a stack's loop: its own thread's, or that of who asks something of it.
+//!
+//! Who asks, and finds nobody at it, does it himself, and what follows from it: a packet that he sends leaves without
+//! a thread being woken first. Otherwise it waits for the thread, which does it before anything else, so that nobody
+//! waits for more than a round, however busy the stack is.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, TryLockError};
+
+use ginnel_core::queue::Wake;
+use rustix::buffer::spare_capacity;
+use rustix::event::Timespec;
+use rustix::event::epoll;
+
+use super::rounds::{BATCH, Loop};
+use crate::calls::Calls;
+use crate::wake::Waker;
+
+/// A loop, and who may be at it.
+pub(super) struct Turns {
+    /// `None` once it has ended.
+    inner: Mutex<Option<Loop>>,
+    calls: Calls<Loop>,
+    epoll: Arc<OwnedFd>,
+    wake: Arc<Waker>,
+}
+
+impl Turns {
+    /// `epoll` and `wake` are what the loop's thread sleeps on.
+    pub(super) fn new(inner: Loop, epoll: Arc<OwnedFd>, wake: Arc<Waker>) -> Turns {
+        Turns { inner: Mutex::new(Some(inner)), calls: Calls::new(wake.clone()), epoll, wake }
+    }
+
+    /// Has the loop do something and waits for what comes of it. `None` once it has ended.
+    pub(super) fn call<R: Send + 'static>(
+        &self,
+        what: impl FnOnce(&mut Loop) -> R + Send + 'static,
+    ) -> Option<R> {
+        match self.inner.try_lock() {
+            Ok(mut inner) => inner.as_mut().map(|inner| self.take_turn(inner, what)),
+            Err(TryLockError::WouldBlock) => self.calls.call(what),
+            // Who was at it has panicked: the thread sees to the rest.
+            Err(TryLockError::Poisoned(_)) => {
+                self.wake.wake();
+                None
+            }
+        }
+    }
+
+    fn take_turn<R>(&self, inner: &mut Loop, what: impl FnOnce(&mut Loop) -> R) -> R {
+        let result = what(inner);
+        inner.round();
+        if inner.is_due_early() {
+            self.wake.wake();
+        }
+        result
+    }
+
+    /// What the thread does until the loop is told to stop.
+    pub(super) fn run(&self) {
+        let _ending = Ending(self);
+        let mut ready = Vec::with_capacity(BATCH);
+        let mut patience = Some(Timespec::default());
+        loop {
+            ready.clear();
+            // Interrupted or not, the round looks at everything.
+            let _ = epoll::wait(&self.epoll, spare_capacity(&mut ready), patience.as_ref());
+            let Ok(mut held) = self.inner.lock() else { return };
+            let Some(inner) = held.as_mut() else { return };
+            inner.note(&mut ready);
+            self.calls.take().into_iter().for_each(|call| call(inner));
+            inner.round();
+            if !inner.running {
+                return inner.end();
+            }
+            patience = inner.plan();
+        }
+    }
+}
+
+/// The end of the thread, also by a panic: nobody is left waiting, and every program sees its socket end.
+struct Ending<'a>(&'a Turns);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        // Calls that were not answered drop their senders, which tells the callers.
+        self.0.calls.end();
+        let inner = self.0.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        drop(inner);
+    }
+}
