@@ -5,19 +5,17 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use ginnel_core::queue::Wake;
 
-use crate::wake::Waker;
-
 /// The calls that wait for a loop of type `L`.
 pub struct Calls<L> {
     waiting: Mutex<Option<Vec<Call<L>>>>,
-    wake: Arc<Waker>,
+    wake: Arc<dyn Wake>,
 }
 
 type Call<L> = Box<dyn FnOnce(&mut L) + Send>;
 
 impl<L> Calls<L> {
     /// `wake` is what the loop sleeps on.
-    pub fn new(wake: Arc<Waker>) -> Calls<L> {
+    pub fn new(wake: Arc<dyn Wake>) -> Calls<L> {
         Calls { waiting: Mutex::new(Some(Vec::new())), wake }
     }
 

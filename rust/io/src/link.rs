@@ -6,6 +6,7 @@
 //! Several descriptors are several queues of one device: the packets of a flow keep to one of them.
 
 mod outward;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,16 +18,17 @@ use ginnel_core::device::{Device, End, Side};
 use ginnel_core::packet::{LocalPool, Packet, Pool};
 use ginnel_core::queue::Wake;
 use rustix::buffer::spare_capacity;
-use rustix::event::Timespec;
-use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::epoll::{self, EventFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::calls::Calls;
 use crate::link::outward::{Left, Outward};
+use crate::link::watch::Watch;
 use crate::prompt::take_short_turns;
 use crate::seqpacket::{Inbox, MESSAGES, PacketSocket, SEND_BUFFER};
-use crate::stack::{Guest, NetStack, errno};
+use crate::stack::{Guest, HIGHEST_TOKEN, NetStack, errno};
 use crate::wake::Waker;
 
 /// One end of a device and the descriptors joined to it.
@@ -173,7 +175,7 @@ struct Loop {
     /// Packets may wait at the device, or it has ended.
     device_waits: bool,
     wake: Arc<Waker>,
-    epoll: Arc<OwnedFd>,
+    watch: Watch,
     running: bool,
     /// The thread ends with its last member.
     only_while_joined: bool,
@@ -193,9 +195,9 @@ impl Loop {
             gone: Mutex::new(Vec::new()),
             ready: Waker::new()?,
         });
-        let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
-        epoll::add(&*epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
-        let outward = Outward::new(device.clone(), side, pool, epoll.clone(), wake.clone());
+        let watch = Watch::new()?;
+        watch.add(&*wake, WAKE)?;
+        let outward = Outward::new(device.clone(), side, pool, watch.clone(), wake.clone());
         Ok(Loop {
             device,
             side,
@@ -208,7 +210,7 @@ impl Loop {
             packets: Vec::with_capacity(MESSAGES),
             device_waits: false,
             wake,
-            epoll,
+            watch,
             running: true,
             only_while_joined: false,
             shared,
@@ -232,17 +234,25 @@ impl Loop {
     fn round(&mut self, patience: Option<Timespec>) {
         let mut ready = Vec::with_capacity(READY);
         // Interrupted or not, the next round looks at everything.
-        let _ = epoll::wait(&*self.epoll, spare_capacity(&mut ready), patience.as_ref());
-        for event in ready {
-            match event.data.u64() {
-                WAKE => {
-                    self.wake.clear();
-                    self.device_waits = true;
-                    self.shared.calls.take().into_iter().for_each(|call| call(self));
-                }
-                number => self.serve(number, event.flags),
+        let _ = epoll::wait(&*self.watch.epoll, spare_capacity(&mut ready), patience.as_ref());
+        ready.into_iter().for_each(|event| self.take(event.data.u64(), event.flags));
+        self.deliver();
+    }
+
+    /// Does what an event asks for.
+    fn take(&mut self, token: u64, flags: EventFlags) {
+        match token {
+            WAKE => {
+                self.wake.clear();
+                self.device_waits = true;
+                self.shared.calls.take().into_iter().for_each(|call| call(self));
             }
+            number => self.serve(number, flags),
         }
+    }
+
+    /// A batch of what waits at the device.
+    fn deliver(&mut self) {
         if self.device_waits {
             let left = self.outward.deliver();
             self.device_waits = left == Left::More;
@@ -254,13 +264,25 @@ impl Loop {
 
     /// What descriptors have to say that the thread has not seen yet.
     fn look(&mut self) {
-        let mut ready = Vec::with_capacity(READY);
-        let _ = epoll::wait(&*self.epoll, spare_capacity(&mut ready), Some(&AT_ONCE));
-        for event in ready {
-            if event.data.u64() != WAKE {
-                self.serve(event.data.u64(), event.flags);
-            }
+        let sockets = self.members.values().map(|member| &*member.socket);
+        let mut asked: Vec<PollFd<'_>> = sockets.map(|socket| PollFd::new(socket, PollFlags::IN)).collect();
+        let _ = poll(&mut asked, Some(&AT_ONCE));
+        let answers: Vec<PollFlags> = asked.iter().map(PollFd::revents).collect();
+        let numbers: Vec<u64> = self.members.keys().copied().collect();
+        for (number, flags) in numbers.into_iter().zip(answers) {
+            self.serve(number, EventFlags::from_bits_retain(flags.bits().into()));
         }
+    }
+
+    /// Watches everything there from now on.
+    fn move_to(&mut self, watch: Watch) -> io::Result<()> {
+        watch.add(&*self.wake, WAKE)?;
+        for (&number, member) in &self.members {
+            watch.add(&*member.socket, number)?;
+        }
+        self.outward.move_to(watch.clone());
+        self.watch = watch;
+        Ok(())
     }
 
     fn add(&mut self, descriptor: OwnedFd, packet_info: bool) -> Result<u64, NotJoined> {
@@ -276,7 +298,7 @@ impl Loop {
         self.take_end()?;
         let number = self.next;
         self.next += 1;
-        epoll::add(&*self.epoll, &socket, EventData::new_u64(number), EventFlags::IN).map_err(|errno| {
+        self.watch.add(&*socket, number).map_err(|errno| {
             self.give_end_back_if_unused();
             NotJoined::Descriptor(errno)
         })?;
@@ -398,21 +420,23 @@ impl Loop {
 }
 
 impl Guest for Loop {
-    fn readiness(&self) -> BorrowedFd<'_> {
-        self.epoll.as_fd()
+    fn move_in(&mut self, epoll: &Arc<OwnedFd>, mark: u64) -> io::Result<()> {
+        self.move_to(Watch { epoll: epoll.clone(), mark })
     }
 
-    fn turn(&mut self) -> bool {
-        self.round(Some(AT_ONCE));
+    fn turn(&mut self, token: u64, flags: EventFlags) -> bool {
+        self.take(token, flags);
+        self.deliver();
         if self.device_waits {
             self.wake.wake();
         }
         self.running
     }
 
-    fn move_out(self: Box<Self>) {
-        // Without a thread it is dropped, and every program sees its descriptor end.
-        let _ = self.spawn();
+    fn move_out(mut self: Box<Self>) {
+        // Without an epoll or a thread it is dropped, and every program sees its descriptor end.
+        let moved = Watch::new().map_err(io::Error::from).and_then(|watch| self.move_to(watch));
+        let _ = moved.and_then(|()| self.spawn());
     }
 }
 
@@ -420,6 +444,8 @@ impl Drop for Loop {
     /// Also after a panic: nobody is left waiting, and every program sees its descriptor end.
     fn drop(&mut self) {
         self.shared.calls.end();
+        // Others keep the descriptor, and it may be a stack's epoll.
+        self.watch.forget(&*self.wake);
         self.members.keys().for_each(|&number| self.outward.remove(number));
     }
 }
@@ -434,4 +460,4 @@ const TURNS: usize = 4;
 const READY: usize = 64;
 /// As on the kernel's device (MAX_TAP_QUEUES, drivers/net/tun.c).
 const MAX_DESCRIPTORS: usize = 256;
-const WAKE: u64 = u64::MAX;
+const WAKE: u64 = HIGHEST_TOKEN;

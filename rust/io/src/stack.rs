@@ -21,12 +21,12 @@ use ginnel_core::netstack::routes::{Prefix, Route};
 use ginnel_core::netstack::{Event, Failure};
 use ginnel_core::packet::Pool;
 use ginnel_core::queue::Wake;
-use rustix::event::epoll::{self, CreateFlags};
+use rustix::event::epoll::{self, CreateFlags, EventFlags};
 
 use crate::prompt::take_short_turns;
 use crate::stack::rounds::Loop;
 use crate::stack::turns::Turns;
-use crate::wake::Waker;
+use crate::wake::{Bell, Waker};
 
 /// A stack with a thread of its own.
 pub struct NetStack {
@@ -54,10 +54,11 @@ impl Told {
 
 /// What a stack's thread does beside its own work.
 pub trait Guest: Send {
-    /// Readable while there is something to do.
-    fn readiness(&self) -> BorrowedFd<'_>;
-    /// Does a bounded part of it, and waits for nothing. `false`: it has ended.
-    fn turn(&mut self) -> bool;
+    /// Has what it waits for watched there from now on: each under a token of its own, [`HIGHEST_TOKEN`] at most,
+    /// with `mark` added.
+    fn move_in(&mut self, epoll: &Arc<OwnedFd>, mark: u64) -> io::Result<()>;
+    /// Does a bounded part of what there is to do there, and waits for nothing. `false`: it has ended.
+    fn turn(&mut self, token: u64, flags: EventFlags) -> bool;
     /// Goes on without the stack, which has ended.
     fn move_out(self: Box<Self>);
 }
@@ -66,7 +67,7 @@ impl NetStack {
     /// Starts a stack on one end of a device.
     pub fn start(end: End, budget: usize, pool: &Arc<Pool>) -> io::Result<NetStack> {
         keep_rings_out_of_the_heap();
-        let (epoll, wake) = (Arc::new(epoll::create(CreateFlags::CLOEXEC)?), Arc::new(Waker::new()?));
+        let (epoll, wake) = (Arc::new(epoll::create(CreateFlags::CLOEXEC)?), Arc::new(Bell::new()?));
         let told = Arc::new(Told { events: Mutex::new(Vec::new()), ready: Waker::new()? });
         let inner = Loop::new(end, budget, pool, (epoll.clone(), wake.clone()), told.clone())?;
         let turns = Arc::new(Turns::new(inner, epoll, wake));
@@ -320,5 +321,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
+/// The highest token of a guest's: with its mark it is no other's.
+pub const HIGHEST_TOKEN: u64 = (1 << 62) - 2;
 #[cfg(target_env = "gnu")]
 const LARGE_BUFFER: libc::c_int = 256 * 1024;

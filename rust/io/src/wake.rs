@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::time::Duration;
 
 use ginnel_core::queue::Wake;
@@ -46,6 +46,48 @@ impl Wake for Waker {
     }
 }
 
+/// What a loop is woken by. While it is awake anyway, that costs no system call.
+pub struct Bell {
+    waker: Waker,
+    state: AtomicU8,
+}
+
+impl Bell {
+    /// Of a loop that is awake.
+    pub fn new() -> io::Result<Bell> {
+        Ok(Bell { waker: Waker::new()?, state: AtomicU8::new(AWAKE) })
+    }
+
+    /// The loop is about to sleep. `false`: it was woken since it was last [`Bell::answer`]ed, and has to look again.
+    pub fn may_sleep(&self) -> bool {
+        self.state.compare_exchange(AWAKE, ASLEEP, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// The loop is awake, and looks at everything from here on: forgets all wake-ups so far.
+    pub fn answer(&self) {
+        self.state.store(AWAKE, Ordering::SeqCst);
+    }
+
+    /// The descriptor was readable: it no longer is.
+    pub fn clear(&self) {
+        self.waker.clear();
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.waker.as_fd()
+    }
+}
+
+impl Wake for Bell {
+    fn wake(&self) {
+        if self.state.swap(WOKEN, Ordering::SeqCst) == ASLEEP {
+            self.waker.wake();
+        }
+    }
+}
+
 /// Where threads sleep until something has changed.
 #[derive(Default)]
 pub struct Gate {
@@ -81,3 +123,7 @@ impl Wake for Gate {
         }
     }
 }
+
+const AWAKE: u8 = 0;
+const ASLEEP: u8 = 1;
+const WOKEN: u8 = 2;

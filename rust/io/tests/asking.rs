@@ -13,7 +13,7 @@ use ginnel_core::netstack::{Event, Failure};
 use ginnel_core::packet::Pool;
 use ginnel_core::queue::Wake;
 use ginnel_io::stack::NetStack;
-use ginnel_io::wake::Gate;
+use ginnel_io::wake::{Bell, Gate};
 use rustix::event::{PollFd, PollFlags, poll};
 
 const OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
@@ -147,4 +147,30 @@ fn a_panic_of_who_asks_ends_the_stack_and_hangs_nobody() {
     assert_eq!(party.stack.ping(OTHER, 1, 2, Vec::new()), Err(Failure::NoDevice));
     party.stack.close();
     assert!(!party.other.device().is_attached(Side::Interface), "its end of the device is free");
+}
+
+#[test]
+fn a_bell_is_never_slept_through() {
+    let (bell, rings) = (Arc::new(Bell::new().unwrap()), 100_000);
+    let count = Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let (ours, theirs) = (bell.clone(), count.clone());
+    let ringer = thread::spawn(move || {
+        for _ in 0..rings {
+            theirs.fetch_add(1, Ordering::SeqCst);
+            ours.wake();
+        }
+    });
+    // A loop as the stack's: a wake-up that it missed would leave it here for ever.
+    let mut seen = 0;
+    while seen < rings {
+        if bell.may_sleep() {
+            let patience = PATIENCE.try_into().unwrap();
+            let woken = poll(&mut [PollFd::new(&*bell, PollFlags::IN)], Some(&patience)).unwrap();
+            assert_eq!(woken, 1, "{seen} of {rings}, and {} rung", count.load(Ordering::SeqCst));
+            bell.clear();
+        }
+        bell.answer();
+        seen = count.load(Ordering::SeqCst);
+    }
+    ringer.join().unwrap();
 }

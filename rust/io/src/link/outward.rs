@@ -6,16 +6,15 @@
 //! he does with what is more than a batch, and with the device's end.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use ginnel_core::device::{Device, Side};
 use ginnel_core::flow::flow_hash;
 use ginnel_core::packet::{LocalPool, Packet, Pool};
 use ginnel_core::queue::{Queue, Wake};
-use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 
+use crate::link::watch::Watch;
 use crate::seqpacket::{MESSAGES, PacketSocket};
 use crate::wake::Waker;
 
@@ -45,7 +44,7 @@ struct Inner {
     packets: Vec<Packet>,
     pool: LocalPool,
     /// Where the link's thread waits for room in a descriptor.
-    epoll: Arc<OwnedFd>,
+    watch: Watch,
 }
 
 struct Member {
@@ -61,7 +60,7 @@ impl Outward {
         device: Arc<Device>,
         side: Side,
         pool: &Arc<Pool>,
-        epoll: Arc<OwnedFd>,
+        watch: Watch,
         thread: Arc<Waker>,
     ) -> Outward {
         let inner = Inner {
@@ -71,7 +70,7 @@ impl Outward {
             numbers: Vec::new(),
             packets: Vec::with_capacity(BATCH),
             pool: pool.local(),
-            epoll,
+            watch,
         };
         Outward { inner: Mutex::new(inner), thread }
     }
@@ -88,10 +87,19 @@ impl Outward {
         if let Some(member) = inner.members.remove(&number) {
             inner.number_members();
             if member.blocked {
-                inner.watch(number, &member.socket, false);
+                inner.watch.want_room(&*member.socket, number, false);
             }
             inner.count_lost(member.backlog);
         }
+    }
+
+    /// From now on the link's thread waits there.
+    pub fn move_to(&self, watch: Watch) {
+        let mut inner = self.lock();
+        for (&number, member) in inner.members.iter().filter(|(_, member)| member.blocked) {
+            watch.want_room(&*member.socket, number, true);
+        }
+        inner.watch = watch;
     }
 
     /// One batch from the device to the programs.
@@ -174,16 +182,9 @@ impl Inner {
             }
         }
         if std::mem::replace(&mut member.blocked, blocked) != blocked {
-            let socket = member.socket.clone();
-            self.watch(number, &socket, blocked);
+            self.watch.want_room(&*member.socket, number, blocked);
         }
         self.count_lost(lost);
-    }
-
-    /// Has the thread look for room in a socket, too, or no more.
-    fn watch(&self, number: u64, socket: &PacketSocket, room: bool) {
-        let flags = if room { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
-        let _ = epoll::modify(&*self.epoll, socket, EventData::new_u64(number), flags);
     }
 
     /// A single program that does not read holds the device's queue back, where the newest is dropped.

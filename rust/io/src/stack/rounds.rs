@@ -19,7 +19,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use super::datagrams::{ASSOCIATION, DATAGRAM, LONGEST_DATAGRAM};
 use super::{Guest, Told};
 use crate::splice::{Datagrams, HEADER, Moved, Splice};
-use crate::wake::Waker;
+use crate::wake::Bell;
 
 /// A stack, its device and its sockets.
 pub(super) struct Loop {
@@ -44,7 +44,7 @@ pub(super) struct Loop {
     was_up: bool,
     /// When the thread looks again if nothing wakes it; `None`: never.
     planned: Option<Nanos>,
-    wake: Arc<Waker>,
+    wake: Arc<Bell>,
     told: Arc<Told>,
 }
 
@@ -54,7 +54,7 @@ impl Loop {
         end: End,
         budget: usize,
         pool: &Arc<Pool>,
-        (epoll, wake): (Arc<OwnedFd>, Arc<Waker>),
+        (epoll, wake): (Arc<OwnedFd>, Arc<Bell>),
         told: Arc<Told>,
     ) -> io::Result<Loop> {
         epoll::add(&*epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
@@ -110,8 +110,8 @@ impl Loop {
             let (flags, token) = (event.flags, event.data.u64());
             if token == WAKE {
                 self.wake.clear();
-            } else if token == GUEST {
-                self.have_guest_turn();
+            } else if token & GUEST == GUEST {
+                self.guest.take_if(|guest| !guest.turn(token & !GUEST, flags));
             } else if token & (DATAGRAM | ASSOCIATION) != 0 {
                 self.note_sending(token);
             } else {
@@ -123,15 +123,6 @@ impl Loop {
                 self.stack.touch(token);
             }
         }
-    }
-
-    fn have_guest_turn(&mut self) {
-        let ended = self.guest.take_if(|guest| !guest.turn());
-        if let Some(guest) = ended {
-            let _ = epoll::delete(&*self.epoll, guest.readiness());
-        }
-        // What it has woken us to is looked at in this round.
-        self.wake.clear();
     }
 
     /// How long the thread may sleep from now on.
@@ -244,12 +235,11 @@ impl Loop {
         self.told.extend(|events| self.stack.take_events(events));
     }
 
-    pub(super) fn take_in(&mut self, guest: Box<dyn Guest>) -> Result<(), Failure> {
+    pub(super) fn take_in(&mut self, mut guest: Box<dyn Guest>) -> Result<(), Failure> {
         if self.guest.is_some() {
             return Err(Failure::InUse);
         }
-        epoll::add(&*self.epoll, guest.readiness(), EventData::new_u64(GUEST), EventFlags::IN)
-            .map_err(|_| Failure::NoBuffers)?;
+        guest.move_in(&self.epoll, GUEST).map_err(|_| Failure::NoBuffers)?;
         self.guest = Some(guest);
         Ok(())
     }
@@ -302,4 +292,5 @@ fn random() -> u64 {
 pub(super) const BATCH: usize = 256;
 const MILLISECOND: Nanos = SECOND / 1000;
 const WAKE: u64 = u64::MAX;
-const GUEST: u64 = u64::MAX - 1;
+/// In a guest's tokens.
+const GUEST: u64 = DATAGRAM | ASSOCIATION;

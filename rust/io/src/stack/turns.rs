@@ -14,7 +14,7 @@ use rustix::event::epoll;
 
 use super::rounds::{BATCH, Loop};
 use crate::calls::Calls;
-use crate::wake::Waker;
+use crate::wake::Bell;
 
 /// A loop, and who may be at it.
 pub(super) struct Turns {
@@ -22,12 +22,12 @@ pub(super) struct Turns {
     inner: Mutex<Option<Loop>>,
     calls: Calls<Loop>,
     epoll: Arc<OwnedFd>,
-    wake: Arc<Waker>,
+    wake: Arc<Bell>,
 }
 
 impl Turns {
     /// `epoll` and `wake` are what the loop's thread sleeps on.
-    pub(super) fn new(inner: Loop, epoll: Arc<OwnedFd>, wake: Arc<Waker>) -> Turns {
+    pub(super) fn new(inner: Loop, epoll: Arc<OwnedFd>, wake: Arc<Bell>) -> Turns {
         Turns { inner: Mutex::new(Some(inner)), calls: Calls::new(wake.clone()), epoll, wake }
     }
 
@@ -60,14 +60,18 @@ impl Turns {
     pub(super) fn run(&self) {
         let _ending = Ending(self);
         let mut ready = Vec::with_capacity(BATCH);
-        let mut patience = Some(Timespec::default());
+        let mut patience = Some(AT_ONCE);
         loop {
             ready.clear();
+            let patience_now = if self.wake.may_sleep() { patience } else { Some(AT_ONCE) };
             // Interrupted or not, the round looks at everything.
-            let _ = epoll::wait(&self.epoll, spare_capacity(&mut ready), patience.as_ref());
+            let _ = epoll::wait(&self.epoll, spare_capacity(&mut ready), patience_now.as_ref());
+            self.wake.answer();
             let Ok(mut held) = self.inner.lock() else { return };
             let Some(inner) = held.as_mut() else { return };
             inner.note(&mut ready);
+            // What that has woken us to is looked at in this round.
+            self.wake.answer();
             self.calls.take().into_iter().for_each(|call| call(inner));
             inner.round();
             if !inner.running {
@@ -89,3 +93,5 @@ impl Drop for Ending<'_> {
         drop(inner);
     }
 }
+
+const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
