@@ -22,6 +22,9 @@ class PacketError(RemoteProtocolError):
 class Opcode(IntEnum):
     """What a packet is. The opcodes 1 and 2 (key method 1) are refused like any unknown one."""
 
+    # An Enum's own is Python's, of the name, and sets of opcodes are asked about each packet.
+    __hash__ = int.__hash__
+
     SOFT_RESET_V1 = 3
     CONTROL_V1 = 4
     ACK_V1 = 5
@@ -76,18 +79,24 @@ class ControlPacket:
     def parse(cls, data: bytes, header: Header | None = None) -> ControlPacket:
         """Takes header and body; ``header`` where it was read already. Raises `PacketError`."""
         header = header or Header.parse(data)
-        reader = _Reader(data, HEADER_SIZE)
-        count = reader.take(1)[0]
+        is_ack = header.opcode is Opcode.ACK_V1
+        count = data[HEADER_SIZE] if len(data) > HEADER_SIZE else 0
         if count > MAX_ACKS:
             raise PacketError(f"{count} ACKs in one packet")
-        acks = struct.unpack(f">{count}I", reader.take(4 * count))
-        peer_session_id = reader.take(SESSION_ID_SIZE) if count else None
-        if header.opcode is Opcode.ACK_V1:
+        acks_at = HEADER_SIZE + 1
+        session_at = acks_at + 4 * count
+        id_at = session_at + (SESSION_ID_SIZE if count else 0)
+        payload_at = id_at + (0 if is_ack else 4)
+        if len(data) < payload_at:
+            raise PacketError("the packet ends early")
+        acks = struct.unpack_from(f">{count}I", data, acks_at)
+        peer_session_id = data[session_at:id_at] if count else None
+        if is_ack:
             return cls(header, acks, peer_session_id, None)
-        (packet_id,) = struct.unpack(">I", reader.take(4))
+        (packet_id,) = struct.unpack_from(">I", data, id_at)
         if header.opcode in HARD_RESETS and packet_id != 0:
             raise PacketError(f"a hard reset with packet id {packet_id}")
-        payload = reader.rest()
+        payload = data[payload_at:]
         if len(payload) > MAX_PAYLOAD:
             raise PacketError(f"{len(payload)} bytes of payload in one packet")
         return cls(header, acks, peer_session_id, packet_id, payload)
@@ -128,9 +137,6 @@ class _Reader:
         part = self._data[self._at : end]
         self._at = end
         return part
-
-    def rest(self) -> bytes:
-        return self._data[self._at :]
 
     @property
     def at_end(self) -> bool:

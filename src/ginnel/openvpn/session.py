@@ -146,8 +146,9 @@ class Session:
         """Takes everything that is due now: first packets, packets again, ACKs."""
         datagrams: list[tuple[bytes, Path]] = []
         for handshake in self._negotiations():
-            while (packet := self._take_packet(handshake, now)) is not None:
-                wrap = self._wrap_of(handshake.key_id)
+            wrap = self._wrap_of(handshake.key_id)
+            chunk, acks = self._room(wrap)
+            while (packet := handshake.take_packet(self._peer_session_id, chunk, acks, now)) is not None:
                 datagrams.append((wrap.wrap(packet.emit(), now), self._path))
         self._statistics["sent"] += len(datagrams)
         self._drained = self._closed
@@ -357,7 +358,7 @@ class Session:
             # a new client only, never us; a client that did is its endpoint's business, not this session's.
             self._count("stray_resets" if header.opcode in HARD_RESETS else "wrong_session")
             return None
-        elif header.opcode in OF_CLIENTS | OF_SERVERS and header.opcode not in self._peers_own:
+        elif header.opcode in OF_ONE_ROLE and header.opcode not in self._peers_own:
             self._count("wrong_session")
             return None
         packet = ControlPacket.parse(self._wrap_of(header.key_id).unwrap(data), header)
@@ -549,15 +550,15 @@ class Session:
 
     # Small things.
 
-    def _take_packet(self, handshake: Handshake, now: float) -> ControlPacket | None:
+    def _room(self, wrap: Wrapper) -> tuple[int, int]:
+        """For how many bytes of TLS, and for how many ACKs, there is room in a packet."""
         headers = IPV6_UDP if ":" in self._path[1] else IPV4_UDP
-        overhead = self._wrap_of(handshake.key_id).overhead
-        chunk = self._settings.max_packet_size - headers - MAX_OVERHEAD - overhead
+        chunk = self._settings.max_packet_size - headers - MAX_OVERHEAD - wrap.overhead
         # SoftEther drops a packet with more than four ACKs (ssl_pkt.c, write_control_auth).
         softether = self._wrap.overhead == 0 and not self._policy.server
         if softether and not (self._tunnel is not None and self._tunnel.exported):
-            return handshake.take_packet(self._peer_session_id, chunk, MAX_ACKS // 2, now)
-        return handshake.take_packet(self._peer_session_id, chunk, MAX_ACKS, now)
+            return chunk, MAX_ACKS // 2
+        return chunk, MAX_ACKS
 
     def _wrap_of(self, key_id: int) -> Wrapper:
         """The key id 0 is the first negotiation's alone, all others are of renegotiations."""
@@ -612,6 +613,7 @@ EXIT_NOTICE_INTERVAL = 0.1
 ACTIVITY_CHECKS = 10
 OF_CLIENTS = frozenset({Opcode.HARD_RESET_CLIENT_V2, Opcode.HARD_RESET_CLIENT_V3, Opcode.CONTROL_WKC_V1})
 OF_SERVERS = frozenset({Opcode.HARD_RESET_SERVER_V2})
+OF_ONE_ROLE = OF_CLIENTS | OF_SERVERS
 MAX_NOTICES = 100
 IPV4_UDP = 20 + 8
 IPV6_UDP = 40 + 8

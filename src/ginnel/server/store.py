@@ -525,8 +525,11 @@ class Store:
         return user
 
     def _query(self, statement: str, *values: object) -> list[Any]:
-        with self._refusals(), self._lock:
-            return self._database.execute(statement, values).fetchall()
+        try:
+            with self._lock:
+                return self._database.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            self._refuse(error)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -546,10 +549,12 @@ class Store:
     def _refusals(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.OperationalError as error:
-            raise ConfigError(f"{self._path}: {error}; is the disk full, or another program at it?") from None
         except sqlite3.Error as error:
-            raise ConfigError(f"{self._path}: {error}") from None
+            self._refuse(error)
+
+    def _refuse(self, error: sqlite3.Error) -> NoReturn:
+        instead = "; is the disk full, or another program at it?" if isinstance(error, sqlite3.OperationalError) else ""
+        raise ConfigError(f"{self._path}: {error}{instead}") from None
 
 
 def _user(row: tuple[Any, ...]) -> User:
