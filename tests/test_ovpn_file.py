@@ -518,11 +518,16 @@ def test_a_key_of_one_connection_alone() -> None:
     assert [config.for_remote(remote).wrap for remote in config.remotes] == [TlsCrypt(STATIC), TlsCrypt(other)]
 
 
-@pytest.mark.parametrize("text", ["auth SHA256\n{}", "{}auth SHA256\n"], ids=["before", "after"])
-def test_the_digest_of_a_connections_key_is_the_files_wherever_that_stands(text: str) -> None:
-    inner = f"<connection>\nremote a\nkey-direction 1\n{block('tls-auth', STATIC.emit())}</connection>\n"
-    config = parse_ovpn(WHOLE + text.format(inner))
-    assert config.for_remote(config.remotes[0]).wrap == TlsAuth(STATIC, "SHA256", 1)
+@pytest.mark.parametrize("text", ["auth SHA256\n{}", "{}auth SHA256\n"], ids=["auth before", "auth after"])
+@pytest.mark.parametrize(("outside", "inside", "direction"), [("0", "1", 1), ("1", None, None)])
+def test_the_digest_of_a_connections_key_is_the_files_and_its_direction_its_own(
+    text: str, outside: str, inside: str | None, direction: int | None
+) -> None:
+    """As with stock, wherever they stand."""
+    own = f"key-direction {inside}\n" if inside else ""
+    inner = f"<connection>\nremote a\n{own}{block('tls-auth', STATIC.emit())}</connection>\n"
+    config = parse_ovpn(f"{WHOLE}key-direction {outside}\n{text.format(inner)}")
+    assert config.for_remote(config.remotes[0]).wrap == TlsAuth(STATIC, "SHA256", direction)
 
 
 # What is wrong, and what is said about it.

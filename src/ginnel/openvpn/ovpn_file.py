@@ -232,9 +232,11 @@ class _Reader:
         self._given[name] = statement
 
     def _take_connection(self, statement: Statement) -> None:
-        """What is said within holds for its remote alone; the rest is as the file said it so far."""
+        """What is said within holds for its remote alone; the rest is as the file said it so far. A key-direction
+        outside is of the key there."""
         draft = self._draft
-        inner = replace(draft, values={}, targets=[], static_keys={}, client_key=None, entry=replace(draft.entry))
+        keys: dict[str, Any] = {"static_keys": {}, "client_key": None, "direction": None}
+        inner = replace(draft, values={}, targets=[], entry=replace(draft.entry), **keys)
         self._draft = inner
         try:
             for line in statements(statement.block or "", statement.line + 1):
