@@ -221,6 +221,26 @@ async def test_a_question_of_a_session_that_has_ended_is_withdrawn(people: Peopl
     assert user.asked == ["challenge", "challenge"]
 
 
+async def test_the_latest_question_counts(people: People) -> None:
+    """An answer does not say which one it is for."""
+    user = User()
+
+    async def decide(login: ClientLogin) -> None:
+        for question in ("first", "second"):
+            server._policies[login.peer].tell(f"CR_TEXT:R,E:{question}")
+            await user.waits.wait()
+            user.waits.clear()
+            if question == "first":
+                assert not user.left.is_set()
+
+    async with (
+        serving(people, authenticate=decide) as server,
+        connecting(people, "bob", f"remote 127.0.0.1 {port(server)}", ask=user),
+    ):
+        assert user.asked == ["challenge", "challenge"]
+        assert user.left.is_set()
+
+
 # Where to connect.
 
 

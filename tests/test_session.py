@@ -524,6 +524,36 @@ def test_a_flood_of_notices_is_bounded() -> None:
     assert session.statistics()["notices"] == 50
 
 
+def test_a_flood_of_questions_is_bounded_and_the_rest_counted() -> None:
+    """Each would be a line at the terminal, or a browser's window."""
+    pair = make_pair(policy=OldClientPolicy)
+    pair.server_policy.silent = True
+    pair.run_for(1)
+    asked = ["AUTH_PENDING,timeout 600", "INFO_PRE,OPEN_URL:https://x.example/{}", "INFO,CR_TEXT:R,E:{}"]
+    for number in range(100):
+        pair.say(*(text.format(number) for text in asked))
+    pair.run_for(30)
+    client = pair.client
+
+    def wishes() -> list[events.Event]:
+        return [each for each in client.events if isinstance(each, events.AuthPending | events.OpenUrl | events.Prompt)]
+
+    assert len(wishes()) == 8
+    assert client.session.statistics()["asks"] == 292
+    # Who answers can be asked again, and after a while so can anybody.
+    question = next(each for each in wishes() if isinstance(each, events.Prompt))
+    for number in range(5):
+        pair.client_policy.respond(question, "x", pair.now)
+        pair.say(f"INFO,CR_TEXT:R,E:again {number}")
+        pair.run_for(1)
+    assert len(wishes()) == 13
+    pair.run_for(60)
+    pair.say("INFO,CR_TEXT:R,E:later")
+    pair.run_for(1)
+    assert len(wishes()) == 14
+    assert client.closed is None
+
+
 def test_key_method_1_ends_the_session() -> None:
     class Method1(KeyMessage):
         def emit(self) -> bytes:

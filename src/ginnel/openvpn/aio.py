@@ -98,7 +98,7 @@ class Client:
         self._failure: GinnelError | None = None
         self._ways = Ways(config.remotes, outside, shuffled=config.remote_random)
         self._nudge = asyncio.Event()
-        self._questions: set[asyncio.Task[None]] = set()
+        self._question: asyncio.Task[None] | None = None
         self._users_time = 0.0
         self._unresolved_since: float | None = None
         self._told: set[str] = set()
@@ -117,8 +117,9 @@ class Client:
         try:
             await self._keep_connected()
         finally:
-            for task in (*watchers, *self._questions):
-                task.cancel()
+            for task in (*watchers, self._question):
+                if task is not None:
+                    task.cancel()
 
     def leave(self) -> None:
         """Tells the server that we go, where it asked to be told."""
@@ -249,9 +250,9 @@ class Client:
         finally:
             self._attempt = None
             self._leaves_from = self._source()
-            for question in self._questions:
+            if self._question is not None:
                 # Nobody waits for its answer any more.
-                question.cancel()
+                self._question.cancel()
             self._user_is_done()
             self._plane.remove_socket(number)
 
@@ -303,9 +304,7 @@ class Client:
                 self._asked_at = self._asked_at or time.monotonic()
                 log.warning("the login waits for approval, for up to %g s", seconds)
             case events.Prompt():
-                task = asyncio.create_task(self._answer(news, attempt))
-                self._questions.add(task)
-                task.add_done_callback(self._questions.discard)
+                self._question = asyncio.create_task(self._answer(news, attempt, self._question))
 
     # The user.
 
@@ -343,7 +342,11 @@ class Client:
                 raise _unanswered(prompt)
             self._login.answer(prompt, answer or "")
 
-    async def _answer(self, prompt: events.Prompt, attempt: _Attempt) -> None:
+    async def _answer(self, prompt: events.Prompt, attempt: _Attempt, former: asyncio.Task[None] | None) -> None:
+        """An answer does not say which question it is for: it is the latest's, and no ``former`` one is asked on."""
+        if former is not None:
+            former.cancel()
+            await asyncio.wait({former})
         answer = await self._ask(prompt)
         if answer is None:
             log.warning("the server asks %r, and there is nobody to answer", prompt.text)

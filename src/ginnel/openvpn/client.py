@@ -178,8 +178,9 @@ class ClientPolicy:
     # Will of the user.
 
     def respond(self, prompt: Prompt, text: str, now: float) -> None:
-        """Answers a `Prompt` that came in the course of the session."""
+        """Answers a `Prompt` that came in the course of the session: of the server's the latest."""
         if prompt != self._asked:
+            self._session.answered()
             self._session.send_message(f"CR_RESPONSE,{base64_text(text)}")
             return
         self._asked = None
@@ -363,7 +364,7 @@ class ClientPolicy:
         if self._session.tunnel is None:
             self._session.set_timer(Timer.PUSH_WINDOW, now + timeout)
             self._pending = timeout
-            self._session.tell(events.AuthPending(timeout))
+            self._session.ask(events.AuthPending(timeout))
 
     def _take_info(self, text: str) -> None:
         """``INFO``: words for the user, or what a login still needs (``doc/management-notes.txt``)."""
@@ -372,14 +373,14 @@ class ClientPolicy:
             case "WEB_AUTH" | "OPEN_URL":
                 url = rest.partition(":")[2] if kind == "WEB_AUTH" else rest
                 if re.match(r"https?://[^/\s]", url):
-                    self._session.tell(events.OpenUrl(url))
+                    self._session.ask(events.OpenUrl(url))
                 else:
                     self._session.notice(f"the server wants an address opened that is none of the web's: {url[:80]}")
             case "CR_TEXT":
                 flags, _, question = rest.partition(":")
                 wanted = flags.split(",")
                 if "R" in wanted:
-                    self._session.tell(events.Prompt("challenge", question, "E" in wanted))
+                    self._session.ask(events.Prompt("challenge", question, "E" in wanted))
                 else:
                     self._session.notice(f"the server says: {question}")
             case _:

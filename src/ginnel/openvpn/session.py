@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from ginnel.errors import GinnelError, UnreachableError
 from ginnel.openvpn import events
+from ginnel.openvpn.cookies import Limiter
 from ginnel.openvpn.events import Event, Path, Report
 from ginnel.openvpn.handshake import Handshake, State
 from ginnel.openvpn.packets import (
@@ -75,6 +76,8 @@ class Session:
         self._timers: dict[Timer, float] = {}
         self._events: deque[Event] = deque()
         self._statistics = dict.fromkeys(COUNTERS, 0)
+        self._notices = Limiter(MAX_NOTICES, MINUTE)
+        self._asks = Limiter(MAX_ASKS, MINUTE)
         self._tunnel: Tunnel | None = None
         self._slots = KeySlots(
             policy.peer,
@@ -246,11 +249,22 @@ class Session:
             self._timers[timer] = at
 
     def notice(self, text: str) -> None:
-        """News for the log; over a hundred that nobody took they are counted instead."""
-        if sum(isinstance(event, events.Notice) for event in self._events) < MAX_NOTICES:
+        """News for the log; what is more than a hundred in a minute is counted instead."""
+        if self._notices.allow(self.last_heard):
             self._emit(events.Notice(text))
         else:
             self._count("notices")
+
+    def ask(self, wish: events.Prompt | events.OpenUrl | events.AuthPending) -> None:
+        """What the peer wants of the session's user; what is more than a few in a minute is counted instead."""
+        if self._asks.allow(self.last_heard):
+            self._emit(wish)
+        else:
+            self._count("asks")
+
+    def answered(self) -> None:
+        """The user did what was asked: that may be asked again at once."""
+        self._asks.give_back()
 
     def open_tunnel(self, tunnel: Tunnel, push: PushReply, now: float) -> None:
         """The configuration is known: commands for the data plane, then `Established`."""
@@ -284,7 +298,7 @@ class Session:
         error = UnreachableError(f"{who} at {_show(self._path)} ended the session")
         self.finish(error, retry=not self._policy.server)
 
-    def tell(self, news: events.Prompt | events.OpenUrl | events.AuthPending | events.Reconfigured) -> None:
+    def tell(self, news: events.Prompt | events.Reconfigured) -> None:
         """News for the session's user."""
         self._emit(news)
 
@@ -615,6 +629,9 @@ OF_CLIENTS = frozenset({Opcode.HARD_RESET_CLIENT_V2, Opcode.HARD_RESET_CLIENT_V3
 OF_SERVERS = frozenset({Opcode.HARD_RESET_SERVER_V2})
 OF_ONE_ROLE = OF_CLIENTS | OF_SERVERS
 MAX_NOTICES = 100
+# A login may take that somebody approves it, a page and a code.
+MAX_ASKS = 8
+MINUTE = 60.0
 IPV4_UDP = 20 + 8
 IPV6_UDP = 40 + 8
 # Opcode, session id, four ACKs with their count and session id, packet id.
@@ -635,4 +652,5 @@ COUNTERS = (
     "after_close",
     "bad_messages",
     "notices",
+    "asks",
 )
