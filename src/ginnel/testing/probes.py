@@ -12,6 +12,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from ginnel.device.base import DeviceEnd, Kind
@@ -145,10 +146,18 @@ def until(condition: Callable[[], object]) -> None:
         os.sched_yield()
 
 
-def switches(thread: str) -> list[str]:
-    """The context switches of a thread of this process."""
-    with open(f"/proc/self/task/{thread}/status") as file:
-        return [line for line in file if "ctxt_switches" in line]
+def switches(*threads: Background) -> dict[str, list[str]]:
+    """The context switches of these threads and of all of ginnel's in this process; what else runs there, a test
+    runner's for one, is not ours to ask."""
+    chosen = {str(thread.native_id) for thread in threads}
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        # One of the others may end just now.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if task.name in chosen or (task / "comm").read_text().startswith("ginnel"):
+                status = (task / "status").read_text().splitlines()
+                found[task.name] = [text for text in status if "ctxt_switches" in text]
+    return found
 
 
 class Interrupted(Exception):  # noqa: N818
