@@ -22,7 +22,7 @@ demo: $(VENV)/.built
 	@$(BIN)/python -m tools.demo
 
 test: $(VENV)/.built target/wheels/.built
-	@scripts/need openvpn wireguard-go tshark iperf3 ethtool nft cc curl ip setpriv dbus-daemon /usr/bin/python3 \
+	@scripts/need openvpn wireguard-go tshark iperf3 ethtool nft cc curl ip openssl setpriv dbus-daemon /usr/bin/python3 \
 		/usr/share/easy-rsa/easyrsa
 	cargo test --workspace --locked --quiet
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(PYTEST)

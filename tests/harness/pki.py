@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import datetime
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from tests.harness.process import run
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
@@ -77,17 +81,22 @@ def self_signed(name: str, *, server: bool = False) -> Identity:
     return _identity(builder.sign(key, hashes.SHA256()), key)
 
 
-def rsa_authority(bits: int) -> tuple[str, Identity, Identity]:
-    """An authority's certificate, a server and a client, each with an RSA key of so few bits."""
-    own = rsa.generate_private_key(65537, bits)
-    name = _name("Old CA")
-    root = _builder(name, name, own).add_extension(x509.BasicConstraints(True, None), True).sign(own, hashes.SHA256())
+def old_authority(bits: int = 2048, digest: str = "sha256") -> tuple[str, Identity, Identity]:
+    """An authority's certificate, a server and a client, each with an RSA key of so many bits. By OpenSSL's program:
+    `cryptography` signs with nothing that is weak."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "all.cnf").write_text(_OLD)
 
-    def issue(subject: str, server: bool) -> Identity:
-        key = rsa.generate_private_key(65537, bits)
-        return _identity(_for_use(_builder(_name(subject), name, key), server).sign(own, hashes.SHA256()), key)
+        def issue(name: str, *words: str) -> Identity:
+            about = ["-subj", f"/CN={name}", "-extensions", name, "-config", "all.cnf", "-days", "30"]
+            files = ["-newkey", f"rsa:{bits}", "-noenc", "-keyout", f"{name}.key", "-out", f"{name}.pem"]
+            run(["openssl", "req", "-x509", f"-{digest}", *about, *files, *words], cwd=folder)
+            certificate, key = (Path(folder, f"{name}.{kind}").read_text() for kind in ("pem", "key"))
+            return Identity(certificate, key, "")
 
-    return _pem(root), issue("server", True), issue("client", False)
+        root = issue("ca")
+        by_root = ("-CA", "ca.pem", "-CAkey", "ca.key")
+        return root.certificate, issue("server", *by_root), issue("client", *by_root)
 
 
 def static_key() -> str:
@@ -140,3 +149,17 @@ def _name(text: str) -> x509.Name:
 
 def _pem(certificate: x509.Certificate) -> str:
     return certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+
+_OLD = """
+[req]
+distinguished_name = req
+[ca]
+basicConstraints = critical, CA:TRUE
+[server]
+keyUsage = digitalSignature
+extendedKeyUsage = serverAuth
+[client]
+keyUsage = digitalSignature
+extendedKeyUsage = clientAuth
+"""

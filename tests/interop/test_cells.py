@@ -13,11 +13,15 @@ from tests.harness.environment import Environment
 from tests.harness.network import Network
 from tests.harness.profile import LOGIN
 from tests.harness.server import StockServer
+from tests.harness.tun_client import Machine
 from tests.interop.cells import CELLS, Cell
 from tests.interop.page import PAGE, ROWS, page, runs
 
+IN_USER_SPACE = [cell for cell in CELLS if not cell.machine]
+ON_THE_MACHINE = [cell for cell in CELLS if cell.machine]
 
-@pytest.mark.parametrize("cell", CELLS, ids=[cell.name for cell in CELLS])
+
+@pytest.mark.parametrize("cell", IN_USER_SPACE, ids=[cell.name for cell in IN_USER_SPACE])
 def test_cell(network: Network, ordinary_env: Environment, cell: Cell) -> None:
     profile = cell.make_profile()
     text = profile.client_file()
@@ -44,6 +48,18 @@ def test_cell(network: Network, ordinary_env: Environment, cell: Cell) -> None:
             assert str(up[key]).startswith(value), up
         assert client.curl(cell.page) == office.PAGE.decode()
         assert server.wait_log(cell.server)
+        client.stop()
+
+
+@pytest.mark.parametrize("cell", ON_THE_MACHINE, ids=[cell.name for cell in ON_THE_MACHINE])
+def test_cell_on_the_machine(network: Network, machine: Machine, cell: Cell) -> None:
+    profile = cell.make_profile()
+    with StockServer(network, profile), machine.start(profile, "--dev", "tun0") as client:
+        client.wait_next("up")
+        for command, shown in cell.machine:
+            said = client.run(*command.split())
+            assert re.fullmatch(shown, said.strip(), re.S), said
+        assert client.run("curl", "--silent", "--show-error", "--max-time", "30", cell.page) == office.PAGE.decode()
         client.stop()
 
 
