@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import pty
 import subprocess
@@ -20,6 +21,11 @@ from ginnel.cli.connect import _read_login
 from ginnel.cli.program import cli
 from ginnel.cli.prompt import Asker
 from ginnel.openvpn.events import Prompt
+from tests.harness.people import People
+from tests.harness.process import Process
+from tests.test_client import people as people
+from tests.test_client import port
+from tests.test_server_service import serving
 
 
 def ginnel_with(before: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -117,9 +123,44 @@ def test_a_device_that_is_not_there_is_said_and_nothing_reported(tmp_path: Path)
     assert done.stderr.startswith("ginnel: there is no device nodev, see `ginnel device list`")
 
 
+def test_letters_that_the_locale_does_not_have_are_shown_as_others(tmp_path: Path) -> None:
+    file = tmp_path / "ünï.ovpn"
+    file.write_text("client\n")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    line = [sys.executable, "-m", "ginnel", "check", file]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "\\xfcn\\xef.ovpn can't be used" in done.stdout
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-", "<&- >&- 2>&-"])
+async def test_a_stream_that_is_closed_is_not_missed(people: People, tmp_path: Path, closed: str) -> None:
+    """Nor does anything go to another in its place."""
+    file = tmp_path / "office.ovpn"
+    up = asyncio.Event()
+
+    async def connected(client: object) -> None:
+        up.set()
+
+    async with serving(people, connected=connected) as server:
+        file.write_text(people.client_file("bob", f"remote 127.0.0.1 {port(server)}"))
+        line = f"exec {sys.executable} -m ginnel connect {file} --json --socks unix:{tmp_path / 'socks'} {closed}"
+        with Process(["sh", "-c", line]) as process:
+            await asyncio.wait_for(up.wait(), 20)
+            reader, writer = await asyncio.open_unix_connection(tmp_path / "socks")
+            writer.write(b"\x05\x01\x00")
+            assert await asyncio.wait_for(reader.readexactly(2), 20) == b"\x05\x00", "it goes on when it is up"
+            writer.close()
+            assert await asyncio.to_thread(process.stop) == 0, str(process)
+            events = [json.loads(line)["event"] for line in process.out.all()]
+            assert events == ([] if ">&- 2" in closed else ["up", "down"])
+
+
 def test_names_can_be_completed_before_they_are_imported() -> None:
     line = [sys.executable, "-c", "import ginnel; print(*dir(ginnel))"]
     names = subprocess.run(line, capture_output=True, text=True, check=True).stdout.split()
     assert set(ginnel.__all__) <= set(names)
     assert len(names) == len(set(names))
+    line = [sys.executable, "-c", "import ginnel; print(*(type(getattr(ginnel, name)) for name in ginnel.__all__))"]
+    subprocess.run(line, capture_output=True, check=True)
     assert not {"importlib", "TYPE_CHECKING", "annotations"} & set(names)

@@ -135,11 +135,15 @@ def test_mistakes_end_in_one_line(shell: Shell, tmp_path: Path) -> None:
     shell.own("tun0")
     assert "no device tun9; see `ginnel device list`" in shell.fails(6, "device", "show", "tun9")
     assert "there is a device tun0 already" in shell.fails(6, "device", "create", "tun0")
-    assert "is no name for a device" in shell.fails(6, "device", "create", "a-name-that-is-too-long")
-    assert "write one as 10.0.0.1/24" in shell.fails(6, "device", "create", "tun1", "--address", "10.0.0.300")
-    assert "MTU 10 is outside" in shell.fails(6, "device", "create", "tun1", "--mtu", "10")
+    for name in ("a-name-that-is-too-long", ""):
+        assert shell.fails(2, "device", "create", name).endswith("1 to 15 letters, digits and -_.")
+    assert "write one as 10.0.0.1/24" in shell.fails(2, "device", "create", "tun1", "--address", "10.0.0.300")
+    assert "MTU 10 is outside" in shell.fails(2, "device", "create", "tun1", "--mtu", "10")
+    assert "'nan' is no number of seconds" in shell.fails(2, "ping", "--device", "tun0", "10.0.0.1", "-W", "nan")
+    for command in (("serve",), ("connect", "office.ovpn")):
+        assert "'a b' is no name for a device" in shell.fails(2, *command, "--tun", "--dev", "a b")
     shell.own("tun2", "--address", "10.0.0.1/24")
-    assert "MTU 10 is outside" in shell.fails(6, "device", "set", "tun0", "mtu", "10")
+    assert "MTU 10 is outside" in shell.fails(2, "device", "set", "tun0", "mtu", "10")
     for words in (("ping",), ("echo", "client")):
         line = shell.fails(2, *words, "--device", "tun2", "10.0.0.1", "--end", "application", "-s", "1473")
         assert "write 1472 or less" in line
@@ -147,7 +151,7 @@ def test_mistakes_end_in_one_line(shell: Shell, tmp_path: Path) -> None:
     line = shell.fails(6, "ping", "--device", "tun0", "--end", "interface", "10.0.0.9")
     assert line == "ginnel: tun0 is down; set it up with `ginnel device set tun0 up`: Network is down"
     for words in (("create", "tun1", "--mtu"), ("set", "tun0", "mtu")):
-        assert "MTU 99999999999999999999 is outside" in shell.fails(6, "device", *words, "99999999999999999999")
+        assert "MTU 99999999999999999999 is outside" in shell.fails(2, "device", *words, "99999999999999999999")
     assert "tun0 does not have the address 10.9.9.9/24" in shell.fails(
         6, "device", "set", "tun0", "no-address", "10.9.9.9/24"
     )

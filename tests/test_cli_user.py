@@ -338,6 +338,13 @@ def test_a_password_comes_from_stdin_where_there_is_no_terminal(store: Store, tm
         refused(user(tmp_path, "add", "bob", "--password", *PUBLIC, input=said), "no password on stdin")
     # It is not asked for in vain.
     refused(user(tmp_path, "add", "alice", "--password", *PUBLIC, input="other\n"), "already")
+    # Under a locale without letters a byte that is none comes through as half a character.
+    for said, words, locale in (
+        ("p\xffw\n", "other than printable characters", "C"),
+        ("x" * 4096, "more than 4095 bytes", "C.UTF-8"),
+    ):
+        done = user(tmp_path, "password", "alice", input=said, encoding="latin-1", env={**os.environ, "LC_ALL": locale})
+        refused(done, words)
     assert [user.name for user in store.users()] == ["alice"]
 
 

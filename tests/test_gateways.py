@@ -35,7 +35,9 @@ def test_an_address_is_read(text: str, address: Address, private: bool) -> None:
     assert Address.parse(text).is_private == private
 
 
-@pytest.mark.parametrize("text", ["", "x", "1.2.3.4", ":", "host.example:80", "127.0.0.1:65536", "unix:", "-1", "١"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "1.2.3.4", ":", "host.example:80", "127.0.0.1:65536", "unix:", "-1", "١", "unix:/" + "x" * 107]
+)
 def test_what_is_no_address_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Address.parse(text)

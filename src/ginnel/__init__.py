@@ -20,6 +20,7 @@ from ginnel.errors import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ginnel import blocking
+    from ginnel.openvpn.ovpn_file import parse_ovpn
     from ginnel.server import Server, ServerConfig, serve
     from ginnel.vpn import Change, Down, Info, OpenUrl, Prompt, Reconnecting, State, Up, Vpn, connect
 
@@ -44,10 +45,16 @@ __all__ = [
     "Vpn",
     "blocking",
     "connect",
+    "parse_ovpn",
     "serve",
 ]
 
-_OF_SERVERS = ("Server", "ServerConfig", "serve")
+_HOMES = {
+    "Server": "ginnel.server",
+    "ServerConfig": "ginnel.server",
+    "parse_ovpn": "ginnel.openvpn.ovpn_file",
+    "serve": "ginnel.server",
+}
 
 
 def __getattr__(name: str) -> object:
@@ -55,7 +62,7 @@ def __getattr__(name: str) -> object:
     if name == "blocking":
         return importlib.import_module("ginnel.blocking")
     if name in __all__:
-        home = "ginnel.server" if name in _OF_SERVERS else "ginnel.vpn"
+        home = _HOMES.get(name, "ginnel.vpn")
         return getattr(importlib.import_module(home), name)
     raise AttributeError(f"module 'ginnel' has no attribute {name!r}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -18,6 +19,7 @@ def main() -> None:
 
     for number in endings():
         signal.signal(number, end)
+    _mind_standard_streams()
     from ginnel.cli.program import run
 
     sys.exit(run(arguments))
@@ -27,6 +29,22 @@ def endings() -> list[signal.Signals]:
     """The signals that are a wish to end. What nohup(1) has set stays."""
     hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
     return [signal.SIGINT, signal.SIGTERM, *hangup]
+
+
+def _mind_standard_streams() -> None:
+    """What is closed (``2>&-``) would be the number of the next socket, and what cannot be written would be a trace."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # It gets the lowest number that is free.
+            os.open(os.devnull, os.O_RDWR)
+    # Without a stream print() writes to another one; what is to be on stdout is said to be lost (`output`).
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    if sys.stdout is not None:
+        # As stderr has it: a name that the locale's letters don't have is still told.
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def _runs_until_ended(arguments: list[str]) -> bool:

@@ -20,6 +20,7 @@ from ginnel.cli import endings
 from ginnel.cli.prompt import Asker, completed
 from ginnel.cli.reporter import Reporter
 from ginnel.cli.tunnel import Machine, Tunnel, held
+from ginnel.cli.values import Seconds
 from ginnel.device.capture import File as CaptureFile
 from ginnel.errors import ConfigError, GinnelError
 from ginnel.gateways.forward import Forward, Target
@@ -67,7 +68,7 @@ log = logging.getLogger("ginnel")
 @click.option(
     "--timeout",
     metavar="S",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(min=0, min_open=True),
     default=30.0,
     show_default=True,
     help="How long the first connection may take, in seconds.",

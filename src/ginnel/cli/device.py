@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import sys
@@ -13,13 +14,26 @@ import click
 
 from ginnel.cli import endings
 from ginnel.cli.reporter import Reporter
+from ginnel.cli.values import of_the_command_line
 from ginnel.device import named
 from ginnel.device.base import DEFAULT_MTU
 from ginnel.device.service import Holder, Service, create
-from ginnel.errors import ConfigError
+from ginnel.errors import ConfigError, DeviceError
 
 
-@click.group(name="device")
+class _Devices(click.Group):
+    """What the system would call an invalid argument stands on the command line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DeviceError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise of_the_command_line(error) from error
+
+
+@click.group(name="device", cls=_Devices)
 def command() -> None:
     """Devices with a name, between the processes of one user, without root."""
 

@@ -13,6 +13,7 @@ import click
 
 from ginnel.cli import target
 from ginnel.cli.target import Side, open_target, reporting_answered, reporting_asked
+from ginnel.cli.values import Seconds
 from ginnel.device import named
 from ginnel.device.echo import (
     Answered,
@@ -75,8 +76,8 @@ def server_command(
 @target.end_option
 @port_option
 @click.option("-c", "--count", type=click.IntRange(min=1), help="Rounds; without it until SIGINT or SIGTERM.")
-@click.option("-i", "--interval", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Seconds.")
-@click.option("-W", "--timeout", type=click.FloatRange(min=0.001), default=1.0, show_default=True, help="Seconds.")
+@click.option("-i", "--interval", type=Seconds(min=0), default=1.0, show_default=True, help="Seconds.")
+@click.option("-W", "--timeout", type=Seconds(min=0.001), default=1.0, show_default=True, help="Seconds.")
 @click.option("-s", "--size", type=click.IntRange(12, 65_000), default=56, show_default=True, help="Bytes of payload.")
 @click.option("-S", "--source", metavar="ADDR", help="Who sends, where it is forged; the next address without.")
 @click.option("--sources", type=click.IntRange(1, 1000), default=1, help="As many send at once, from --source on.")

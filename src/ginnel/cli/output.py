@@ -44,12 +44,14 @@ class Output:
                 # As a shell's >&- leaves it: print() would say nothing.
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             if self._path is None:
-                print(text, end="", flush=True)
+                # A file is UTF-8 whatever the locale's letters are.
+                sys.stdout.buffer.write(text.encode(errors="surrogateescape"))
+                sys.stdout.flush()
                 return
             # Whoever had the file before gets no look at the new one.
             descriptor, made = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
             self._temporary = Path(made)
-            with open(descriptor, "w") as file:
+            with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
                 os.fchmod(file.fileno(), self._mode)
                 file.write(text)
                 file.flush()

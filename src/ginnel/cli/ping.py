@@ -10,6 +10,7 @@ import click
 
 from ginnel.cli import target
 from ginnel.cli.target import Side, open_target, reporting_asked
+from ginnel.cli.values import Seconds
 from ginnel.device import named
 from ginnel.device.echo import Asked, EchoProbe, Pace, ask
 from ginnel.errors import ConfigError
@@ -21,8 +22,8 @@ from ginnel.errors import ConfigError
 @target.tap_option
 @target.end_option
 @click.option("-c", "--count", type=click.IntRange(min=1), help="Rounds; without it until SIGINT or SIGTERM.")
-@click.option("-i", "--interval", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Seconds.")
-@click.option("-W", "--timeout", type=click.FloatRange(min=0.001), default=1.0, show_default=True, help="Seconds.")
+@click.option("-i", "--interval", type=Seconds(min=0), default=1.0, show_default=True, help="Seconds.")
+@click.option("-W", "--timeout", type=Seconds(min=0.001), default=1.0, show_default=True, help="Seconds.")
 @click.option("-s", "--size", type=click.IntRange(0, 65_000), default=56, show_default=True, help="Bytes of payload.")
 @click.option("-S", "--source", metavar="ADDR", help="Who asks, where requests are forged; the next address without.")
 @click.option("--sources", type=click.IntRange(1, 1000), default=1, help="As many ask at once, from --source on.")

@@ -17,6 +17,7 @@ import click
 
 from ginnel.cli import endings, routed
 from ginnel.cli.reporter import Reporter
+from ginnel.cli.values import check_device
 from ginnel.errors import ConfigError, DeviceError, GinnelError
 from ginnel.gateways.egress import may_ping
 from ginnel.gateways.relay import Address, Listener
@@ -100,6 +101,8 @@ def command(
         )
         if dev is not None and not tun:
             raise ConfigError("--dev is for a kernel's device", instead="add --tun, or leave it out")
+        if dev is not None:
+            check_device(dev)
         # Root's own, as a rule, and so before root is given up.
         imported = None if pki is None else read_pki(pki)
         if not tun:

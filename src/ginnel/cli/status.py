@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def command(directory: Path | None, once: bool, as_json: bool) -> int:
     """
     folder = state_directory(directory)
     description = ask(folder, {"command": "status"})
-    if as_json or once or not sys.stdout.isatty():
+    if as_json or once or not os.isatty(1):
         click.echo(json.dumps(description) if as_json else _table(description), nl=as_json)
     else:
         _watch(folder)
@@ -38,7 +38,7 @@ def command(directory: Path | None, once: bool, as_json: bool) -> int:
 
 def _table(description: dict[str, Any]) -> str:
     """As wide as the terminal, whole for a program."""
-    return table(description, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
+    return table(description, shutil.get_terminal_size().columns if os.isatty(1) else None)
 
 
 def _watch(folder: Path) -> None:

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from ginnel.cli import endings
+from ginnel.cli.values import check_device
 from ginnel.errors import ConfigError
 from ginnel.network import rights
 from ginnel.network.outside import goes_elsewhere, has_names, ports
@@ -34,6 +35,8 @@ class Tunnel:
         for option, given in (("--dev", name is not None), ("--kill-switch", kill_switch)):
             if given and not tun:
                 raise ConfigError(f"{option} is for a kernel's device", instead="add --tun, or leave it out")
+        if name is not None:
+            check_device(name)
         if tun and gateways:
             raise ConfigError(
                 "--socks, --http and -L lead into a tunnel in user space; with --tun every program is in it already",

@@ -298,7 +298,7 @@ async def create(
     DeviceError (EEXIST, EINVAL, EPERM), ConfigError for the capture's file.
     """
     parsed = [_address(text) for text in addresses]
-    with claim_name(name or f"{kind}%d") as claim:
+    with claim_name(f"{kind}%d" if name is None else name) as claim:
         async with contextlib.AsyncExitStack() as stack:
             interface = Interface(claim.name, 1, kind, mtu)
             stack.push_async_callback(interface.aclose)

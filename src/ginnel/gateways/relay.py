@@ -46,6 +46,8 @@ class Address:
         if text.startswith("unix:"):
             if not text[5:]:
                 raise ConfigError(f"'{text}' names no path", instead="write unix:PATH")
+            if len(os.fsencode(text[5:])) > LONGEST_PATH:
+                raise ConfigError(f"the path in '{text}' is longer than {LONGEST_PATH} bytes")
             return cls(path=Path(text[5:]))
         host, separator, port = text.rpartition(":")
         if not separator:
@@ -257,6 +259,8 @@ def _unix_socket(path: Path) -> socket.socket:
     return listener
 
 
+LONGEST_PATH = 107
+"""Of a unix socket (``sun_path``, unix(7))."""
 FORGET = 60.0
 """Seconds after which what failed is news again."""
 MOST_TOLD = 20

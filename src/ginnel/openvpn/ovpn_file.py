@@ -410,7 +410,7 @@ def _read(path: Path) -> bytes:
             # There may be keys in it, which belong in no message.
             raise ConfigError(
                 f"{shown[:20]}…: that is a file's text, not its name",
-                instead="give the name, or parse_ovpn(text) of ginnel.openvpn.ovpn_file",
+                instead="give the name; from a program ginnel.parse_ovpn(text) takes the text",
             ) from None
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"cannot read {shown}: {reason}") from None
