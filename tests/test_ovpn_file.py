@@ -589,6 +589,7 @@ WRONG = [
     ("extra-certs .", "cannot read .: Is a directory"),
     ("<route>\n1.2.3.4\n</route>", "route can't be a block; write it in one line"),
     ("<frobnicate>\n</frobnicate>", "unknown option 'frobnicate'"),
+    (KEY, "-----BEGIN, a certificate's or a key's, is outside of a block; write its name before it and after it"),
     ("</ca>", "</ca> closes a block that was not opened"),
     ("<connection>\nport 1\n</connection>", "this <connection> has no remote"),
     ("<connection>\nremote a\nremote b\n</connection>", "a second remote in one <connection>"),
@@ -910,6 +911,23 @@ def test_the_report_goes_on_after_what_is_refused(tmp_path: Path) -> None:
     assert report.config == read_ovpn(path)
     path.write_text(BASE)
     assert report_ovpn(path).findings[-1].verdict is Verdict.REFUSED
+
+
+@pytest.mark.parametrize("lost", ["<key>", "<key>\n-----BEGIN PRIVATE KEY-----"])
+def test_a_key_that_has_lost_its_first_lines_is_not_in_the_report(tmp_path: Path, lost: str) -> None:
+    path = tmp_path / "a.ovpn"
+    secret = base64.b64encode(bytes(range(1, 100))).decode()
+    body = "\n".join(re.findall(".{1,64}", secret))
+    text = f"<key>\n-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\nremoet a\n"
+    path.write_text(WHOLE + text.removeprefix(f"{lost}\n"))
+    report = report_ovpn(path)
+    refused = [finding for finding in report.findings if finding.verdict is Verdict.REFUSED]
+    assert refused[-1].option == "remoet"
+    assert not any(secret[at : at + 16] in repr(report) for at in range(0, 64, 8))
+    with pytest.raises(ConfigError) as caught:
+        read_ovpn(path)
+    assert caught.value.line == refused[0].line
+    assert secret[:16] not in str(caught.value)
 
 
 def test_every_supported_option_has_a_meaning() -> None:

@@ -24,7 +24,7 @@ from ginnel.openvpn.config import ClientConfig, Remote, Warning
 from ginnel.openvpn.directives import BLOCKS, DIRECTIVES, IN_CONNECTION, Directive, Verdict, names, suggest
 from ginnel.openvpn.meanings import meaning
 from ginnel.openvpn.ovpn_draft import Draft, Target
-from ginnel.openvpn.ovpn_lexer import Statement, decode, statements
+from ginnel.openvpn.ovpn_lexer import PEM, Statement, decode, statements
 from ginnel.openvpn.ovpn_options import TAKERS
 from ginnel.openvpn.ovpn_pem import Source
 from ginnel.openvpn.ovpn_remote import finish_remote
@@ -188,9 +188,11 @@ class _Reader:
         directive = DIRECTIVES.get(name)
         forgiven = forgiven or self._draft.forgive_all or name in self._draft.forgiven
         complaint = instead = None
+        if name == PEM:
+            raise ConfigError(f"{PEM}, a certificate's or a key's, is outside of a block", option=PEM, instead=OUTSIDE)
         if directive is None:
             close = suggest(name)
-            complaint = f"unknown option '{escape(name[:40])}'"
+            complaint = f"unknown option '{_shown(name)}'"
             instead = f"did you mean '{close}'?" if close else UNKNOWN
         elif directive.verdict is Verdict.REFUSED:
             raise ConfigError(f"{name} is not supported: {directive.text}", instead=directive.instead)
@@ -205,7 +207,7 @@ class _Reader:
                 self._warn_of(statement, f"{name} has no effect: {directive.text}")
             return directive
         if not forgiven:
-            raise ConfigError(complaint, option=escape(name[:40]), instead=instead)
+            raise ConfigError(complaint, option=_shown(name), instead=instead)
         self._warn_of(statement, f"{complaint}, left out as the file allows")
         return None
 
@@ -400,6 +402,11 @@ class _Reader:
         return ConfigError(message, file=file, line=line, option=option, instead=error.instead)
 
 
+def _shown(name: str) -> str:
+    """Of what is no option. None is as long as a line of a key."""
+    return escape(name if len(name) <= MAX_NAME else f"{name[:8]}…")
+
+
 def _read(path: Path) -> bytes:
     try:
         with open(path, "rb") as file:
@@ -432,6 +439,8 @@ def _serial_numbers(folder: Path) -> frozenset[int]:
     return frozenset(int(name) for name in names if re.fullmatch("0|-?[1-9][0-9]{0,60}", name))
 
 
+OUTSIDE = "write its name before it and after it, as in <key> … </key>"
+MAX_NAME = 30
 MAX_REVOKED = 100_000
 MAX_FILE = 1 << 20
 # Of a path: Linux takes no longer one.

@@ -47,6 +47,11 @@ def statements(text: str, first_line: int = 1) -> Iterator[Statement]:
         stripped = line.strip(SPACE)
         if not stripped or stripped[0] in "#;":
             continue
+        if stripped.startswith("-----BEGIN "):
+            # What follows is no options, and if it is a key's it belongs in no message.
+            yield Statement(number, PEM, block="")
+            next((None for _, line in lines if line.strip(SPACE).startswith("-----END ")), None)
+            continue
         if not (words := _read_line(line, number)):
             continue
         name = words.pop(0)
@@ -99,6 +104,8 @@ def _read_block(name: str, start: int, lines: Iterator[tuple[int, str]]) -> str:
     )
 
 
+# The name of a statement that is a certificate or a key where none can be.
+PEM = "-----BEGIN"
 # OPTION_LINE_SIZE and MAX_PARMS of options.h; the former counts the line's end and a NUL.
 MAX_LINE = 254
 MAX_WORDS = 16
