@@ -13,11 +13,18 @@ import resource
 import socket
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 import ginnel
 from ginnel.errors import AuthError, ConfigError, UnreachableError
@@ -241,6 +248,23 @@ async def test_the_latest_question_counts(people: People) -> None:
         assert user.left.is_set()
 
 
+async def test_a_keys_password_is_asked_for_three_times(people: People) -> None:
+    """By a program that answers at once, too."""
+    asked = []
+
+    async def ask(prompt: Prompt) -> str:
+        asked.append(prompt.text)
+        return "wrong"
+
+    taken = config(people, "bob", "remote 127.0.0.1")
+    locked = load_pem_private_key((taken.key or "").encode(), None).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"right")
+    )
+    with pytest.raises(ConfigError, match="password is wrong"):
+        await ginnel.connect(replace(taken, key=locked.decode()), ask=ask, timeout=20)
+    assert len(asked) == 3
+
+
 # Where to connect.
 
 
@@ -304,6 +328,18 @@ async def test_each_attempt_is_said_where_that_is_wanted(people: People, caplog:
     (pushed,) = [line for line in said if line.startswith("the server pushed: ")]
     assert "ifconfig 10.8.0.2" in pushed
     assert "auth-token" not in pushed
+
+
+async def test_however_little_the_file_says_a_server_that_refuses_is_left_a_second(people: People) -> None:
+    vpn = connecting(people, "bob", f"remote {NOBODY} 9 tcp", "connect-retry 0 1")
+    events = Events(vpn)
+    entering = asyncio.create_task(vpn.__aenter__())
+    delays = [(await events.next(Reconnecting)).delay for _ in range(4)]
+    assert delays[:2] == [0, 0]
+    assert min(delays[2:]) >= 1
+    entering.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await entering
 
 
 async def test_only_a_login_that_the_proxy_refuses_is_final(people: People) -> None:

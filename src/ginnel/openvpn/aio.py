@@ -164,7 +164,7 @@ class Client:
         return self._attempt.session.statistics() if self._attempt else {}
 
     async def _keep_connected(self) -> None:
-        failures = tries = 0
+        failures = tries = hasty = 0
         was_up = False
         most = self._config.connect_retry_max
         advance: events.Advance = "address"
@@ -172,9 +172,11 @@ class Client:
         while True:
             await self._complete_login()
             self._way = await self._ways.next(advance)
+            began = time.monotonic()
             closed, rose = await self._try(self._way)
             if closed.error is None:
                 return
+            hasty = hasty + 1 if time.monotonic() < began + _HASTE else 0
             was_up = was_up or rose
             failures = 0 if rose else failures + 1
             advance = closed.advance
@@ -188,6 +190,9 @@ class Client:
             self._renew_login()
             if self._login.prompt is None:
                 delay = max(closed.delay, self._back_off(failures, self._way.remote))
+                if hasty > _HASTY * len(self._config.remotes):
+                    # Whatever the file says: this would go on as fast as the processor can.
+                    delay = max(delay, _HASTE)
                 self._on_change(Lost(closed.error, delay))
                 await pause(delay, self._nudge)
             elif rose:
@@ -309,14 +314,16 @@ class Client:
     # The user.
 
     async def _open_key(self) -> TlsContext:
-        """Asks for the password of an encrypted key until it fits. Raises ConfigError."""
+        """Asks for the password of an encrypted key until it fits, a few times. Raises ConfigError."""
         password: str | None = None
+        asked = 0
         while True:
             try:
                 return settings.tls_context(self._config, password)
             except KeyPasswordError as error:
-                if error.wrong and password is None:
+                if (error.wrong and password is None) or asked == _KEY_PASSWORDS:
                     raise
+                asked += 1
                 again = " (the last one was wrong)" if error.wrong else ""
                 prompt = events.Prompt("key-password", f"Password of the private key{again}", echo=False)
                 password = await self._ask(prompt)
@@ -414,12 +421,12 @@ class Client:
             log.warning("crl-verify: %s; what was read before counts", error)
 
     async def _watch_compressed(self) -> None:
-        """Says once why a tunnel that is up may lead to nothing."""
-        while True:
-            await asyncio.sleep(_COMPRESSED)
-            if self._plane.statistics()["rx_compressed"]:
-                log.warning("the server sends compressed packets, which are dropped; set there: allow-compression asym")
-                return
+        """Says once why a tunnel that is up may lead to nothing. It looks ever less often: most never find any."""
+        wait = _COMPRESSED
+        while not self._plane.statistics()["rx_compressed"]:
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, _COMPRESSED_AT_LAST)
+        log.warning("the server sends compressed packets, which are dropped; set there: allow-compression asym")
 
     async def _watch_network(self) -> None:
         """When packets to the server would leave from another address than before, or can leave again,
@@ -626,15 +633,18 @@ def _unanswered(prompt: events.Prompt) -> ConfigError:
 # Seconds that a silent server may take while there are others to try: less the first time, when one of a
 # name's two families may lead nowhere. A lost first packet is sent again within them.
 _PATIENCE, _FIRST_PATIENCE = 10.0, 3.0
+_KEY_PASSWORDS = 3
 # Seconds between looks at the file of revocation lists.
 _REVOCATIONS = 10.0
 _MOST_TOLD = 1000
-# Seconds between looks at the count of compressed packets.
-_COMPRESSED = 1.0
+# Seconds between looks at the count of compressed packets, at first and at last.
+_COMPRESSED, _COMPRESSED_AT_LAST = 1.0, 300.0
 # Addresses set aside for documentation (RFC 5737, RFC 3849): the way to them is the default route.
 _ANYWHERE = ("192.0.2.1", "2001:db8::1")
 # Seconds of sleep after which a tunnel without ping-restart is made anew.
 _LONG_SLEEP = 60.0
+# An attempt that takes less than so many seconds is a hasty one, and so many of each remote follow each other at once.
+_HASTE, _HASTY = 1.0, 2
 # How often each remote fails before the waiting grows, and how often it is doubled at most.
 _PATIENT_ROUNDS, _MOST_DOUBLINGS = 4, 15
 # One forged or damaged packet can end TLS where nothing wraps it; this many in a row are no accident.
