@@ -17,10 +17,14 @@ import pytest
 from click.testing import CliRunner
 
 import ginnel
-from ginnel.cli.connect import _read_login
+from ginnel.cli.connect import _gateway_login, _with_login
 from ginnel.cli.program import cli
 from ginnel.cli.prompt import Asker
+from ginnel.errors import ConfigError
+from ginnel.gateways.socks5 import Login
+from ginnel.openvpn.config import AuthUserPass
 from ginnel.openvpn.events import Prompt
+from ginnel.openvpn.ovpn_file import parse_ovpn
 from tests.harness.people import People
 from tests.harness.process import Process
 from tests.test_client import people as people
@@ -109,9 +113,22 @@ async def test_a_terminal_is_asked_until_there_is_a_user(
         assert (said + capsys.readouterr().err).endswith("\n"), "what is said next begins a line"
 
 
-def test_a_file_with_a_login_may_begin_with_a_mark(tmp_path: Path) -> None:
-    (tmp_path / "login").write_bytes(b"\xef\xbb\xbfalice\r\nsecret\r\n")
-    assert _read_login(tmp_path / "login") == ("alice", "secret")
+def test_a_file_with_a_login_is_read_as_the_one_that_a_configuration_names(tmp_path: Path) -> None:
+    """At first as for each connection after that."""
+    login = tmp_path / "login"
+    login.write_bytes(b"\xef\xbb\xbfalice\r\nsecret\r\n")
+    assert _gateway_login("1080", None, login) == Login("alice", "secret")
+    login.write_text("alice\n")
+    with pytest.raises(ConfigError, match="no password"):
+        _gateway_login("1080", None, login)
+    # It is asked for.
+    people = People()
+    people.add("bob")
+    config = _with_login(parse_ovpn(people.client_file("bob", "remote 127.0.0.1")), login)
+    assert config.auth_user_pass == AuthUserPass("alice", None, str(login))
+    login.write_text("alice\nsec\x0cret\n")
+    with pytest.raises(ConfigError, match="something other than a user and a password"):
+        _with_login(config, login)
 
 
 def test_a_device_that_is_not_there_is_said_and_nothing_reported(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from ginnel.gateways.http_proxy import HttpProxy
 from ginnel.gateways.relay import Address, Listener
 from ginnel.gateways.socks5 import Login, Socks5Gateway
 from ginnel.openvpn.config import AuthUserPass, ClientConfig
-from ginnel.openvpn.ovpn_file import read_ovpn
+from ginnel.openvpn.ovpn_file import read_login, read_ovpn
 from ginnel.vpn import Change, Down, Info, OpenUrl, Reconnecting, State, Up, Vpn
 
 log = logging.getLogger("ginnel")
@@ -316,7 +316,10 @@ def _gateway_login(socks: str | None, http: str | None, path: Path | None) -> Lo
     if path is not None:
         if socks is None and http is None:
             raise ConfigError("--socks-auth without --socks or --http", instead="add --socks [ADDR:]PORT")
-        return Login(*_read_login(path))
+        username, password = read_login(str(path))
+        if password is None:
+            raise ConfigError(f"{path} has no password", instead="write it in line 2")
+        return Login(username, password)
     for name, where in (("SOCKS", socks), ("an HTTP proxy", http)):
         if where is not None and not Address.parse(where).is_private:
             raise ConfigError(
@@ -329,23 +332,10 @@ def _gateway_login(socks: str | None, http: str | None, path: Path | None) -> Lo
 def _with_login(config: ClientConfig, path: Path | None) -> ClientConfig:
     """The command line's login counts more than the file's, and the file's more than the environment's."""
     if path is not None:
-        return replace(config, auth_user_pass=AuthUserPass(*_read_login(path), str(path)))
+        config = replace(config, auth_user_pass=AuthUserPass(*read_login(str(path)), str(path)))
     if config.auth_user_pass is not None:
         return replace(config, auth_user_pass=completed(config.auth_user_pass))
     return config
-
-
-def _read_login(path: Path) -> tuple[str, str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(f"cannot read {path}: {reason}") from error
-    if len(lines) < 2 or not lines[0]:
-        raise ConfigError(
-            f"{path} has no user and password", instead="write the user in line 1, the password in line 2"
-        )
-    return lines[0], lines[1]
 
 
 def _set_up_logging(reporter: Reporter, verbose: int, verb: int) -> None:
