@@ -25,7 +25,11 @@ from tests.harness.wire import Wire
 
 PROFILE = Profile(
     keepalive=(1, 4),
-    server_options=('push "redirect-gateway def1 ipv6"', f'push "route {places.SERVER} 255.255.255.255"'),
+    server_options=(
+        "duplicate-cn",
+        'push "redirect-gateway def1 ipv6"',
+        f'push "route {places.SERVER} 255.255.255.255"',
+    ),
 )
 
 
@@ -193,6 +197,27 @@ def test_who_writes_resolv_conf_meanwhile_gets_it_back(machine: Machine, server:
         assert machine.state() == before
     finally:
         machine.resolv_conf.write_text(RESOLV_CONF)
+
+
+@pytest.mark.parametrize("earlier", [0, 1], ids=["the first ends first", "the second ends first"])
+def test_of_two_tunnels_the_later_is_asked_and_none_stays_in_resolv_conf(
+    machine: Machine, server: StockServer, earlier: int
+) -> None:
+    own = ('pull-filter ignore "dhcp-option DNS"', "dhcp-option DNS 10.77.0.2")
+    asked = ["nameserver 10.77.0.1\n", "nameserver 10.77.0.2\n"]
+    before = machine.state()
+    with machine.start(server.profile) as one:
+        one.wait_next("up")
+        with machine.start(replace(server.profile, client_options=own)) as two:
+            two.wait_next("up")
+            noise = f"203.0.113.0/24 via {places.SERVER}"
+            machine.namespace.ip(f"route add {noise}", f"route delete {noise}")
+            assert asked[1] in machine.resolv_conf.read_text()
+            ends = [one, two]
+            ends.pop(earlier).stop()
+            wait_until(lambda: asked[1 - earlier] in machine.resolv_conf.read_text(), 10, machine.state)
+            ends.pop().stop()
+    assert machine.state() == before
 
 
 @pytest.mark.parametrize("options", [(), ("--kill-switch",)], ids=["open", "kill-switch"])

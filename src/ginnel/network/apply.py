@@ -171,7 +171,9 @@ class Applied:
     def _name(self, wanted: Settings) -> list[str]:
         """Has the tunnel's name servers asked. Returns sentences on those that are not."""
         named, told = dns.choose(wanted.names, wanted.domains)
-        if named == self._named and (self._names is None or dns.stands(self._names)):
+        others = self._journal.of_others()
+        # Of several tunnels the last is asked; who was there before follows when it has gone.
+        if named == self._named and (self._names is None or dns.stands(self._names) or dns.holder(others)):
             return told
         if self._names is not None:
             with contextlib.suppress(OSError):
@@ -180,7 +182,7 @@ class Applied:
         self._named = dns.Names()
         if named.servers:
             self._asked_before = dns.name_servers()
-            self._names = entry = dns.begin(self.device, named)
+            self._names = entry = dns.begin(self.device, named, others)
             self._write(self._entries(self._changes))
             dns.make(entry, self.device, named)
             self._named = named

@@ -71,16 +71,20 @@ def choose(groups: Sequence[NameServers], search: Sequence[str]) -> tuple[Names,
     return names, told + others
 
 
-def begin(device: str, names: Names) -> Entry:
-    """What `undo` needs to know. Nothing is changed yet."""
+def begin(device: str, names: Names, others: Sequence[Entry]) -> Entry:
+    """What `undo` needs to know; ``others`` are entries of other tunnels. Nothing is changed yet."""
     if _is_resolved():
         return {"undo": "resolvectl", "device": device}
     if _is_resolvconf():
         return {"undo": "resolvconf", "device": device}
-    before = RESOLV_CONF.read_bytes() if RESOLV_CONF.exists() else None
+    content = RESOLV_CONF.read_bytes() if RESOLV_CONF.exists() else None
+    before = None if content is None else base64.b64encode(content).decode()
+    if (last := holder(others)) is not None:
+        # What another tunnel has written never comes back: it may be gone by then.
+        before = last["before"]
     return {
         "undo": "resolv.conf",
-        "before": None if before is None else base64.b64encode(before).decode(),
+        "before": before,
         "ours": hashlib.sha256(_text(names)).hexdigest(),
     }
 
@@ -127,6 +131,11 @@ def stands(entry: Entry) -> bool:
         return hashlib.sha256(RESOLV_CONF.read_bytes()).hexdigest() == str(entry["ours"])
     except OSError:
         return False
+
+
+def holder(entries: Sequence[Entry]) -> Entry | None:
+    """Of several tunnels' that which wrote /etc/resolv.conf last; None where somebody else has."""
+    return next((entry for entry in entries if entry.get("undo") == "resolv.conf" and stands(entry)), None)
 
 
 def undo(entry: Entry) -> None:
