@@ -100,7 +100,7 @@ def test_what_can_not_be_printed_is_one_line_and_no_trace(store: Store, tmp_path
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
-@pytest.mark.parametrize(("key", "status"), [(b"\x03", 130), (b"\x04", 2)])
+@pytest.mark.parametrize(("key", "status"), [(b"\x03", 130), (b"\x04", 2), (b"\xff\n", 2)])
 def test_who_is_asked_for_a_password_and_leaves_has_added_nobody(
     store: Store, tmp_path: Path, key: bytes, status: int
 ) -> None:

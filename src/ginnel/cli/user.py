@@ -261,9 +261,11 @@ def _ask() -> str:
     if sys.stdin.isatty():
         try:
             return str(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
-        except (SystemExit, click.Abort):
+        except (SystemExit, click.Abort, UnicodeDecodeError) as error:
             # What is said next begins a line.
             print(file=sys.stderr)
+            if isinstance(error, UnicodeDecodeError):
+                raise ConfigError("the password is not UTF-8 text") from None
             raise
     try:
         line = sys.stdin.readline()
