@@ -80,6 +80,12 @@ def test_a_trace_is_shown_with_the_line_where_it_is_asked_for(words: list[str]) 
     assert done.stderr.splitlines()[-1] == "ginnel: cannot read /nonexistent: No such file or directory"
 
 
+def test_a_thread_that_the_system_refuses_is_one_line(tmp_path: Path) -> None:
+    done = ginnel_with("import threading; threading.stack_size(1 << 47)", "serve", "--dir", str(tmp_path / "state"))
+    assert done.returncode == 6
+    assert done.stderr == "ginnel: this system has no room for another thread left; see `ulimit -a`\n"
+
+
 @contextlib.contextmanager
 def a_terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """In place of stdin: what is written to the descriptor is typed."""

@@ -11,8 +11,9 @@ import os
 import random
 import resource
 import socket
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -27,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 import ginnel
-from ginnel.errors import AuthError, ConfigError, UnreachableError
+from ginnel.errors import AuthError, ConfigError, DeviceError, UnreachableError
 from ginnel.openvpn import client
 from ginnel.openvpn.config import ClientConfig
 from ginnel.openvpn.events import Prompt
@@ -35,7 +36,7 @@ from ginnel.openvpn.keys import Proto
 from ginnel.openvpn.ovpn_file import parse_ovpn
 from ginnel.openvpn.server import ClientLogin
 from ginnel.server import Listen, Server
-from ginnel.transports import watch
+from ginnel.transports import dial, watch
 from ginnel.vpn import Change, Down, Reconnecting, State, Up, Vpn
 from tests.harness import proxy
 from tests.harness.people import People
@@ -604,8 +605,9 @@ async def test_what_is_pushed_to_no_effect_is_said_once(people: People, caplog: 
     assert sum("asked with DoH" in line for line in said) == 1, said
 
 
-async def test_a_reconnection_waits_for_descriptors(people: People) -> None:
-    """Where there is none, nothing can be opened: that is a reason to wait, not to end."""
+@contextlib.contextmanager
+def descriptors(more: int) -> Iterator[Callable[[], None]]:
+    """No more than so many, all of which the function takes that it gives."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken: list[int] = []
 
@@ -614,22 +616,48 @@ async def test_a_reconnection_waits_for_descriptors(people: People) -> None:
             while True:
                 taken.append(os.open("/dev/null", os.O_RDONLY))
 
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + more, hard))
+    try:
+        yield take_all
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_what_this_machine_has_none_of_is_not_the_servers_fault(people: People, names: Names) -> None:
+    class Taking(list[str]):
+        def __iter__(self) -> Iterator[str]:
+            take_all()
+            return super().__iter__()
+
+    vpn = connecting(people, "bob", "remote vpn.example 9", *QUICK)
+    with descriptors(40) as take_all:
+        names["vpn.example"] = Taking(["127.0.0.1"])
+        with pytest.raises(DeviceError) as caught:
+            await vpn.__aenter__()
+    assert str(caught.value) == "cannot reach vpn.example port 9 (UDP): Too many open files"
+    before = threading.stack_size(1 << 47)
+    try:
+        with pytest.raises(OSError, match="no room for another thread"):
+            await dial.resolve("vpn.example", 9)
+    finally:
+        threading.stack_size(before)
+
+
+async def test_a_reconnection_waits_for_descriptors(people: People) -> None:
+    """Where there is none, nothing can be opened: that is a reason to wait, not to end."""
     async with serving(people) as server:
         vpn = connecting(people, "bob", f"remote 127.0.0.1 {port(server)}", "connect-retry 1 1")
         events = Events(vpn)
         async with vpn:
             await events.next(Up)
-            try:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 20, hard))
+            with descriptors(20) as take_all:
                 vpn.reconnect()
                 # The last session's socket is free again by then.
                 assert "asked to connect anew" in str((await events.next(Reconnecting)).error)
                 take_all()
                 assert os.strerror(errno.EMFILE) in str((await events.next(Reconnecting)).error)
                 assert vpn.state is State.RECONNECTING
-            finally:
-                for descriptor in taken:
-                    os.close(descriptor)
-                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             await events.next(Up)
             await vpn.ping("10.8.0.1", timeout=10)

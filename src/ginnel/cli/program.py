@@ -79,6 +79,14 @@ def run(arguments: list[str]) -> int:
             traceback.print_exc()
         where = error.filename or "this system"
         return _fail(f"{where}: {error.strerror or error}", DeviceError.exit_status)
+    except (MemoryError, RuntimeError) as error:
+        # Python's own words for a thread that the system refuses.
+        if isinstance(error, RuntimeError) and str(error) != "can't start new thread":
+            raise
+        if verbose:
+            traceback.print_exc()
+        what = "memory" if isinstance(error, MemoryError) else "room for another thread"
+        return _fail(f"this system has no {what} left; see `ulimit -a`", DeviceError.exit_status)
     return status if isinstance(status, int) else 0
 
 

@@ -223,7 +223,7 @@ class Client:
             return events.Closed(error, retry=not isinstance(error, AuthError)), False
         except OSError as error:
             reason = error.strerror or str(error) or "no answer in time"
-            return events.Closed(UnreachableError(f"cannot reach {describe(way.remote)}: {reason}"), retry=True), False
+            return events.Closed(_not_there(f"cannot reach {describe(way.remote)}", error, reason), retry=True), False
         with opened:
             return await self._hold(way, opened, number, patience)
 
@@ -266,12 +266,15 @@ class Client:
         now = time.monotonic()
         self._unresolved_since = self._unresolved_since or now
         reason = way.error.strerror or str(way.error)
+        failure = _not_there(f"cannot resolve {way.host}", way.error, reason)
         patient = self._config.resolv_retry is None or len(self._config.remotes) > 1
         retry = patient or now - self._unresolved_since < (self._config.resolv_retry or 0)
-        return events.Closed(UnreachableError(f"cannot resolve {way.host}: {reason}"), retry=retry)
+        return events.Closed(failure, retry=retry)
 
     def _worth_another(self, error: GinnelError, failures: int) -> bool:
-        """Each remote gets its chance."""
+        """Each remote gets its chance, and none of them helps where this machine is short of something."""
+        if isinstance(error, DeviceError):
+            return False
         if isinstance(error, RemoteProtocolError):
             return failures <= max(_PROTOCOL_FAILURES, len(self._config.remotes) - 1)
         return True
@@ -620,6 +623,12 @@ def _shown(push: PushReply) -> str:
     return escape(", ".join(text for text in push.options() if not text.startswith("auth-token")))
 
 
+def _not_there(what: str, error: OSError, reason: str) -> GinnelError:
+    """Whose fault it is: no server is to blame where this machine has no descriptor, memory or thread left."""
+    short = error.errno if error.errno in _SHORT else None
+    return UnreachableError(f"{what}: {reason}") if short is None else DeviceError(short, what)
+
+
 def _unanswered(prompt: events.Prompt) -> ConfigError:
     if prompt.kind in ("username", "password"):
         return ConfigError(
@@ -637,6 +646,7 @@ _KEY_PASSWORDS = 3
 # Seconds between looks at the file of revocation lists.
 _REVOCATIONS = 10.0
 _MOST_TOLD = 1000
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 # Seconds between looks at the count of compressed packets, at first and at last.
 _COMPRESSED, _COMPRESSED_AT_LAST = 1.0, 300.0
 # Addresses set aside for documentation (RFC 5737, RFC 3849): the way to them is the default route.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import os
 import socket
@@ -129,7 +130,8 @@ def _close_result(task: asyncio.Task[socket.socket]) -> None:
 
 async def _in_thread(act: Callable[[], Any]) -> Any:
     """Runs it on a thread of its own. Unlike an executor's, which the program's end waits for, it is left
-    behind when nobody waits for it any more: a resolver may take a minute to give up."""
+    behind when nobody waits for it any more: a resolver may take a minute to give up. Raises OSError (EAGAIN) where
+    none can be started."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
 
@@ -151,7 +153,11 @@ async def _in_thread(act: Callable[[], Any]) -> Any:
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(settle, value, error)
 
-    threading.Thread(target=run, name="ginnel-resolve", daemon=True).start()
+    thread = threading.Thread(target=run, name="ginnel-resolve", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        raise OSError(errno.EAGAIN, "no room for another thread") from None
     return await future
 
 
