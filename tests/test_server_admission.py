@@ -95,7 +95,8 @@ async def test_tokens_that_are_refused(wrong: str) -> None:
     house.people.add("carol", "other")
     key = bytes(32) if wrong == "another server's" else house.people.identity.token_key
     made = time.time() - (3 * 3600 if wrong == "too old" else 0)
-    token = AuthTokens(key, bytes).first("carol\0000.0" if wrong == "another user's" else "alice\0000.0", made)
+    whose = "carol" if wrong == "another user's" else "alice"
+    token = AuthTokens(key, bytes).first(f"{whose}\0alice\0000.0", made)
     assert await house.ask(house.login("alice", 1, token)) == Refusal("SESSION: token expired")
 
 
@@ -115,7 +116,7 @@ async def test_a_token_of_before_the_password_was_changed_counts_no_more(caplog:
 async def test_a_token_of_now_counts(caplog: pytest.LogCaptureFixture) -> None:
     """As the ones above are made, but for what is wrong with them."""
     house = House()
-    token = AuthTokens(house.people.identity.token_key, bytes).first("alice\0000.0", time.time())
+    token = AuthTokens(house.people.identity.token_key, bytes).first("alice\0alice\0000.0", time.time())
     assert isinstance(await house.ask(house.login("alice", 1, token)), PushReply)
 
 
@@ -298,6 +299,51 @@ async def test_passwords_can_not_be_guessed_one_after_the_other(
     began = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: began + 301)
     await house.enter(house.login("alice", 15, "secret"))
+
+
+async def test_passwords_that_come_at_a_time_are_no_more_guesses_and_right_ones_none() -> None:
+    house = House(client_certificate=False)
+    for number in range(30):
+        house.people.add(f"u{number}", "word")
+    guesses = [replace(house.login("alice", number, f"guess {number}"), name="") for number in range(60)]
+    assert {house.admission.gate(login) for login in guesses} == {None}
+    verdicts = [await asyncio.wait_for(house.verdicts.get(), 20) for _ in guesses]
+    assert verdicts.count(Refusal("wrong user name or password")) == 10
+    place = (0, "198.51.100.1", 4000)
+    right = [replace(house.login(f"u{number}", 100 + number, "word"), name="", path=place) for number in range(30)]
+    assert {house.admission.gate(login) for login in right} == {None}
+    assert all([isinstance(await asyncio.wait_for(house.verdicts.get(), 20), PushReply) for _ in right])
+
+
+async def test_who_has_no_certificate_does_not_learn_who_is_a_user(caplog: pytest.LogCaptureFixture) -> None:
+    house = House(client_certificate=False)
+    house.people.revoke("bob")
+    for name in ("alice", "bob", "nobody"):
+        told = []
+        for number in range(11):
+            login = ClientLogin(number, (0, f"192.0.2.{number}", 4000), "", None, name, "guess", {}, again=False)
+            # Nobody is refused at once: to look at a password takes its time.
+            assert house.admission.gate(login) is None
+            told.append(await asyncio.wait_for(house.verdicts.get(), 20))
+        wrong, wait = Refusal("wrong user name or password"), Refusal("too many wrong passwords; try again later")
+        assert told == [wrong] * 10 + [wait]
+    for reason in (
+        "the password is wrong",
+        "the user is revoked",
+        "unknown user",
+        "too many wrong passwords for nobody",
+    ):
+        assert f'reason="{reason}"' in caplog.text
+
+
+async def test_who_is_refused_again_and_again_fills_no_log_and_hides_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    house = House()
+    for number in range(100):
+        await house.ask(house.login("alice", 1, "secret", username=f"x{number}"))
+    house.people.revoke("bob")
+    await house.ask(house.login("bob", 2))
+    told = [record.fields["name"] for record in caplog.records if getattr(record, "event", None) == "refused"]  # type: ignore[attr-defined]
+    assert told == ["alice"] * 20 + ["bob"]
 
 
 @pytest.mark.parametrize(

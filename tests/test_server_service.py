@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import ginnel
-from ginnel.errors import AuthError, GinnelError
+from ginnel.errors import AuthError, GinnelError, UnreachableError
 from ginnel.openvpn.ovpn_file import read_ovpn
 from ginnel.openvpn.server import ClientLogin
 from ginnel.server import Client, Listen, Publish, Server, ServerConfig
@@ -207,6 +207,34 @@ async def test_hooks_decide_and_are_told() -> None:
         assert await asyncio.wait_for(gone.get(), 20) == "alice"
 
 
+async def test_the_hook_for_those_who_are_gone_runs_for_all_a_few_at_a_time_and_at_the_servers_end() -> None:
+    people = People()
+    names = [f"u{number}" for number in range(12)]
+    for name in names:
+        people.add(name)
+    running, most, told = 0, 0, []
+    go_on = asyncio.Event()
+
+    async def disconnected(client: Client, reason: str) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await go_on.wait()
+        running -= 1
+        told.append(client.name)
+
+    async with serving(people, disconnected=disconnected) as server, contextlib.AsyncExitStack() as exits:
+        for name in names:
+            await exits.enter_async_context(connecting(server, people, name))
+        for name in names[:10]:
+            server.kick(name)
+        await until(lambda: running == 8)
+        asyncio.get_running_loop().call_later(0.5, go_on.set)
+        await server.aclose()
+        assert (sorted(told), most) == (sorted(names), 8)
+    assert server.statistics()["endpoint"]["disconnected_hooks_lost"] == 0
+
+
 async def test_a_hook_that_fails_refuses_and_the_server_goes_on() -> None:
     people = People()
     people.add("alice")
@@ -217,7 +245,8 @@ async def test_a_hook_that_fails_refuses_and_the_server_goes_on() -> None:
             raise ZeroDivisionError
 
     async with serving(people, authenticate=authenticate) as server:
-        assert await refused(server, people, "alice") == ""
+        with pytest.raises(UnreachableError, match="try again later"):
+            await connecting(server, people, "alice", timeout=2).__aenter__()
         broken = False
         async with connecting(server, people, "alice") as alice:
             await reaches(alice, server)

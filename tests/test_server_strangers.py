@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import random
 import socket
@@ -21,6 +22,7 @@ from ginnel.openvpn.session import Session
 from ginnel.openvpn.tls_crypt_v2 import TlsCryptV2
 from ginnel.openvpn.wrap import StaticKey, TlsAuth, TlsCrypt, TlsCryptWrapper, Wrap
 from ginnel.server import Server
+from tests.harness.crowd import CrowdClient
 from tests.harness.people import People
 from tests.test_egress import until
 from tests.test_server_service import connecting, reaches, serving
@@ -249,6 +251,40 @@ async def test_connections_that_say_nothing_keep_nobody_else_out(
     told = [record for record in caplog.records if getattr(record, "event", None) == "tcp_crowded"]
     assert len(told) == 1
     assert ("127.0.0.1" in told[0].getMessage()) == (sources == 1)
+
+
+async def test_who_talks_and_moves_as_he_likes_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    people = People()
+    people.add("alice")
+    caplog.set_level(logging.INFO)
+
+    def told(event: str) -> list[logging.LogRecord]:
+        return [record for record in caplog.records if getattr(record, "event", None) == event]
+
+    async with serving(people) as server:
+        with contextlib.closing(await asyncio.to_thread(Connection, server, people)) as connection:
+            session = connection.session()
+            up = asyncio.to_thread(connection.run, session, lambda event: isinstance(event, events.Established))
+            await asyncio.wait_for(up, 20)
+            session.send_message("\0".join(f"x{number}" for number in range(100)))
+            connection.say(session)
+            await until(lambda: bool(told("notice")))
+            # The last one tells that all have come.
+            session.renegotiate(time.monotonic())
+            again = asyncio.to_thread(connection.run, session, lambda event: isinstance(event, events.NewKey))
+            await asyncio.wait_for(again, 20)
+            assert len(told("notice")) == 10
+        place = next(place for place in server.places if place.proto == "udp")
+        config = parse_ovpn(people.client_file("alice", f"remote {place.address} {place.port} udp"))
+        client = CrowdClient(config, settings.tls_context(config))
+        await asyncio.wait_for(client.up, 20)
+        for count in range(1, 31):
+            client.move()
+            client.ask(bytes([10, 8, 0, 1]))
+            await until(lambda count=count: server.statistics()["plane"]["floats"] == count)
+        await until(lambda: bool(told("moved")))
+        client.close()
+    assert 0 < len(told("moved")) <= 10
 
 
 async def test_sessions_that_fail_fill_no_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,11 +1,14 @@
 """Renegotiations: new keys, and when which one is used."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from ginnel.errors import AuthError
 from ginnel.openvpn import events
+from ginnel.openvpn.client import ClientPolicy
+from ginnel.openvpn.keys import KeyMessage
 from ginnel.openvpn.login import Login
 from ginnel.openvpn.packets import ControlPacket, Header, Opcode, PacketError
 from ginnel.openvpn.push import PushReply
@@ -198,6 +201,22 @@ def test_a_password_that_no_longer_holds_ends_a_renegotiation() -> None:
     pair = establish(make_pair(server={"verify": lambda *_: answers.pop(0)}))
     pair.client.session.renegotiate(pair.now)
     assert isinstance(closing(pair, pair.server).error, AuthError)
+
+
+class TurncoatPolicy(ClientPolicy):
+    """Is somebody else in each negotiation."""
+
+    names: tuple[str, ...] = ("alice", "bob")
+
+    def key_message(self) -> KeyMessage:
+        name, *self.names = self.names  # type: ignore[assignment]
+        return replace(super().key_message(), username=name, password="secret")
+
+
+def test_another_user_name_ends_a_renegotiation() -> None:
+    pair = establish(make_pair(policy=TurncoatPolicy, server={"verify": lambda *_: None}))
+    pair.client.session.renegotiate(pair.now)
+    assert "another user name" in str(closing(pair, pair.server).error)
 
 
 def test_messages_are_not_lost_across_a_renegotiation() -> None:

@@ -25,17 +25,14 @@ class CrowdClient:
     def __init__(self, config: ClientConfig, tls: TlsContext) -> None:
         self._loop = asyncio.get_running_loop()
         remote = config.remotes[0]
-        self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._sock.setblocking(False)
-        self._sock.connect((remote.host, remote.port))
         self._path = (0, remote.host, remote.port)
+        self._sock = self._open()
         self._channel = DataChannel()
         policy = ClientPolicy(
             settings.client_settings(config, remote, tls), settings.login(config, None), unix_time=time.time()
         )
         self._session = Session(policy, path=self._path, random=os.urandom, now=self._loop.time())
         self._timer: asyncio.TimerHandle | None = None
-        self._loop.add_reader(self._sock, self._receive)
         self.up: asyncio.Future[float] = self._loop.create_future()
         self.began = self._loop.time()
         self.address: bytes | None = None
@@ -48,9 +45,24 @@ class CrowdClient:
         packet = Echo(self.address, destination, 1, self.sent & 0xFFFF, bytes(200)).emit()
         self._send(self._channel.send_packet(packet, self._loop.time()))
 
+    def move(self) -> None:
+        """Sends from another port from now on."""
+        self._close()
+        self._sock = self._open()
+
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._close()
+
+    def _open(self) -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.setblocking(False)
+        sock.connect(self._path[1:])
+        self._loop.add_reader(sock, self._receive)
+        return sock
+
+    def _close(self) -> None:
         self._loop.remove_reader(self._sock)
         self._sock.close()
 

@@ -93,7 +93,8 @@ class People:
         return self.users.get(name)
 
     def check_password(self, name: str, password: str) -> bool:
-        return self.users[name].password == password
+        user = self.users.get(name)
+        return user is not None and user.password == password
 
     def is_revoked(self, serial: int) -> bool:
         return any(person.serial == serial and person.revoked for person in self.users.values())

@@ -7,6 +7,7 @@ use while that is decided, and a refusal ends the session.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -197,6 +198,9 @@ class ServerPolicy:
         first = self._first
         if (login.name, login.serial) != (first.name, first.serial):
             raise RemoteProtocolError("the client has another certificate in a renegotiation")
+        pushed = None if self._reply is None else self._reply.auth_token_user
+        if login.username != first.username and base64.b64encode(login.username.encode()).decode() != pushed:
+            raise RemoteProtocolError("the client has another user name in a renegotiation")
         verdict = self._ask(login)
         if verdict is not None:
             self._decide_again(verdict, self._session.last_heard)

@@ -23,10 +23,11 @@ from ginnel.openvpn.auth_token import EXPIRED, AuthTokens, is_token, session_of
 from ginnel.openvpn.push import PushReply
 from ginnel.openvpn.push_values import Ifconfig, IfconfigIpv6, Route, RouteIpv6
 from ginnel.openvpn.server import ClientLogin, Refusal, Verdict
+from ginnel.openvpn.strangers import origin
 from ginnel.server.clients import Client
 from ginnel.server.config import ServerConfig
 from ginnel.server.guesses import Guesses
-from ginnel.server.journal import tell
+from ginnel.server.journal import RarelyEach
 from ginnel.server.pool import Lease, Pool
 from ginnel.server.program import UndecidedError, ask_program
 from ginnel.server.records import Store, User
@@ -74,6 +75,8 @@ class Admission:
         # When the token that each session showed last was made: those before it are used up.
         self._shown = OrderedDict(store.shown_tokens())
         self._guesses = Guesses()
+        self._refused = RarelyEach("refused", level=logging.WARNING, most=MOST_TOLD)
+        self._nobody_decides = RarelyEach("undecided", level=logging.ERROR, most=MOST_TOLD)
         # The wall clock may be set while we run: tokens go by the time since the start.
         self._clock = time.time() - time.monotonic()
         self._tokens: AuthTokens | None = None
@@ -93,7 +96,11 @@ class Admission:
         except Exception as error:
             return self._undecided(login, error)
         if isinstance(user, Refusal):
-            return self._refuse(login, user.reason)
+            if self._config.client_certificate or login.peer in self._waiting:
+                return self._refuse(login, user.reason)
+            # Whoever has no certificate is to learn neither from words nor from the time who is a user.
+            self._later(login, self._reject(login, user))
+            return None
         if login.again and user.name != self._clients[login.peer].name:
             return self._refuse(login, "another user in a renegotiation")
         token: str | None = None
@@ -148,7 +155,7 @@ class Admission:
         name = login.name if self._config.client_certificate else login.username
         user = self._store.user(name)
         if user is None:
-            return Refusal("unknown user" if self._config.client_certificate else WRONG)
+            return Refusal("unknown user")
         if login.serial is not None and self._store.is_revoked(login.serial):
             what = "is revoked" if user.revoked else "was replaced by a new one"
             return Refusal(f"the certificate {what}")
@@ -161,11 +168,10 @@ class Admission:
     def _undecided(self, login: ClientLogin, error: Exception) -> Verdict:
         """For our sake: who is connected stays so, and others are to try again."""
         if login.again:
-            tell("undecided", level=logging.ERROR, name=login.name, reason=f"{error}; the client stays connected")
+            self._tell(self._nobody_decides, login, f"{error}; the client stays connected")
             return PushReply()
-        return self._refuse(
-            login, f"nobody can decide: {error}", event="undecided", told="try again later", backoff=BACKOFF
-        )
+        self._tell(self._nobody_decides, login, f"nobody can decide: {error}")
+        return Refusal("try again later", BACKOFF)
 
     def _is_latest(self, token: str) -> bool:
         session, _, made = session_of(token)
@@ -232,13 +238,8 @@ class Admission:
     async def _ask(self, login: ClientLogin, user: User) -> None:
         """The password, the program and the hook, in this order. Raises AuthError and UndecidedError."""
         wanted = user.has_password or not self._config.client_certificate
-        if wanted:
-            self._guesses.check(login, user.name)
-            async with self._hashing:
-                right = await asyncio.to_thread(_stored, self._store.check_password, user.name, login.password)
-            if not right:
-                self._guesses.count(login, user.name)
-                raise AuthError("the password is wrong", WRONG)
+        if wanted and not await self._is_password(login, user.name, known=True):
+            raise AuthError("the password is wrong", WRONG)
         if self._config.auth_program:
             await ask_program(
                 self._config.auth_program,
@@ -254,6 +255,28 @@ class Admission:
                 # Who forgot to raise meant no.
                 what = "False" if answer is False else f"a {type(answer).__name__}, and is to return None"
                 raise AuthError(f"authenticate returned {what}")
+
+    async def _is_password(self, login: ClientLogin, name: str, *, known: bool) -> bool:
+        """Takes as long, and counts as much, for a name that is no user's (not ``known``). Raises AuthError and
+        UndecidedError."""
+        self._guesses.check(login, name, known=known)
+        async with self._hashing:
+            self._guesses.check(login, name, known=known)
+            self._guesses.count(login, name, known=known)
+            right = await asyncio.to_thread(_stored, self._store.check_password, name, login.password)
+        if right and known:
+            self._guesses.right(login, name)
+        return right and known
+
+    async def _reject(self, login: ClientLogin, refusal: Refusal) -> None:
+        try:
+            await self._is_password(login, login.username, known=False)
+            verdict: Verdict = self._refuse(login, refusal.reason, told=WRONG)
+        except UndecidedError as error:
+            verdict = self._undecided(login, error)
+        except AuthError as error:
+            verdict = self._refuse(login, str(error), told=error.reason)
+        await self._conclude(login, verdict)
 
     def _let_in(self, login: ClientLogin, user: User, token: str | None) -> Verdict:
         if login.again:
@@ -315,19 +338,20 @@ class Admission:
                 return reason, "the address that is fixed for this user is none of the server's"
         return f"no address is free for {user.name}", "no address is free"
 
-    def _refuse(
-        self, login: ClientLogin, reason: str, *, event: str = "refused", told: str | None = None, backoff: int = 0
-    ) -> Refusal:
+    def _refuse(self, login: ClientLogin, reason: str, *, told: str | None = None, backoff: int = 0) -> Refusal:
         """Refused with a line in the log; the client is told the same, or what is better told to strangers."""
-        tell(
-            event,
-            level=logging.WARNING,
+        self._tell(self._refused, login, reason)
+        return Refusal(reason if told is None else told, backoff)
+
+    def _tell(self, event: RarelyEach, login: ClientLogin, reason: str) -> None:
+        """As often for each certificate, or for each place: whoever has none calls himself as he likes."""
+        event.tell(
+            login.name or origin(login.path[1]),
             name=login.name or None,
             username=login.username or None,
             remote=f"{login.path[1]}:{login.path[2]}",
             reason=reason,
         )
-        return Refusal(reason if told is None else told, backoff)
 
     def _options(self, lease: Lease, token: str | None = None, *, tcp: bool) -> PushReply:
         """What a client with these addresses is pushed."""
@@ -367,7 +391,7 @@ class Admission:
 
 def _subject(login: ClientLogin, user: User) -> str:
     """Whom a token is for: one of before a change of the password is for somebody else, whatever the clocks say."""
-    return f"{login.username}\0{user.password_since!r}"
+    return f"{user.name}\0{login.username}\0{user.password_since!r}"
 
 
 def _stored(ask: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
@@ -388,3 +412,5 @@ NOTING = 0.5
 # Seconds after which a client that was refused for our sake may try again.
 BACKOFF = 30
 MAX_TOKENS = 10_000
+# Refused logins a minute that are told of each certificate or place.
+MOST_TOLD = 20

@@ -12,35 +12,44 @@ from ginnel.openvpn.strangers import origin
 
 
 class Guesses:
-    """Counted for each user and for each place that logins come from; of the places and users beyond `MAX_KNOWN` those
-    are forgotten that were wrong longest ago."""
+    """Counted for each user and for each place that logins come from, and for each name that is no user's, so that
+    nobody learns which are. Of either kind beyond `MAX_KNOWN` those are forgotten that were wrong longest ago."""
 
     def __init__(self) -> None:
-        self._wrong: OrderedDict[tuple[str, str], Limiter] = OrderedDict()
+        self._wrong: dict[str, OrderedDict[str, Limiter]] = {kind: OrderedDict() for kind in MOST}
 
-    def check(self, login: ClientLogin, name: str) -> None:
+    def check(self, login: ClientLogin, name: str, *, known: bool) -> None:
         """Raises AuthError for who has to wait. The password is not looked at."""
         now = time.monotonic()
-        for key in _keys(login, name):
-            if key in self._wrong and self._wrong[key].exhausted(now):
-                what = f"too many wrong passwords {'for' if key[0] == 'user' else 'from'} {key[1]}"
+        for kind, key in _keys(login, name, known=known):
+            wrong = self._wrong[kind].get(key)
+            if wrong is not None and wrong.exhausted(now):
+                what = f"too many wrong passwords {'from' if kind == 'place' else 'for'} {key}"
                 raise AuthError(what, "too many wrong passwords; try again later")
 
-    def count(self, login: ClientLogin, name: str) -> None:
-        """The password was wrong."""
+    def count(self, login: ClientLogin, name: str, *, known: bool) -> None:
+        """A password is looked at, and counts as wrong until it is `right`: many at a time are no more than one
+        after the other."""
         now = time.monotonic()
-        for key in _keys(login, name):
-            self._wrong.setdefault(key, Limiter(MOST[key[0]], PERIOD)).allow(now)
-            self._wrong.move_to_end(key)
-        while len(self._wrong) > MAX_KNOWN:
-            self._wrong.popitem(last=False)
+        for kind, key in _keys(login, name, known=known):
+            wrong = self._wrong[kind]
+            wrong.setdefault(key, Limiter(MOST[kind], PERIOD)).allow(now)
+            wrong.move_to_end(key)
+            while len(wrong) > MAX_KNOWN:
+                wrong.popitem(last=False)
+
+    def right(self, login: ClientLogin, name: str) -> None:
+        """The password that was counted last for this login was not wrong."""
+        for kind, key in _keys(login, name, known=True):
+            if key in self._wrong[kind]:
+                self._wrong[kind][key].give_back()
 
 
-def _keys(login: ClientLogin, name: str) -> list[tuple[str, str]]:
-    return [("user", name), ("place", origin(login.path[1]))]
+def _keys(login: ClientLogin, name: str, *, known: bool) -> list[tuple[str, str]]:
+    return [("user" if known else "nobody", name), ("place", origin(login.path[1]))]
 
 
 # So many wrong passwords within so many seconds.
-MOST = {"user": 10, "place": 20}
+MOST = {"user": 10, "nobody": 10, "place": 20}
 PERIOD = 300.0
 MAX_KNOWN = 4096

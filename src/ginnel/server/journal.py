@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,24 @@ class Rarely:
             self._times = 0
 
 
+class RarelyEach:
+    """The same for each of many who can cause it, a user or a place: none keeps another's lines out. Of more than
+    `MAX_KNOWN` those are forgotten who were told of longest ago."""
+
+    def __init__(self, event: str, *, level: int = logging.INFO, most: int) -> None:
+        self._event = event
+        self._level = level
+        self._most = most
+        self._known: OrderedDict[str, Rarely] = OrderedDict()
+
+    def tell(self, who: str, **fields: Any) -> None:
+        rarely = self._known.setdefault(who, Rarely(self._event, level=self._level, most=self._most))
+        self._known.move_to_end(who)
+        if len(self._known) > MAX_KNOWN:
+            self._known.popitem(last=False)
+        rarely.tell(**fields)
+
+
 def _word(value: Any) -> str:
     text = escape(str(value))
     quoted = text.replace('"', '\\"')
@@ -58,3 +77,4 @@ def _word(value: Any) -> str:
 
 
 PERIOD = 60.0
+MAX_KNOWN = 4096

@@ -20,14 +20,15 @@ from ginnel.openvpn import events
 from ginnel.openvpn.commands import REPORTS, carry_out
 from ginnel.openvpn.endpoint import Endpoint, Limits
 from ginnel.openvpn.server import ServerPolicy, ServerSettings, Verdict
-from ginnel.openvpn.strangers import locks
+from ginnel.openvpn.strangers import locks, origin
 from ginnel.openvpn.tls import TlsContext, TlsSettings
 from ginnel.openvpn.tls_crypt_v2 import Metadata, ServerKey, TlsCryptV2Server
 from ginnel.server.admission import Admission
 from ginnel.server.clients import Client
 from ginnel.server.config import Listen, ServerConfig
+from ginnel.server.farewells import Farewells
 from ginnel.server.inner import Inner, UserSpace
-from ginnel.server.journal import Rarely, tell
+from ginnel.server.journal import Rarely, RarelyEach, tell
 from ginnel.server.listeners import Listeners
 from ginnel.server.pool import Pool
 from ginnel.server.records import Store
@@ -75,6 +76,13 @@ class Server:
         # Whoever has a client's file can make sessions fail, and a store fails each time that it is asked.
         self._failed = Rarely("failed", most=30)
         self._store_failed = Rarely("store_failed", level=logging.ERROR)
+        # Each user can come and go, roam and talk as it likes.
+        self._connected = RarelyEach("connected", most=MOST_SESSIONS_TOLD)
+        self._disconnected = RarelyEach("disconnected", most=MOST_SESSIONS_TOLD)
+        self._moved = RarelyEach("moved", most=MOST_TOLD)
+        self._notice = RarelyEach("notice", most=MOST_TOLD)
+        hook = self.config.disconnected
+        self._farewells = None if hook is None else Farewells(hook)
         self._turned_away = {what: Rarely("turned_away") for what in TURNED_AWAY}
         self._empty = asyncio.Event()
         self._closing = False
@@ -95,10 +103,13 @@ class Server:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Asks the clients to connect again, waits a moment until they know, and ends. Idempotent."""
+        """Asks the clients to connect again, waits a moment until they know, has the hook `disconnected` run for
+        them, and ends. Idempotent."""
         if not self._closing:
             self._closing = True
             await self._dismiss()
+            if self._farewells is not None:
+                await self._farewells.aclose(LAST_HOOKS)
             await asyncio.to_thread(self.store.settle)
         await self._exit.aclose()
 
@@ -175,8 +186,9 @@ class Server:
 
     def statistics(self) -> dict[str, Any]:
         """What `ginnel.openvpn.endpoint` and the data plane counted since the start."""
+        hooks_lost = 0 if self._farewells is None else self._farewells.lost
         return {
-            "endpoint": self._endpoint.statistics(),
+            "endpoint": {**self._endpoint.statistics(), "disconnected_hooks_lost": hooks_lost},
             "plane": self._plane.statistics(),
             "egress": self._inside.statistics(),
         }
@@ -293,8 +305,8 @@ class Server:
             if isinstance(report, events.PathClosed):
                 self._listeners.forget(report.path[0])
             elif isinstance(report, events.PeerFloat) and (client := self._clients.get(report.peer)) is not None:
-                tell("moved", name=client.name, remote=f"{report.path[1]}:{report.path[2]}", was=client.remote)
-                client.path = report.path
+                was, client.path = client.remote, report.path
+                self._moved.tell(client.name, name=client.name, remote=client.remote, was=was)
         self._advance()
         self._next_turn = self._loop.call_soon(self._receive) if self._waiting else None
 
@@ -342,7 +354,8 @@ class Server:
             case events.Closed(error):
                 self._bid_farewell(peer, error)
             case events.Notice(text):
-                tell("notice", **self._who(peer), text=text)
+                who = self._who(peer)
+                self._notice.tell(who.get("name", origin(self._policies[peer].path[1])), **who, text=text)
             case events.Rekeyed(key_id):
                 tell("rekeyed", level=logging.DEBUG, **self._who(peer), key_id=key_id)
             case _:
@@ -435,8 +448,8 @@ class Server:
     def _welcome(self, client: Client, news: events.Established) -> None:
         client.cipher, client.tls, client.since = news.cipher, news.tls, time.time()
         client.session = self._stored(-1, self.store.begin_session, client.name, client.remote)
-        tell(
-            "connected",
+        self._connected.tell(
+            client.name,
             name=client.name,
             remote=client.remote,
             transport=client.transport,
@@ -458,22 +471,16 @@ class Server:
             if not isinstance(error, AuthError):
                 self._failed.tell(name=name, remote=f"{host}:{port}", reason=reason)
         else:
-            tell("disconnected", name=client.name, remote=client.remote, rx=client.rx, tx=client.tx, reason=reason)
+            told = {"name": client.name, "remote": client.remote, "rx": client.rx, "tx": client.tx, "reason": reason}
+            self._disconnected.tell(client.name, **told)
             session = client.session
             rx, tx = self._traffic.get(client.name, (0, 0))
             self._traffic[client.name] = rx + client.rx, tx + client.tx
             self._stored(None, self.store.account, session, client.rx, client.tx)
             self._stored(None, self.store.end_session, session, reason)
-            if self.config.disconnected is not None:
-                self._spawn(self._run_disconnected(client, reason))
+            if self._farewells is not None:
+                self._farewells.add(client, reason)
         self._left.add(policy.path[0])
-
-    async def _run_disconnected(self, client: Client, reason: str) -> None:
-        assert self.config.disconnected is not None
-        try:
-            await self.config.disconnected(client, reason)
-        except Exception:
-            log.exception("the hook for clients that are gone failed")
 
     def _count(self, peer: int) -> None:
         client = self._clients.get(peer)
@@ -599,3 +606,8 @@ POLL = 0.5
 ACCOUNTING = 5.0
 # Seconds in which clients are told that the server ends.
 FAREWELL = 1.5
+# Seconds within which the hook has to end for those who were there at the end.
+LAST_HOOKS = 10.0
+# Lines a minute for each user: about sessions, and about all else.
+MOST_SESSIONS_TOLD = 60
+MOST_TOLD = 10
