@@ -250,7 +250,7 @@ log-append /var/log/openvpn.log
     assert (config.ping, config.ping_restart, config.hand_window) == (10, 60, 30)
     assert config.connect_retry == (5, 30)
     assert config.auth_user_pass == AuthUserPass("alice", "correct horse ")
-    assert [route.network for route in config.local.routes] == [IPv4Network("192.168.1.0/24")]
+    assert [route.network for route in config.local.routes] == [IPv4Network("192.168.1.0/24"), "remote_host"]
     assert config.local.dhcp_dns == (IPv4Address("192.168.1.1"),)
     assert config.local.redirect_gateway == ("def1", "bypass-dhcp")
     assert config.pull_filters == (PullFilter("ignore", "dhcp-option DNS"),)

@@ -95,6 +95,26 @@ def test_the_mtu_of_a_connection_block(machine: Machine, server: StockServer) ->
         client.stop()
 
 
+def test_addresses_and_routes_that_are_left_to_others(machine: Machine, server: StockServer) -> None:
+    before = machine.state()
+    for lines, addressed, led in (
+        (("route-noexec", "route-table 7"), True, False),
+        (("ifconfig-noexec", "route 10.99.0.0 255.255.0.0"), False, True),
+    ):
+        profile = replace(server.profile, client_options=(*server.profile.client_options, *lines))
+        with machine.start(profile, "--dev", "office0") as client:
+            client.wait_next("up")
+            assert ("inet " in client.run("ip", "address", "show", "dev", "office0")) == addressed
+            assert (way(client, "10.99.0.1") == "office0") == led
+            assert way(client, "1.2.3.4") != "office0"
+            client.stop()
+        assert machine.state() == before
+    profile = replace(server.profile, client_options=(*server.profile.client_options, "route-table 7"))
+    with machine.start(profile) as client:
+        assert client.process.wait(20) == 2, str(client.process)
+        assert "add route-noexec" in client.process.err.all()[-1]
+
+
 @pytest.mark.parametrize(("topology", "peer"), [("net30", "10.8.0.5"), ("p2p", "10.8.0.1")])
 def test_a_point_to_point_topology(
     network: Network, machine: Machine, server: StockServer, topology: str, peer: str

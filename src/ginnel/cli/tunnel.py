@@ -86,8 +86,14 @@ class Machine:
 def held(tunnel: Tunnel, config: ClientConfig) -> Iterator[Machine]:
     """Makes the device, and gives up every right of this process; takes everything back after the block.
 
-    Raises DeviceError where the system refuses.
+    Raises DeviceError where the system refuses, ConfigError for routes that it was told to set elsewhere.
     """
+    if config.route_table is not None and not config.route_noexec:
+        raise ConfigError(
+            "route-table: with --tun routes are set in the main table alone",
+            option="route-table",
+            instead="add route-noexec and set them yourself, or leave route-table out",
+        )
     rights.check()
     helper = rights.Rights()
     machine = None

@@ -210,6 +210,16 @@ def plan(wanted: Settings, device: str, present: Sequence[RouteChange]) -> list[
     return list(changes.values())
 
 
+def without_routes(wanted: Settings) -> Settings:
+    """``route-noexec``: who wrote it leads into the tunnel what he wants there."""
+    return replace(wanted, routes=(), flags=None, block_ipv6=False)
+
+
+def without_addresses(wanted: Settings) -> Settings:
+    """``ifconfig-noexec``."""
+    return replace(wanted, address=None, peer=None, address6=None)
+
+
 def without_ipv6(wanted: Settings) -> Settings:
     """For a device that can't carry it."""
     routes = tuple(wish for wish in wanted.routes if wish.network is None or wish.network.version == 4)

@@ -13,7 +13,7 @@ from typing import Any
 from ginnel._core import DataPlane
 from ginnel.errors import DeviceError
 from ginnel.network.outside import Outside
-from ginnel.network.plan import Settings, settings
+from ginnel.network.plan import Settings, settings, without_addresses, without_routes
 from ginnel.network.rights import ENDED, RefusedError, Rights
 from ginnel.openvpn import aio
 from ginnel.openvpn.config import ClientConfig
@@ -135,6 +135,10 @@ class KernelVpn(Vpn):
         wanted = self._wanted(self._push)
         self._outside.is_changed = True
         self._outside.inside = {str(own.ip) for own in (wanted.address, wanted.address6) if own is not None}
+        if self._config.route_noexec:
+            wanted = without_routes(wanted)
+        if self._config.ifconfig_noexec:
+            wanted = without_addresses(wanted)
         self._tell(await asyncio.to_thread(self._rights.configure, wanted))
 
     def _wanted(self, push: PushReply) -> Settings:

@@ -173,6 +173,9 @@ class ClientConfig:
     explicit_exit_notify: int = 0
     pull_filters: tuple[PullFilter, ...] = ()
     route_nopull: bool = False
+    route_noexec: bool = False
+    route_table: int | None = None
+    ifconfig_noexec: bool = False
     local: PushReply = field(default_factory=PushReply)
     setenv: tuple[tuple[str, str], ...] = ()
     push_peer_info: bool = False

@@ -178,6 +178,9 @@ _TABLE = [
         dns="WHAT …",
         pull_filter="accept|ignore|reject TEXT",
         route_nopull="",
+        route_noexec="",
+        route_table="TABLE",
+        ifconfig_noexec="",
         # The file itself.
         ignore_unknown_option="NAME …",
         verb="LEVEL",
@@ -196,7 +199,7 @@ _TABLE = [
     ),
     *_ignored(
         "user group chroot setcon",
-        "ginnel needs no rights that it could give up; it runs as the user who starts it",
+        "ginnel needs no rights; with --tun it becomes the user who called sudo, or nobody, by itself",
     ),
     *_ignored(
         "sndbuf rcvbuf txqueuelen socket-flags passtos mtu-disc mtu-test mark nice mlock shaper",
@@ -213,10 +216,10 @@ _TABLE = [
         "management-log-cache management-client management-client-user management-client-group",
         "there is no management interface",
     ),
+    *_ignored("block-outside-dns register-dns", "it is for Windows"),
     *_ignored(
-        "block-outside-dns register-dns ifconfig-noexec route-noexec route-table max-routes iproute lladdr "
-        "route-ipv6-gateway allow-pull-fqdn",
-        "it is about this machine's own network, which stays as it is",
+        "max-routes iproute lladdr route-ipv6-gateway allow-pull-fqdn",
+        "this machine's own network stays as it is; with --tun ginnel speaks to the kernel by itself",
     ),
     *_ignored(
         "link-mtu udp-mtu tun-mtu-extra",

@@ -140,6 +140,9 @@ MEANINGS: dict[str, tuple[str, ...]] = {
     "dns": ("names: {all}",),
     "pull-filter": ("options of the server that begin with '{1}': {0}",),
     "route-nopull": ("the server's routes and name servers are not taken over",),
+    "route-noexec": ("with --tun no route is set, nor IPv6 blocked: what leads into the tunnel is up to you",),
+    "route-table": ("for --tun alone, which has the main table and refuses another unless there is route-noexec",),
+    "ifconfig-noexec": ("with --tun the device has no address but those that you give it",),
     "ignore-unknown-option": ("unknown options of these names are left out: {all}",),
     "verb": ("log level {0}",),
 }

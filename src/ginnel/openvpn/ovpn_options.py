@@ -236,9 +236,11 @@ def _dev_type(draft: Draft, statement: Statement) -> None:
 
 
 def _local(draft: Draft, statement: Statement) -> None:
-    if statement.name == "route" and statement.words[0] in ("vpn_gateway", "net_gateway", "remote_host"):
-        draft.warn(f"a route to {statement.words[0]} is for the machine's own network, which stays as it is")
+    if statement.name == "route" and statement.words[0] == "net_gateway":
+        draft.warn("net_gateway is reached as before, and has no effect")
         return
+    if statement.name == "route" and statement.words[0] in ("vpn_gateway", "remote_host"):
+        draft.warn(f"a route to {statement.words[0]} is set with --tun alone: without, no route of this machine's is")
     text = " ".join([statement.name, *map(quote, statement.words)])
     reason = complaint(text)
     if reason is None:
@@ -329,6 +331,9 @@ TAKERS: dict[str, Taker] = {
     ),
     "pull-filter": _pull_filter,
     "route-nopull": _flag("route_nopull"),
+    "route-noexec": _flag("route_noexec"),
+    "route-table": _number("route_table", 0, MAX_INT),
+    "ifconfig-noexec": _flag("ifconfig_noexec"),
     "ignore-unknown-option": _forgive,
     "verb": _number("verb", 0, MAX_INT),
 }
