@@ -19,6 +19,7 @@ from ginnel.openvpn.push import PushReply
 from ginnel.openvpn.server import ClientLogin, Refusal, Verdict
 from ginnel.server import Client, ServerConfig
 from ginnel.server.admission import Admission
+from ginnel.server.clients import Clients
 from tests.harness.people import People
 from tests.harness.process import no_descriptors
 
@@ -33,7 +34,7 @@ class House:
         self.people = People()
         self.people.add("alice", "secret")
         self.people.add("bob")
-        self.clients: dict[int, Client] = {}
+        self.clients = Clients()
         self.displaced: list[str] = []
         self.verdicts: asyncio.Queue[Verdict] = asyncio.Queue()
         self.admission = Admission(
@@ -134,7 +135,7 @@ async def test_tokens_outlive_the_server_and_those_that_were_replaced_do_not() -
     after.admission = Admission(
         ServerConfig(),
         house.people,
-        {},
+        Clients(),
         is_tcp=lambda number: False,
         displace=lambda name, peer: None,
         count=lambda peer: None,
@@ -209,6 +210,18 @@ async def test_who_is_revoked_while_others_are_asked_stays_out() -> None:
     house.admission.use(replace(ServerConfig(), authenticate=authenticate))
     assert await house.ask(house.login("alice", 1, "secret")) == Refusal("the certificate is revoked")
     assert house.clients == {}
+
+
+async def test_a_user_of_several_sessions_is_found_by_name_while_there_is_one() -> None:
+    house = House(duplicate_cn=True)
+    for peer, name in enumerate(("bob", "alice", "bob")):
+        await house.enter(house.login(name, peer, "secret" if name == "alice" else ""))
+    assert [client.peer for client in house.clients.named("bob")] == [0, 2]
+    house.admission.forget(0)
+    assert [client.peer for client in house.clients.named("bob")] == [2]
+    house.admission.forget(2)
+    assert house.clients.named("bob") == []
+    assert list(house.clients) == [1]
 
 
 async def test_what_goes_wrong_here_keeps_newcomers_waiting_and_throws_nobody_out(

@@ -24,7 +24,7 @@ from ginnel.openvpn.push import PushReply
 from ginnel.openvpn.push_values import Ifconfig, IfconfigIpv6, Route, RouteIpv6
 from ginnel.openvpn.server import ClientLogin, Refusal, Verdict
 from ginnel.openvpn.strangers import origin
-from ginnel.server.clients import Client
+from ginnel.server.clients import Client, Clients
 from ginnel.server.config import ServerConfig
 from ginnel.server.guesses import Guesses
 from ginnel.server.journal import RarelyEach
@@ -46,7 +46,7 @@ class Admission:
         self,
         config: ServerConfig,
         store: Store,
-        clients: dict[int, Client],
+        clients: Clients,
         *,
         scratch: Path | None = None,
         is_tcp: Callable[[int], bool],
@@ -138,12 +138,12 @@ class Admission:
         if (task := self._waiting.pop(peer, None)) is not None:
             task.cancel()
         self._noted.discard(peer)
-        client = self._clients.pop(peer, None)
+        client = self._clients.remove(peer)
         if client is not None:
             self._pool.give_back(peer, client.lease)
             # Of a newcomer that was refused after all: whom it was to replace has them still.
-            for other in self._clients.values():
-                if other.name == client.name and other.lease == client.lease:
+            for other in self._clients.named(client.name):
+                if other.lease == client.lease:
                     self._pool.hold(other.peer, other.lease)
         return client
 
@@ -187,10 +187,8 @@ class Admission:
     def _elsewhere(self, user: User, login: ClientLogin) -> Client | None:
         """Where the user is logged in and alive. A client that begins anew at the same address replaces itself."""
         patience = 1.5 * self._config.keepalive[0]
-        for client in self._clients.values():
-            if client.name != user.name or client.session is None or client.leaving:
-                continue
-            if client.path[1] != login.path[1]:
+        for client in self._clients.named(user.name):
+            if client.is_inside and client.path[1] != login.path[1]:
                 self._count(client.peer)
                 if time.monotonic() - client.heard < patience:
                     return client
@@ -283,7 +281,7 @@ class Admission:
             return PushReply(auth_token=token)
         over: list[int] = []
         if not self._config.duplicate_cn:
-            over = [peer for peer, client in self._clients.items() if client.name == user.name]
+            over = [client.peer for client in self._clients.named(user.name)]
         if len(self._clients) - len(over) >= self._config.max_clients:
             reason = f"the server is full: max_clients is {self._config.max_clients}"
             return self._refuse(login, reason, told="the server is full", backoff=BACKOFF)
@@ -304,7 +302,7 @@ class Admission:
         if user.address is None and not self._config.duplicate_cn and held != (lease.address, lease.address6):
             self._store.set_lease(user.name, lease.address, lease.address6)
             self._noted.add(login.peer)
-        self._clients[login.peer] = Client(
+        client = Client(
             peer=login.peer,
             name=user.name,
             username=login.username,
@@ -316,6 +314,7 @@ class Admission:
             serial=login.serial,
             peer_info=login.peer_info,
         )
+        self._clients.add(client)
         return self._options(lease, token, tcp=self._is_tcp(login.path[0]))
 
     def _take_over(self, login: ClientLogin, verdict: Verdict) -> Verdict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
@@ -41,6 +41,11 @@ class Client:
     rx_rate: float = 0.0
     tx_rate: float = 0.0
     measured: tuple[float, int, int] = field(default_factory=lambda: (time.monotonic(), 0, 0))
+
+    @property
+    def is_inside(self) -> bool:
+        """Its tunnel is open, and it was not told to go."""
+        return self.session is not None and not self.leaving
 
     @property
     def address(self) -> IPv4Address:
@@ -93,3 +98,37 @@ class Client:
             "tls": self.tls,
             "version": self.version,
         }
+
+
+class Clients(Mapping[int, Client]):
+    """Those who were let in, by peer, and by name: who comes is not looked for among all of them."""
+
+    def __init__(self) -> None:
+        self._by_peer: dict[int, Client] = {}
+        self._by_name: dict[str, dict[int, Client]] = {}
+
+    def __getitem__(self, peer: int) -> Client:
+        return self._by_peer[peer]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._by_peer)
+
+    def __len__(self) -> int:
+        return len(self._by_peer)
+
+    def named(self, name: str) -> list[Client]:
+        """A user's, who came first in front."""
+        return list(self._by_name.get(name, {}).values())
+
+    def add(self, client: Client) -> None:
+        self._by_peer[client.peer] = client
+        self._by_name.setdefault(client.name, {})[client.peer] = client
+
+    def remove(self, peer: int) -> Client | None:
+        client = self._by_peer.pop(peer, None)
+        if client is not None:
+            own = self._by_name[client.name]
+            del own[peer]
+            if not own:
+                del self._by_name[client.name]
+        return client

@@ -24,7 +24,7 @@ from ginnel.openvpn.strangers import locks, origin
 from ginnel.openvpn.tls import TlsContext, TlsSettings
 from ginnel.openvpn.tls_crypt_v2 import Metadata, ServerKey, TlsCryptV2Server
 from ginnel.server.admission import Admission
-from ginnel.server.clients import Client
+from ginnel.server.clients import Client, Clients
 from ginnel.server.config import Listen, ServerConfig
 from ginnel.server.farewells import Farewells
 from ginnel.server.inner import Inner, UserSpace
@@ -62,7 +62,7 @@ class Server:
         self.store = store
         self.started = time.time()
         self._exit = contextlib.AsyncExitStack()
-        self._clients: dict[int, Client] = {}
+        self._clients = Clients()
         self._policies: dict[int, ServerPolicy] = {}
         self._left: set[int] = set()
         # Of sessions that are over, by the user's name.
@@ -131,7 +131,7 @@ class Server:
     @property
     def clients(self) -> list[Client]:
         """Those whose tunnel is open, and who were not told to go."""
-        return [client for client in self._clients.values() if client.session is not None and not client.leaving]
+        return [client for client in self._clients.values() if client.is_inside]
 
     def count(self) -> None:
         """Brings the clients' counters up to this moment; without, they are looked at every few seconds."""
@@ -152,7 +152,7 @@ class Server:
         """Ends a user's sessions, and their data at once; the number of them. Clients are asked to connect again, and
         who may does."""
         now = self._loop.time()
-        clients = [client for client in self._clients.values() if client.name == name]
+        clients = self._clients.named(name)
         for client in clients:
             tell("kicked", name=client.name, remote=client.remote, reason=reason)
             session = self._endpoint.session(client.peer)
@@ -250,7 +250,7 @@ class Server:
         self.store.set_inner(self.pool)
 
     def _address_of(self, name: str) -> str | None:
-        return next((str(client.address) for client in self.clients if client.name == name), None)
+        return next((client.lease.text for client in self._clients.named(name) if client.is_inside), None)
 
     async def _dismiss(self) -> None:
         self._listeners.close()
@@ -410,9 +410,10 @@ class Server:
 
     def _displace(self, name: str, newcomer: int) -> None:
         now = self._loop.time()
-        for peer, client in list(self._clients.items()):
+        for client in self._clients.named(name):
+            peer = client.peer
             session = self._endpoint.session(peer)
-            if client.name != name or peer == newcomer or session is None or client.leaving:
+            if peer == newcomer or session is None or client.leaving:
                 continue
             if session.tunnel is None or client.path == self._clients[newcomer].path:
                 session.finish(GinnelError(ANEW), retry=False)
@@ -441,8 +442,8 @@ class Server:
 
     def _lead_back(self, gone: Client) -> None:
         """Networks behind a user with several sessions are reached through the latest, and after it through another."""
-        for client in self.clients:
-            if gone.routes and client.name == gone.name and client.peer != gone.peer:
+        for client in self._clients.named(gone.name) if gone.routes else ():
+            if client.is_inside and client.peer != gone.peer:
                 self._lead_to(client)
 
     def _welcome(self, client: Client, news: events.Established) -> None:
