@@ -47,6 +47,11 @@ impl Header {
         }
     }
 
+    /// Whether a datagram is a data packet, by its opcode.
+    pub fn is_data(datagram: &[u8]) -> bool {
+        datagram.first().is_some_and(|first| matches!(first >> 3, P_DATA_V1 | P_DATA_V2))
+    }
+
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..self.len.into()]
     }

@@ -19,7 +19,7 @@ mod sending;
 mod table;
 mod unthreaded;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -46,7 +46,7 @@ use crate::{Nanos, SECOND, mss};
 /// A way to a peer: the number of one of our sockets and the address on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Path {
-    pub socket: u32,
+    pub socket: u64,
     pub address: SocketAddr,
 }
 
@@ -109,7 +109,7 @@ impl Plane {
     }
 
     /// The lane whose thread reads this socket.
-    pub fn lane_of(&self, socket: u32) -> usize {
+    pub fn lane_of(&self, socket: u64) -> usize {
         socket as usize % self.lanes.len()
     }
 
@@ -119,11 +119,11 @@ impl Plane {
     pub fn receive<T>(&self, lane: usize, work: impl FnOnce(&mut Receiving) -> T) -> T {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         let half = lock(&self.lanes[lane].receiving.0);
-        let mut receiving = Receiving { plane: self, lane, table, half, moved: Vec::new() };
+        let mut receiving = Receiving { plane: self, lane, table, half, asked: None, moved: Vec::new() };
         let result = work(&mut receiving);
         let moved = receiving.moved;
         drop((receiving.half, receiving.table));
-        moved.into_iter().for_each(|(number, path)| self.float(number, path));
+        moved.into_iter().for_each(|(number, path, asked)| self.float(number, path, asked));
         result
     }
 
@@ -272,8 +272,24 @@ impl Plane {
     }
 
     /// Says whether a socket is a stream, whose packets all come from whoever is at its other end.
-    pub fn set_stream(&self, socket: u32, is_stream: bool) {
+    pub fn set_stream(&self, socket: u64, is_stream: bool) {
         self.table.write().unwrap_or_else(PoisonError::into_inner).set_stream(socket, is_stream);
+    }
+
+    /// Which of our addresses the peer at this path writes to, as far as its socket knows. See
+    /// [`Receiving::asked_anew`].
+    pub fn set_asked(&self, path: &Path, asked: Option<IpAddr>) {
+        self.table.write().unwrap_or_else(PoisonError::into_inner).set_asked(path, asked);
+    }
+
+    /// Whether a peer is at this path.
+    pub fn is_held(&self, path: &Path) -> bool {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).is_held(path)
+    }
+
+    /// How many peers there are.
+    pub fn peers(&self) -> usize {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// A control packet was sent on this path: what comes back on it is no stranger's.
@@ -352,15 +368,19 @@ impl Plane {
         work(&mut receiving, &mut lock(&sending.0))
     }
 
-    /// Moves a peer to the path of its newest packet, which was authentic.
-    fn float(&self, number: u32, path: Path) {
+    /// Moves a peer to the path of its newest packet, which was authentic and sent to this address of ours.
+    fn float(&self, number: u32, path: Path, asked: Option<IpAddr>) {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        if table.get(number).is_some_and(|place| place.path == path) {
+            return table.set_asked(&path, asked);
+        }
         let Some(place) = table.get(number).filter(|place| table.may_float(place, &path)) else { return };
         if !self.events().has_room() {
             return;
         }
         let Lane { receiving, sending } = &self.lanes[place.lane];
         table.float(number, path);
+        table.set_asked(&path, asked);
         lock(&receiving.0).counters.floats += 1;
         if let Some(peer) = lock(&sending.0).peers.get_mut(&number) {
             peer.path = path;

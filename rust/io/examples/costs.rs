@@ -110,7 +110,7 @@ fn ipv4(protocol: u8, len: usize) -> Vec<u8> {
 
 struct Party {
     pump: Pump,
-    socket: u32,
+    socket: u64,
     address: SocketAddr,
 }
 

@@ -12,6 +12,7 @@ mod turns;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -82,12 +83,12 @@ impl Pump {
 
     /// Takes a UDP socket over. On an error (ESHUTDOWN once the threads have ended) the descriptor
     /// stays the caller's. A `header` that isn't empty is for a SOCKS5 relay at the other end.
-    pub fn add_udp(&self, descriptor: RawFd, header: Vec<u8>) -> io::Result<u32> {
+    pub fn add_udp(&self, descriptor: RawFd, header: Vec<u8>) -> io::Result<u64> {
         self.add(|| Ok(Socket::Udp(UdpSocket::adopt(descriptor, header)?)))
     }
 
     /// Takes a connected TCP socket over, as [`Pump::add_udp`] does a UDP socket.
-    pub fn add_tcp(&self, descriptor: RawFd) -> io::Result<u32> {
+    pub fn add_tcp(&self, descriptor: RawFd) -> io::Result<u64> {
         self.add(|| Ok(Socket::Tcp(TcpSocket::adopt(descriptor)?)))
     }
 
@@ -97,7 +98,7 @@ impl Pump {
     }
 
     /// Closes a socket; none of this number is no error if there once was one.
-    pub fn remove_socket(&self, number: u32) -> Result<(), UnknownSocket> {
+    pub fn remove_socket(&self, number: u64) -> Result<(), UnknownSocket> {
         let mut sockets = lock(&self.shared.sockets);
         if number >= sockets.next {
             return Err(UnknownSocket);
@@ -116,6 +117,19 @@ impl Pump {
             self.shared.wake();
         }
         result
+    }
+
+    /// A peer that was heard at this path.
+    pub fn new_peer(&self, number: u32, path: Path, peer_id: Option<u32>) -> Result<(), CommandError> {
+        let socket = lock(&self.shared.sockets).table.get(&path.socket).cloned();
+        self.command(|plane, now| plane.new_peer(number, path, peer_id, now))?;
+        if let Some(Socket::Udp(socket)) = socket.as_deref()
+            && let Some(asked) = socket.asked_by(&path.address, false)
+        {
+            self.shared.plane.set_asked(&path, Some(asked));
+            self.shared.keep_asked(path, asked);
+        }
+        Ok(())
     }
 
     /// Sends a control packet before it returns. What the socket does not take is counted.
@@ -209,7 +223,7 @@ impl Pump {
         Ok(())
     }
 
-    fn add(&self, adopt: impl FnOnce() -> io::Result<Socket>) -> io::Result<u32> {
+    fn add(&self, adopt: impl FnOnce() -> io::Result<Socket>) -> io::Result<u64> {
         if !lock(&self.shared.sockets).is_served() {
             return Err(Errno::SHUTDOWN.into());
         }
@@ -239,11 +253,13 @@ impl Pump {
             }
             Some(socket) => {
                 drop(sockets);
-                match member::write(&socket, &mut [datagram], &mut Sender::new(), &mut counters.sockets) {
+                let mut sender = Sender::new();
+                match member::write(&socket, &mut [datagram], &mut sender, &mut counters.sockets) {
                     Ok(0) => counters.sockets.tx_socket_full += 1,
                     Ok(_) => {}
                     Err(_) => counters.sockets.tx_closed += 1,
                 }
+                self.shared.forget_asked(&mut sender);
             }
             None => counters.sockets.tx_closed += 1,
         }
@@ -270,7 +286,7 @@ pub struct Threads {
     pub apart: bool,
 }
 
-type Table = BTreeMap<u32, Arc<Socket>>;
+type Table = BTreeMap<u64, Arc<Socket>>;
 
 /// What the threads and their commanders share.
 struct Shared {
@@ -288,13 +304,16 @@ struct Shared {
     waiting: Arc<Budget>,
 }
 
+/// A datagram that came, and to which of our addresses, where its socket has several.
+type Arrived = (Datagram, Option<IpAddr>);
+
 /// What others have for a lane's threads.
 struct Lane {
     /// What wakes the thread of its way in, and the thread of its way out: the same, if that is one.
     inward: Arc<Waker>,
     outward: Arc<Waker>,
     /// Datagrams that came on another lane's socket.
-    datagrams: Handed<Datagram>,
+    datagrams: Handed<Arrived>,
     /// Inner packets that came in by another thread.
     packets: Handed<Packet>,
     /// Packets of commands for streams.
@@ -318,7 +337,7 @@ impl Lane {
 #[derive(Default)]
 struct Sockets {
     table: Table,
-    next: u32,
+    next: u64,
     /// How often the table has been changed, and up to which change each thread has followed.
     changes: u64,
     followed: Vec<u64>,
@@ -375,6 +394,22 @@ impl Shared {
         }
     }
 
+    /// What goes to a peer leaves from this address of ours, whoever else writes to the socket meanwhile.
+    fn keep_asked(&self, path: Path, asked: IpAddr) {
+        let socket = lock(&self.sockets).table.get(&path.socket).cloned();
+        let Some(Socket::Udp(socket)) = socket.as_deref() else { return };
+        if socket.keep_asked(path.address, asked) > SPARE + 2 * self.plane.peers() {
+            let is_held = |address| self.plane.is_held(&Path { socket: path.socket, address });
+            let gone = socket.kept().into_iter().filter(|&address| !is_held(address));
+            gone.for_each(|address| socket.forget_asked(&address));
+        }
+    }
+
+    /// What was refused may have left from an address that is ours no longer.
+    fn forget_asked(&self, sender: &mut Sender) {
+        sender.refused.drain(..).for_each(|path| self.plane.set_asked(&path, None));
+    }
+
     fn publish(&self, counters: &mut Counters) {
         lock(&self.counters).add(&std::mem::take(counters));
     }
@@ -404,7 +439,7 @@ impl Shared {
     }
 
     /// A socket failed for good, as one of the threads has found.
-    fn fail(&self, number: u32, errno: Errno) {
+    fn fail(&self, number: u64, errno: Errno) {
         let mut sockets = lock(&self.sockets);
         let Some(socket) = self.take_out(&mut sockets, number) else { return };
         sockets.changes += 1;
@@ -421,7 +456,7 @@ impl Shared {
         }
     }
 
-    fn take_out(&self, sockets: &mut Sockets, number: u32) -> Option<Arc<Socket>> {
+    fn take_out(&self, sockets: &mut Sockets, number: u64) -> Option<Arc<Socket>> {
         let socket = sockets.table.remove(&number)?;
         if socket.is_stream() {
             self.plane.set_stream(number, false);
@@ -461,4 +496,32 @@ const WAITING: usize = 32 << 20;
 /// A lock whose poison is ignored: a panic ends the threads, and what it left is only read after.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How many of those who were peers once a socket may know, beside as many as there are.
+const SPARE: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::net;
+    use std::os::fd::IntoRawFd;
+
+    use ginnel_core::device::{Device, Kind, Side};
+
+    use super::*;
+
+    #[test]
+    fn no_socket_has_the_number_of_one_that_there_was() {
+        let end = Device::new(Kind::Tun, 1500, 10).attach(Side::Application).unwrap();
+        let threads = Threads { lanes: 1, apart: false };
+        let pump = Pump::start(Inner::memory(end), threads, Pool::new(16)).unwrap();
+        let add =
+            || pump.add_udp(net::UdpSocket::bind("127.0.0.1:0").unwrap().into_raw_fd(), Vec::new()).unwrap();
+        let first = add();
+        // As after so many connections of strangers.
+        lock(&pump.shared.sockets).next = u32::MAX.into();
+        let later = [add(), add()];
+        assert!(!later.contains(&first) && later[0] < later[1], "{first} {later:?}");
+        assert_eq!(lock(&pump.shared.sockets).table.len(), 3);
+    }
 }

@@ -11,7 +11,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ginnel_core::plane::Datagram;
+use ginnel_core::header::Header;
+use ginnel_core::plane::{Datagram, Path};
 use ginnel_core::socks;
 use rustix::io::Errno;
 use rustix::net::{SocketType, sockopt};
@@ -26,7 +27,7 @@ pub struct UdpSocket {
     local: SocketAddr,
     gso: AtomicBool,
     /// For a socket of every address of ours.
-    asked: Option<Mutex<Asked>>,
+    asked: Option<Box<Mutex<Asked>>>,
     /// What a relay wants before each datagram; empty without one.
     header: Vec<u8>,
 }
@@ -48,7 +49,7 @@ impl UdpSocket {
             Ok((local, connected, gso))
         })?;
         let is_ipv6 = local.is_ipv6();
-        let asked = (local.ip().is_unspecified() && connected.is_none()).then(Mutex::default);
+        let asked = (local.ip().is_unspecified() && connected.is_none()).then(Box::default);
         let (local, gso) = (canonical(local), AtomicBool::new(gso));
         Ok(UdpSocket { descriptor, is_ipv6, connected, local, gso, asked, header })
     }
@@ -61,6 +62,36 @@ impl UdpSocket {
     /// What a datagram that came is about, without a relay's header; `None` if that is malformed.
     pub fn content<'a>(&self, datagram: &'a [u8]) -> Option<&'a [u8]> {
         if self.header.is_empty() { Some(datagram) } else { socks::payload(datagram) }
+    }
+
+    /// A control packet came from there, to this address of ours.
+    pub fn note_asked(&self, remote: SocketAddr, local: Option<IpAddr>) {
+        if let (Some(asked), Some(local)) = (&self.asked, local) {
+            lock(asked).insert(remote, local);
+        }
+    }
+
+    /// Which of our addresses that one wrote to, a peer with data or anybody with control packets.
+    pub fn asked_by(&self, remote: &SocketAddr, is_data: bool) -> Option<IpAddr> {
+        self.asked.as_ref().and_then(|asked| lock(asked).get(remote, is_data))
+    }
+
+    /// The same of a peer's, until it is forgotten. Returns how many are kept.
+    pub fn keep_asked(&self, remote: SocketAddr, local: IpAddr) -> usize {
+        let Some(mut asked) = self.asked.as_deref().map(lock) else { return 0 };
+        asked.peers.insert(remote, local);
+        asked.peers.len()
+    }
+
+    /// Of whom it is kept.
+    pub fn kept(&self) -> Vec<SocketAddr> {
+        self.asked.as_ref().map(|asked| lock(asked).peers.keys().copied().collect()).unwrap_or_default()
+    }
+
+    pub fn forget_asked(&self, remote: &SocketAddr) {
+        if let Some(asked) = &self.asked {
+            lock(asked).forget(remote);
+        }
     }
 
     /// What the kernel has dropped for want of room since the socket was made. SO_RXQ_OVFL would
@@ -83,12 +114,14 @@ impl UdpSocket {
     }
 }
 
-/// Which of our addresses each remote one last wrote to: answers must come from there. Between one and two
-/// generations of them are known, as anybody may write to us from anywhere.
+/// Which of our addresses each remote one last sent a control packet to: answers must come from there. Between one
+/// and two generations of them are known, as anybody may write to us from anywhere. Those of peers are kept besides, as
+/// what is authentic says, and nobody else drives them out.
 #[derive(Default)]
 struct Asked {
     young: HashMap<SocketAddr, IpAddr>,
     old: HashMap<SocketAddr, IpAddr>,
+    peers: HashMap<SocketAddr, IpAddr>,
 }
 
 impl Asked {
@@ -102,11 +135,19 @@ impl Asked {
         self.young.insert(remote, local);
     }
 
-    fn get(&self, remote: &SocketAddr) -> Option<IpAddr> {
-        self.young.get(remote).or_else(|| self.old.get(remote)).copied()
+    /// Where to answer from: data as what is authentic says, and control packets as whoever writes from there says,
+    /// who may be another client after the first.
+    fn get(&self, remote: &SocketAddr, is_data: bool) -> Option<IpAddr> {
+        let (peers, written) = (&self.peers, || self.young.get(remote).or_else(|| self.old.get(remote)));
+        let found = match is_data {
+            true => peers.get(remote).or_else(written),
+            false => written().or_else(|| peers.get(remote)),
+        };
+        found.copied()
     }
 
     fn forget(&mut self, remote: &SocketAddr) {
+        self.peers.remove(remote);
         self.young.remove(remote);
         self.old.remove(remote);
     }
@@ -130,6 +171,8 @@ pub struct Receiver {
     lengths: [(usize, usize, usize); RECEIVED],
     /// How many messages are asked for.
     asked_for: usize,
+    /// Whether the socket that was read last has several addresses of ours.
+    several: bool,
 }
 
 /// A message that was received: datagrams of `segment` bytes each, the last perhaps shorter.
@@ -137,6 +180,8 @@ pub struct Message<'a> {
     pub bytes: &'a [u8],
     pub segment: usize,
     pub source: SocketAddr,
+    /// Which of our addresses it was sent to, where the socket has several.
+    pub local: Option<IpAddr>,
 }
 
 impl Message<'_> {
@@ -155,6 +200,7 @@ impl Receiver {
             controls: [Control::default(); RECEIVED],
             lengths: [(0, 0, 0); RECEIVED],
             asked_for: 1,
+            several: false,
         }
     }
 
@@ -189,6 +235,7 @@ impl Receiver {
             )
         };
         let received = usize::try_from(received).map_err(|_| last_error())?;
+        self.several = socket.asked.is_some();
         for (lengths, header) in self.lengths.iter_mut().zip(&headers[..received]) {
             // SAFETY: no more are received than were asked for, and those are written.
             let header = unsafe { header.assume_init_ref() };
@@ -200,16 +247,6 @@ impl Receiver {
         let bytes: usize = self.lengths[..received].iter().map(|(len, ..)| len).sum();
         let most = (2 * received).clamp(AFTER_A_PAUSE, RECEIVED);
         self.asked_for = (TURN_BYTES * received / bytes.max(1)).clamp(1, most);
-        if let Some(asked) = &socket.asked {
-            let mut asked = lock(asked);
-            for index in 0..received {
-                let (_, name_len, control_len) = self.lengths[index];
-                let remote = self.names[index].decode(name_len).map(canonical);
-                if let (Some(remote), Some(local)) = (remote, self.controls[index].local(control_len)) {
-                    asked.insert(remote, local);
-                }
-            }
-        }
         Ok(received)
     }
 
@@ -218,7 +255,8 @@ impl Receiver {
         let (len, name_len, control_len) = self.lengths[index];
         let source = canonical(self.names[index].decode(name_len)?);
         let bytes = &self.buffers[index * BUFFER_LEN..][..len.min(BUFFER_LEN)];
-        let mut message = Message { bytes, segment: len, source };
+        let local = if self.several { self.controls[index].local(control_len) } else { None };
+        let mut message = Message { bytes, segment: len, source, local };
         if let Some(segment) = self.controls[index].segment(control_len) {
             message.segment = segment as usize;
         }
@@ -235,6 +273,8 @@ impl Default for Receiver {
 /// One thread's scratch space for sending.
 #[derive(Default)]
 pub struct Sender {
+    /// Ways on which something was refused that was to leave from an address of ours.
+    pub refused: Vec<Path>,
     runs: Vec<Run>,
     vectors: Vec<libc::iovec>,
     names: Vec<(Name, usize)>,
@@ -302,8 +342,9 @@ impl Sender {
                         _ => counters.tx_errors += run.count as u64,
                     }
                     // The address that was asked may be ours no longer.
-                    if let Some(asked) = &socket.asked {
-                        lock(asked).forget(&datagrams[done].path.address);
+                    if socket.asked.is_some() {
+                        socket.forget_asked(&datagrams[done].path.address);
+                        self.refused.push(datagrams[done].path);
                     }
                     done += run.count;
                 }
@@ -363,7 +404,7 @@ impl Sender {
             if run.count > 1 {
                 control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &(run.segment as u16).to_ne_bytes());
             }
-            if let Some(local) = socket.asked.as_ref().and_then(|asked| lock(asked).get(&remote)) {
+            if let Some(local) = socket.asked_by(&remote, Header::is_data(&datagrams[first].packet)) {
                 control.push_source(local, socket.is_ipv6);
             }
             self.names.push(Name::encode(remote, socket.is_ipv6));

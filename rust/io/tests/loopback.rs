@@ -1,6 +1,6 @@
 //! Two pumps on loopback sockets.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::sync::Arc;
 use std::thread;
@@ -20,7 +20,7 @@ struct Party {
     stack: End,
     pool: Arc<Pool>,
     address: SocketAddr,
-    socket: u32,
+    socket: u64,
 }
 
 const ONE: Threads = Threads { lanes: 1, apart: false };
@@ -28,6 +28,10 @@ const FOUR: Threads = Threads { lanes: 2, apart: true };
 
 impl Party {
     fn new(capacity: usize, threads: Threads) -> Party {
+        Party::at("127.0.0.1:0", capacity, threads)
+    }
+
+    fn at(bound: &str, capacity: usize, threads: Threads) -> Party {
         let pool = Pool::new(8192);
         let device = Device::new(Kind::Tun, 1500, capacity);
         let stack = device.attach(Side::Interface).unwrap();
@@ -35,7 +39,7 @@ impl Party {
         let pump =
             Pump::start(Inner::memory(device.attach(Side::Application).unwrap()), threads, pool.clone())
                 .unwrap();
-        let bound = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let bound = UdpSocket::bind(bound).unwrap();
         let address = bound.local_addr().unwrap();
         let socket = pump.add_udp(bound.into_raw_fd(), Vec::new()).unwrap();
         Party { pump, stack, pool, address, socket }
@@ -91,4 +95,52 @@ fn a_panic(threads: Threads) {
     right.pump.send_control(b"x", path).unwrap();
     assert_eq!(right.count("tx_closed"), 1);
     right.pump.close();
+}
+
+/// A socket of every address of ours, a peer that wrote to one of them once, and many strangers since: as many as are
+/// remembered, each from an address of its own.
+#[test]
+fn a_peer_is_answered_from_where_it_wrote_to_whoever_else_has_written_since() {
+    let (mut left, right) = (Party::at("0.0.0.0:0", 100, ONE), Party::new(100, ONE));
+    left.address.set_ip([127, 0, 0, 5].into());
+    right.meet(&left, 1, 2);
+    let path = Path { socket: left.socket, address: right.address };
+    let wait = |party: &Party, name, least| {
+        while party.count(name) < least {
+            thread::yield_now();
+        }
+    };
+    right.pump.send_control(b"\x38 hello", Path { socket: right.socket, address: left.address }).unwrap();
+    wait(&left, "rx_control", 1);
+    left.pump.new_peer(1, path, Some(1)).unwrap();
+    left.pump.command(|plane, _| {
+        let (encrypt, decrypt) = ([2; MATERIAL_LEN], [1; MATERIAL_LEN]);
+        plane.new_key(1, 1, 0, Format::Aead(Cipher::Aes256Gcm), &encrypt, &decrypt).unwrap();
+        plane.swap(1, 1).unwrap();
+    });
+    for stranger in 0..40_000u16 {
+        let [high, low] = stranger.to_be_bytes();
+        let socket = UdpSocket::bind((Ipv4Addr::new(127, 9, high, low), 0)).unwrap();
+        socket.send_to(b"\x38 noise", (Ipv4Addr::LOCALHOST, left.address.port())).unwrap();
+        if stranger % 100 == 0 {
+            wait(&left, "rx_control", u64::from(stranger) + 2);
+        }
+    }
+    left.stack.send(&mut vec![left.pool.local().packet_from(&[0x45; 40])]).unwrap();
+    left.pump.send_control(b"\x38 hello", path).unwrap();
+    wait(&right, "rx_packets", 1);
+    wait(&right, "rx_control", 1);
+    // From another address it would have moved the peer, or be nobody's.
+    assert_eq!((right.count("floats"), right.count("strangers_dropped")), (0, 0));
+    let from = |event: &Event| matches!(event, Event::Control { path, .. } if path.address == left.address);
+    assert!(right.pump.events().iter().all(from));
+    // And from elsewhere once it has written there, with what is authentic.
+    right.pump.command(|plane, _| plane.del_peer(1)).unwrap();
+    left.address.set_ip([127, 0, 0, 6].into());
+    right.meet(&left, 1, 2);
+    right.stack.send(&mut vec![right.pool.local().packet_from(&[0x45; 40])]).unwrap();
+    wait(&left, "rx_packets", 1);
+    left.stack.send(&mut vec![left.pool.local().packet_from(&[0x45; 40])]).unwrap();
+    wait(&right, "rx_packets", 2);
+    assert_eq!(right.count("floats"), 0);
 }

@@ -69,21 +69,21 @@ impl DataPlane {
     }
 
     #[pyo3(signature = (fd, header=Vec::new()))]
-    fn add_udp(&self, py: Python<'_>, fd: i32, header: Vec<u8>) -> PyResult<u32> {
+    fn add_udp(&self, py: Python<'_>, fd: i32, header: Vec<u8>) -> PyResult<u64> {
         Ok(py.detach(|| self.pump.add_udp(fd, header))?)
     }
 
-    fn add_tcp(&self, py: Python<'_>, fd: i32) -> PyResult<u32> {
+    fn add_tcp(&self, py: Python<'_>, fd: i32) -> PyResult<u64> {
         Ok(py.detach(|| self.pump.add_tcp(fd))?)
     }
 
-    fn remove_socket(&self, py: Python<'_>, socket: u32) -> PyResult<()> {
+    fn remove_socket(&self, py: Python<'_>, socket: u64) -> PyResult<()> {
         py.detach(|| self.pump.remove_socket(socket)).map_err(|error| unknown_socket(error, socket))
     }
 
     #[pyo3(signature = (peer, path, peer_id))]
     fn new_peer(&self, py: Python<'_>, peer: u32, path: Path, peer_id: Option<u32>) -> PyResult<()> {
-        self.command(py, move |plane, now| plane.new_peer(peer, path.0, peer_id, now))
+        py.detach(|| self.pump.new_peer(peer, path.0, peer_id)).map_err(command_error)
     }
 
     #[pyo3(signature = (peer, ping, ping_restart, mss, framing=""))]
@@ -371,7 +371,7 @@ impl<'py> FromPyObject<'_, 'py> for Path {
     type Error = PyErr;
 
     fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Path> {
-        let (socket, ip, port): (u32, String, u16) = object.extract()?;
+        let (socket, ip, port): (u64, String, u16) = object.extract()?;
         let (ip, scope) = match ip.split_once('%') {
             Some((address, scope)) => (address.parse(), scope.parse().ok()),
             None => (ip.parse(), Some(0)),
@@ -484,6 +484,6 @@ fn command_error(error: CommandError) -> PyErr {
     })
 }
 
-fn unknown_socket(_: UnknownSocket, number: u32) -> PyErr {
+fn unknown_socket(_: UnknownSocket, number: u64) -> PyErr {
     PyValueError::new_err(format!("the data plane never had a socket {number}"))
 }

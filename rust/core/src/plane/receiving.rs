@@ -1,5 +1,6 @@
 //! The way in: from datagrams to inner packets, events and counted drops.
 
+use std::net::IpAddr;
 use std::sync::{MutexGuard, RwLockReadGuard};
 
 use foldhash::HashMap;
@@ -36,8 +37,10 @@ pub struct Receiving<'a> {
     pub(super) lane: usize,
     pub(super) table: RwLockReadGuard<'a, Table>,
     pub(super) half: MutexGuard<'a, ReceivingHalf>,
-    /// Peers whose newest packets came from paths that are not theirs.
-    pub(super) moved: Vec<(u32, Path)>,
+    /// Which of our addresses what is opened was sent to, where the socket has several.
+    pub asked: Option<IpAddr>,
+    /// Peers whose newest packets came from paths that are not theirs, or to another address of ours.
+    pub(super) moved: Vec<(u32, Path, Option<IpAddr>)>,
 }
 
 #[derive(Default)]
@@ -94,15 +97,17 @@ impl Receiving<'_> {
         if let Some(handle) = worn {
             self.plane.report(Event::KeyLimit { peer: number, handle });
         }
-        if place.path != path {
-            if !self.table.may_float(place, &path) {
-                counters.rx_float_refused += 1;
-                pool.recycle(packet);
-                return Opened::Nothing;
-            }
+        let is_elsewhere = place.path != path;
+        if is_elsewhere && !self.table.may_float(place, &path) {
+            counters.rx_float_refused += 1;
+            pool.recycle(packet);
+            return Opened::Nothing;
+        }
+        if is_elsewhere || self.asked.is_some() && place.asked != self.asked {
             // One that is not the newest was overtaken on the old path's way and moves nobody.
-            if newest && self.moved.last() != Some(&(number, path)) {
-                self.moved.push((number, path));
+            let moved = (number, path, self.asked);
+            if newest && self.moved.last() != Some(&moved) {
+                self.moved.push(moved);
             }
         }
         let kind = self.plane.kind;
@@ -117,6 +122,12 @@ impl Receiving<'_> {
             }
             None => Opened::Packet(packet),
         }
+    }
+
+    /// Which peers' packets, newest and authentic, were sent to another address of ours than the ones before: their
+    /// answers are to leave from there.
+    pub fn asked_anew(&self) -> Vec<(Path, IpAddr)> {
+        self.moved.iter().filter_map(|&(_, path, asked)| Some((path, asked?))).collect()
     }
 
     /// When to call [`Receiving::expire`] next: it may find that nothing is due yet.

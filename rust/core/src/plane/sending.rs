@@ -25,7 +25,7 @@ pub enum Sealed {
     /// It is for a peer of another lane.
     Elsewhere(usize, Packet),
     /// It is to wait for the socket of this number.
-    Waits(u32, Packet),
+    Waits(u64, Packet),
     /// Dropped, and counted.
     Dropped,
 }
@@ -63,7 +63,7 @@ impl Sending<'_> {
     pub fn seal(
         &mut self,
         mut packet: Packet,
-        admits: impl FnOnce(u32) -> bool,
+        admits: impl FnOnce(u64) -> bool,
         now: Nanos,
         pool: &mut LocalPool,
     ) -> Sealed {

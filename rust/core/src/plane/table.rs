@@ -1,6 +1,7 @@
 //! Who is where: peers by number, path and peer id, and the inner prefixes that lead to them.
 
 use std::hash::Hash;
+use std::net::IpAddr;
 
 use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 
@@ -15,7 +16,7 @@ pub struct Table {
     by_path: HashMap<Path, u32>,
     by_peer_id: HashMap<u32, u32>,
     /// The sockets that are streams: nobody moves onto or off one of them.
-    streams: HashSet<u32>,
+    streams: HashSet<u64>,
     routes: Prefixes<u32>,
     /// Whether peers reach each other.
     pub relaying: bool,
@@ -26,6 +27,8 @@ pub struct Table {
 pub struct Place {
     pub lane: usize,
     pub path: Path,
+    /// Which of our addresses it writes to, where the socket has several.
+    pub asked: Option<IpAddr>,
     peer_id: Option<u32>,
 }
 
@@ -43,7 +46,7 @@ impl Table {
     }
 
     pub fn insert(&mut self, number: u32, lane: usize, path: Path, peer_id: Option<u32>) {
-        self.peers.insert(number, Place { lane, path, peer_id });
+        self.peers.insert(number, Place { lane, path, asked: None, peer_id });
         self.by_path.insert(path, number);
         if let Some(id) = peer_id {
             self.by_peer_id.insert(id, number);
@@ -64,13 +67,24 @@ impl Table {
         self.peers.get(&number)
     }
 
+    pub fn len(&self) -> usize {
+        self.peers.len()
+    }
+
+    pub fn set_asked(&mut self, path: &Path, asked: Option<IpAddr>) {
+        let number = self.by_path.get(path);
+        if let Some(place) = number.and_then(|number| self.peers.get_mut(number)) {
+            place.asked = asked;
+        }
+    }
+
     /// Of two peers that claim one prefix, the later has it.
     pub fn set_routes(&mut self, number: u32, routes: &[Prefix]) {
         self.routes.remove_all(&number);
         routes.iter().for_each(|&prefix| self.routes.insert(prefix, number));
     }
 
-    pub fn set_stream(&mut self, socket: u32, is_stream: bool) {
+    pub fn set_stream(&mut self, socket: u64, is_stream: bool) {
         match is_stream {
             true => self.streams.insert(socket),
             false => self.streams.remove(&socket),

@@ -13,7 +13,7 @@ struct Pair {
     relayed: Vec<Datagram>,
 }
 
-fn path(socket: u32, port: u16) -> Path {
+fn path(socket: u64, port: u16) -> Path {
     Path { socket, address: ([192, 0, 2, 1], port).into() }
 }
 
@@ -100,6 +100,39 @@ fn only_what_is_authentic_and_newest_moves_a_peer() {
     assert!(pair.right.take_events().is_empty());
     let packet = pair.pool.packet_from(&ipv4(AWAY, HOME));
     assert_eq!(pair.right.seal(packet, 0, &mut pair.pool).unwrap().path, new);
+}
+
+#[test]
+fn only_what_is_authentic_and_newest_says_which_address_of_ours_a_peer_asks() {
+    let mut pair = Pair::new(Some(7));
+    let [first, second, third] = [1, 2, 3].map(|last| Some(IpAddr::from([198, 51, 100, last])));
+    let sealed: Vec<_> = (0..3).map(|_| pair.seal(&ipv4(HOME, AWAY)).unwrap()).collect();
+    let mut forged = sealed[2].clone();
+    forged[30] ^= 1;
+    let arrives = |pair: &mut Pair, datagram: &[u8], from, asked| {
+        let Pair { right, pool, .. } = pair;
+        right.receive(0, |receiving| {
+            receiving.asked = asked;
+            receiving.open(datagram, from, 0, pool);
+            receiving.asked_anew().pop()
+        })
+    };
+    let old = path(0, 1000);
+    assert_eq!(arrives(&mut pair, &sealed[1], old, first), Some((old, first.unwrap())));
+    assert_eq!(arrives(&mut pair, &forged, old, second), None);
+    assert_eq!(arrives(&mut pair, b"\x20 a control packet", old, second), None);
+    assert_eq!(arrives(&mut pair, &sealed[0], old, second), None, "it was overtaken");
+    assert_eq!(arrives(&mut pair, &sealed[2], old, second), Some((old, second.unwrap())));
+    pair.right.take_events();
+    let again = pair.seal(&ipv4(HOME, AWAY)).unwrap();
+    assert_eq!(arrives(&mut pair, &again, old, second), None, "that is known");
+    let new = path(0, 4000);
+    let datagram = pair.seal(&ipv4(HOME, AWAY)).unwrap();
+    assert_eq!(arrives(&mut pair, &datagram, new, third), Some((new, third.unwrap())));
+    assert_eq!(pair.right.take_events(), [Event::Float { peer: 1, path: new }]);
+    pair.right.set_asked(&new, None);
+    let again = pair.seal(&ipv4(HOME, AWAY)).unwrap();
+    assert_eq!(arrives(&mut pair, &again, new, third), Some((new, third.unwrap())));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ginnel_core::Nanos;
+use ginnel_core::header::Header;
 use ginnel_core::packet::{LocalPool, Packet};
 use ginnel_core::plane::{Datagram, Opened, Path, Receiving};
 use rustix::event::epoll;
@@ -13,7 +14,7 @@ use rustix::io::Errno;
 
 use crate::inner::Sink;
 use crate::pump::rest::Rest;
-use crate::pump::{Counters, Shared, Table};
+use crate::pump::{Arrived, Counters, Shared, Table};
 use crate::socket::Socket;
 use crate::tcp::{StreamReader, TcpSocket};
 use crate::udp::{Receiver, UdpSocket, is_fatal};
@@ -23,13 +24,13 @@ pub struct Inward {
     lane: usize,
     sink: Sink,
     epoll: Arc<OwnedFd>,
-    members: BTreeMap<u32, Member>,
+    members: BTreeMap<u64, Member>,
     /// The number of the next socket that is not known yet.
-    newest: u32,
+    newest: u64,
     receiver: Receiver,
     reader: StreamReader,
     /// Datagrams from other lanes.
-    handed: Vec<Datagram>,
+    handed: Vec<Arrived>,
     sorted: Sorted,
     rest: Rest,
     counters: Counters,
@@ -49,7 +50,7 @@ struct Sorted {
     device: Vec<Packet>,
     /// For each lane: inner packets for its peers, and datagrams that are its own to open.
     relayed: Vec<Vec<Packet>>,
-    elsewhere: Vec<Vec<Datagram>>,
+    elsewhere: Vec<Vec<Arrived>>,
 }
 
 impl Inward {
@@ -79,7 +80,7 @@ impl Inward {
 
     /// Follows a change of the table of sockets.
     pub fn follow(&mut self, table: &Table) {
-        let removed: Vec<u32> =
+        let removed: Vec<u64> =
             self.members.keys().filter(|number| !table.contains_key(number)).copied().collect();
         removed.into_iter().for_each(|number| self.forget(number));
         // One that failed meanwhile is in the table still, but not among the new ones.
@@ -88,7 +89,7 @@ impl Inward {
             if self.shared.plane.lane_of(number) != self.lane {
                 continue;
             }
-            let data = epoll::EventData::new_u64(number.into());
+            let data = epoll::EventData::new_u64(number);
             let added = epoll::add(&self.epoll, &**socket, data, epoll::EventFlags::IN);
             let member = Member { socket: socket.clone(), partial: Vec::new(), errors_in_a_row: 0 };
             self.members.insert(number, member);
@@ -117,7 +118,7 @@ impl Inward {
     }
 
     /// A socket has something to say.
-    pub fn serve(&mut self, number: u32, flags: epoll::EventFlags) {
+    pub fn serve(&mut self, number: u64, flags: epoll::EventFlags) {
         let Some(member) = self.members.get(&number) else { return };
         match &*member.socket.clone() {
             // Shut down in both directions: it would be readable, and empty, for ever.
@@ -135,22 +136,25 @@ impl Inward {
         }
         let now = self.shared.now();
         let Inward { shared, handed, sorted, .. } = self;
-        shared.plane.receive(self.lane, |receiving| {
-            for Datagram { packet, path } in handed.drain(..) {
+        let anew = shared.plane.receive(self.lane, |receiving| {
+            for (Datagram { packet, path }, asked) in handed.drain(..) {
+                receiving.asked = asked;
                 sorted.open(receiving, &packet, path, now);
                 sorted.pool.recycle(packet);
             }
+            receiving.asked_anew()
         });
+        anew.into_iter().for_each(|(path, asked)| shared.keep_asked(path, asked));
         self.deliver();
     }
 
     pub fn forget_all(&mut self) {
-        let members: Vec<u32> = self.members.keys().copied().collect();
+        let members: Vec<u64> = self.members.keys().copied().collect();
         members.into_iter().for_each(|number| self.forget(number));
     }
 
     /// One batch from a socket of datagrams.
-    fn receive(&mut self, number: u32, socket: &UdpSocket) {
+    fn receive(&mut self, number: u64, socket: &UdpSocket) {
         self.counters.sockets.rx_calls += 1;
         let received = match self.receiver.receive(socket) {
             Ok(received) => received,
@@ -162,26 +166,34 @@ impl Inward {
         let now = self.shared.now();
         let mut bytes = 0;
         let Inward { shared, receiver, sorted, counters, .. } = self;
-        shared.plane.receive(self.lane, |receiving| {
+        let anew = shared.plane.receive(self.lane, |receiving| {
             for message in (0..received).filter_map(|index| receiver.message(index)) {
                 let path = Path { socket: number, address: message.source };
+                receiving.asked = message.local;
                 for datagram in message.datagrams() {
                     counters.sockets.rx_segments += 1;
                     bytes += datagram.len() as u64;
                     match socket.content(datagram) {
-                        Some(content) => sorted.open(receiving, content, path, now),
+                        Some(content) => {
+                            if !Header::is_data(content) {
+                                socket.note_asked(path.address, message.local);
+                            }
+                            sorted.open(receiving, content, path, now);
+                        }
                         None => counters.sockets.rx_bad_relayed += 1,
                     }
                 }
             }
+            receiving.asked_anew()
         });
+        anew.into_iter().for_each(|(path, asked)| shared.keep_asked(path, asked));
         self.counters.sockets.rx_messages += received as u64;
         self.rest.count(received as u64, bytes);
         self.deliver();
     }
 
     /// One read from a stream.
-    fn receive_stream(&mut self, number: u32, socket: &TcpSocket) {
+    fn receive_stream(&mut self, number: u64, socket: &TcpSocket) {
         let Inward { shared, members, reader, sorted, rest, counters, .. } = self;
         let Some(member) = members.get_mut(&number) else { return };
         counters.sockets.rx_calls += 1;
@@ -223,11 +235,11 @@ impl Inward {
         for (lane, datagrams) in shared.lanes.iter().zip(&mut sorted.elsewhere) {
             lane.datagrams.give(datagrams);
             counters.handed_dropped += datagrams.len() as u64;
-            sorted.pool.recycle_all(datagrams.drain(..).map(|datagram| datagram.packet));
+            sorted.pool.recycle_all(datagrams.drain(..).map(|(datagram, _)| datagram.packet));
         }
     }
 
-    fn receive_failed(&mut self, number: u32, errno: Errno) {
+    fn receive_failed(&mut self, number: u64, errno: Errno) {
         if matches!(errno, Errno::AGAIN | Errno::INTR) {
             return;
         }
@@ -239,12 +251,12 @@ impl Inward {
         }
     }
 
-    fn fail(&mut self, number: u32, errno: Errno) {
+    fn fail(&mut self, number: u64, errno: Errno) {
         self.forget(number);
         self.shared.fail(number, errno);
     }
 
-    fn forget(&mut self, number: u32) {
+    fn forget(&mut self, number: u64) {
         let Some(member) = self.members.remove(&number) else { return };
         let _ = epoll::delete(&self.epoll, &*member.socket);
         self.counters.sockets.rx_kernel_dropped += member.socket.kernel_dropped();
@@ -258,7 +270,7 @@ impl Sorted {
             Opened::Relayed(lane, packet) => self.relayed[lane].push(packet),
             Opened::Elsewhere(lane) => {
                 let packet = self.pool.packet_from(datagram);
-                self.elsewhere[lane].push(Datagram { packet, path });
+                self.elsewhere[lane].push((Datagram { packet, path }, receiving.asked));
             }
             Opened::Nothing => {}
         }

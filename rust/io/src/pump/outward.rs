@@ -28,18 +28,18 @@ pub struct Outward {
     /// Where it reads packets; others are handed over by other threads.
     source: Option<Source>,
     has_failed: bool,
-    members: BTreeMap<u32, Member>,
+    members: BTreeMap<u64, Member>,
     /// How many of them wait for room, and the epoll that tells when they have it.
     blocked: usize,
     room: OwnedFd,
     /// How many of them are streams.
     streams: usize,
     /// Those that packets were held back for in this turn.
-    held: Vec<u32>,
+    held: Vec<u64>,
     /// What tells flows apart.
     seed: u32,
     /// The number of the next socket that is not known yet.
-    newest: u32,
+    newest: u64,
     pool: LocalPool,
     sender: Sender,
     packets: Vec<Packet>,
@@ -82,7 +82,7 @@ impl Outward {
 
     /// Follows a change of the table of sockets.
     pub fn follow(&mut self, table: &Table) {
-        let removed: Vec<u32> =
+        let removed: Vec<u64> =
             self.members.keys().filter(|number| !table.contains_key(number)).copied().collect();
         removed.into_iter().for_each(|number| self.forget(number));
         // One that failed meanwhile is in the table still, but not among the new ones.
@@ -152,12 +152,12 @@ impl Outward {
         let mut ready = Vec::with_capacity(READY);
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
         let _ = epoll::wait(&self.room, rustix::buffer::spare_capacity(&mut ready), Some(&at_once));
-        ready.into_iter().for_each(|event| self.flush(event.data.u64() as u32));
+        ready.into_iter().for_each(|event| self.flush(event.data.u64()));
         self.flush_held();
     }
 
     pub fn forget_all(&mut self) {
-        let members: Vec<u32> = self.members.keys().copied().collect();
+        let members: Vec<u64> = self.members.keys().copied().collect();
         members.into_iter().for_each(|number| self.forget(number));
     }
 
@@ -249,7 +249,7 @@ impl Outward {
     }
 
     /// Sends on from a socket's backlog, and then what waits behind it.
-    fn flush(&mut self, number: u32) {
+    fn flush(&mut self, number: u64) {
         self.write(number, |member, sender, counters, pool| member.flush(sender, counters, pool));
         loop {
             let now = self.shared.now();
@@ -268,7 +268,7 @@ impl Outward {
     /// there is no such socket, or not any longer.
     fn write(
         &mut self,
-        number: u32,
+        number: u64,
         write: impl FnOnce(&mut Member, &mut Sender, &mut SocketCounters, &mut LocalPool) -> Result<(), Errno>,
     ) -> bool {
         let Some(member) = self.members.get_mut(&number) else { return false };
@@ -277,7 +277,10 @@ impl Outward {
             self.fail(number, errno);
             return false;
         }
-        let data = epoll::EventData::new_u64(number.into());
+        if !self.sender.refused.is_empty() {
+            self.shared.forget_asked(&mut self.sender);
+        }
+        let data = epoll::EventData::new_u64(number);
         let watched = match (was_blocked, member.is_blocked()) {
             (false, true) => {
                 self.blocked += 1;
@@ -295,12 +298,12 @@ impl Outward {
         true
     }
 
-    fn fail(&mut self, number: u32, errno: Errno) {
+    fn fail(&mut self, number: u64, errno: Errno) {
         self.forget(number);
         self.shared.fail(number, errno);
     }
 
-    fn forget(&mut self, number: u32) {
+    fn forget(&mut self, number: u64) {
         let Some(mut member) = self.members.remove(&number) else { return };
         self.streams -= usize::from(member.socket.is_stream());
         if member.is_blocked() {

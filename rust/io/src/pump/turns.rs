@@ -93,7 +93,7 @@ impl Turns {
                     (DEVICE, _, Some(outward)) => outward.look_at_device(&self.epoll),
                     (ROOM, _, Some(outward)) => outward.flush_ready(),
                     (number, Some(inward), outward) => {
-                        inward.serve(number as u32, event.flags);
+                        inward.serve(number, event.flags);
                         // What came in was answered, most likely, before the kernel's device had taken all of it.
                         outward.iter_mut().filter(|outward| outward.has_device()).for_each(Outward::look);
                     }
