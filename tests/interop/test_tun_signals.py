@@ -98,8 +98,7 @@ class Programs:
 BEFORE_IT_IS_UP = ["resolving", "before the kill switch", "kill switch", "first packet", "handshake"]
 STAGES = [*BEFORE_IT_IS_UP, "configuring", "up", "reconnecting", "ending"]
 CASES = [
-    *((stage, end) for stage in STAGES for end in ("SIGTERM", "SIGKILL")),
-    *((stage, "SIGINT") for stage in ("resolving", "handshake", "up", "ending")),
+    *((stage, end) for stage in STAGES for end in ("SIGINT", "SIGTERM", "SIGKILL")),
     *((stage, end) for stage in ("kill switch", "configuring", "up", "ending") for end in ("helper", "both")),
     *((stage, "SIGKILL-open") for stage in ("handshake", "configuring", "up", "reconnecting")),
 ]
