@@ -55,6 +55,10 @@ class Management:
     def pend(self, client: str, said: str, seconds: int = 60) -> None:
         self._command(f'client-pending-auth {client} "{said}" {seconds}')
 
+    def end(self, client: str, said: str) -> None:
+        """Ends a session with a message of the control channel."""
+        self._command(f'client-kill {client.split()[0]} "{said}"')
+
     def _command(self, line: str) -> None:
         self._socket.sendall(f"{line}\n".encode())
 

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
 from ginnel.errors import ConfigError, RemoteProtocolError, UnreachableError
 from tests.harness import office
 from tests.harness.pki import Authority, old_authority
-from tests.harness.profile import COMMON_KEYS, Profile
+from tests.harness.profile import COMMON_KEYS, Keys, Profile
 from tests.harness.shapes import KEY_PASSWORD, bundle, encrypt
 
 
@@ -91,6 +94,12 @@ def signed_with_sha1() -> Profile:
 def bare() -> Profile:
     """The server's certificate says nothing of what it is for."""
     return Profile(keys=COMMON_KEYS.bare)
+
+
+def hashed(keys: Keys, *, of: Keys | None = None) -> Profile:
+    """With the fingerprint of its authority, or of another one."""
+    digest = x509.load_pem_x509_certificate((of or keys).ca.encode()).fingerprint(hashes.SHA256()).hex(":")
+    return Profile(keys=keys, client_options=(f"verify-hash {digest} SHA256",))
 
 
 def encrypted_bundle() -> dict[str, str | bytes]:
@@ -292,6 +301,28 @@ CELLS = [
     ),
     Cell(
         "certificates",
+        "verify-hash; ns-cert-type server, and a certificate that says nothing",
+        "the issuer's fingerprint and not the server's; what says nothing may be a server's",
+        ours=("ns-cert-type server",),
+        profile=lambda: hashed(COMMON_KEYS.bare),
+        without="remote-cert-tls",
+    ),
+    Cell(
+        "certificates",
+        "verify-hash of another authority",
+        "must not be taken, though it is signed as it should be",
+        profile=lambda: hashed(COMMON_KEYS.ca_signed, of=COMMON_KEYS.bare),
+        fails=(RemoteProtocolError, "verify-hash"),
+    ),
+    Cell(
+        "certificates",
+        "x509-username-field that is not there",
+        "must not be taken for the common name",
+        ours=("x509-username-field OU", "verify-x509-name server name"),
+        fails=(RemoteProtocolError, "x509-username-field"),
+    ),
+    Cell(
+        "certificates",
         "remote-cert-eku that is not there",
         "must not be taken",
         ours=("remote-cert-eku 1.3.6.1.5.5.7.3.4",),
@@ -368,6 +399,13 @@ CELLS = [
         "one word more must not leave everything outside",
         theirs=('push "redirect-gateway def1 bypass-dhcp of-2030"',),
         machine=(("ip route get 1.2.3.4", "1.2.3.4 .*dev tun0 .*"),),
+    ),
+    Cell(
+        "push",
+        "redirect-private; setenv-safe",
+        "the one must draw nothing in, the other not end the session",
+        theirs=('push "redirect-private def1"', 'push "setenv-safe office closed"'),
+        machine=(("ip route show 0.0.0.0/1", ""), ("ip route show default", "")),
     ),
     Cell(
         "push",

@@ -252,6 +252,13 @@ ROWS = [
     ),
     Row(
         "login",
+        "auth-retry interact; the first login is refused",
+        "the user is to be asked again",
+        "test_login::test_auth_retry_interact",
+        "asks again, and connects",
+    ),
+    Row(
+        "login",
         "from the environment, an encrypted key's password too; the server goes and comes back",
         "there is no terminal to ask on, with auth-nocache or without",
         "test_login::test_a_login_from_the_environment",
@@ -350,6 +357,27 @@ ROWS = [
         "no need to wait for silence",
         "test_restart::test_server_says_restart",
         "connects again",
+    ),
+    Row(
+        "staying up",
+        "inactive, session-timeout and ping-exit, pushed",
+        "which of them are an error",
+        "test_ends::test_what_is_pushed_ends_it",
+        "ends: with status 0, 0 and 3",
+    ),
+    Row(
+        "staying up",
+        "the server ends the session for good (HALT)",
+        "must not connect again",
+        "test_ends::test_halt",
+        "ends with status 3: “… the office is closed …”",
+    ),
+    Row(
+        "staying up",
+        "we end (explicit-exit-notify, cc-exit)",
+        "the server would keep our address until it hears nothing",
+        "test_signals::test_when_up",
+        "the server knows at once",
     ),
     Row(
         "staying up",

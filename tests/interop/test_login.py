@@ -143,6 +143,20 @@ def test_auth_retry(network: Network, ordinary_env: Environment, tmp_path: Path,
     assert (tmp_path / "tries").read_text().count("x") == times
 
 
+def test_auth_retry_interact(network: Network, ordinary_env: Environment) -> None:
+    profile = Profile(password=True, client_options=("auth-retry interact",))
+    with StockServer(network, profile), at_a_terminal(network, ordinary_env, profile) as (terminal, program):
+        for password in ("a guess", LOGIN[1]):
+            read_until(terminal, "User: ")
+            os.write(terminal, f"{LOGIN[0]}\n".encode())
+            read_until(terminal, f"Password for {LOGIN[0]}: ")
+            os.write(terminal, f"{password}\n".encode())
+        read_until(terminal, "up: 10.8.0.")
+        program.send_signal(signal.SIGINT)
+        read_to_end(terminal)
+        assert program.wait(10) == 0
+
+
 def test_a_signal_at_the_question_ends_it(network: Network, ordinary_env: Environment) -> None:
     profile = Profile(client_options=("auth-user-pass",))
     with at_a_terminal(network, ordinary_env, profile) as (terminal, program):

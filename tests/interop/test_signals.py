@@ -54,12 +54,12 @@ def test_while_it_loads(server: StockServer, ordinary_env: Environment, number: 
 
 
 def test_when_up(server: StockServer, ordinary_env: Environment, number: signal.Signals) -> None:
-    """The server learns of it at once (explicit-exit-notify)."""
+    """The server learns of it at once (explicit-exit-notify, over the control channel: cc-exit)."""
     start = len(server.log)
     with GinnelClient(server.network, ordinary_env, server.profile, socks="unix:gate") as client:
         client.wait_up()
         check_end(client, number)
-        server.wait_log("exit message received", 5, start)
+        server.wait_log("CC-EEN exit message received", 5, start)
 
 
 def test_twice(server: StockServer, ordinary_env: Environment, number: signal.Signals) -> None:
