@@ -7,9 +7,11 @@ import contextlib
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -62,6 +64,22 @@ sys.meta_path.insert(0, Finder)"""
     done = ginnel_with(before, *words.split())
     assert (done.stdout, done.stderr) == ("", "")
     assert done.returncode == status
+
+
+def test_ctrl_c_before_that_has_no_trace_either() -> None:
+    """The program's own script imports this, and the module `signal` takes long."""
+    text = """
+import _signal, os, sys
+class Finder:
+    def find_spec(name, path, target=None):
+        if name == "enum":
+            os.kill(os.getpid(), _signal.SIGINT)
+sys.meta_path.insert(0, Finder)
+from ginnel.__main__ import main"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+    (script,) = metadata.entry_points(group="console_scripts", name="ginnel")
+    assert script.value == "ginnel.__main__:main"
 
 
 @pytest.mark.parametrize("words", [[], ["device"], ["user"], ["echo"]])
