@@ -157,6 +157,18 @@ def test_a_file_that_is_no_capture_is_not_overwritten(path: Path) -> None:
     assert path.read_text() == "client\n"
 
 
+def test_two_captures_are_not_written_into_one_file(path: Path) -> None:
+    with MemoryDevice() as device, Capture(path, "tun", "tun0") as capture:
+        capture.observe(device)
+        device.set_up(True)
+        with pytest.raises(ConfigError, match=r"another capture is being written to .*tun0\.pcapng"):
+            Capture(path, "tun", "tun0")
+        device.interface.write(b"\x45" + bytes(19))
+    assert len(CaptureFile(path).packets) == 1
+    Capture(path, "tun", "tun0").close()
+    assert not CaptureFile(path).packets
+
+
 def test_a_file_that_cannot_be_written_is_an_error_of_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^cannot write .*no/such/folder: No such file or directory$"):
         Capture(tmp_path / "no/such/folder", "tun", "tun0")
@@ -164,7 +176,7 @@ def test_a_file_that_cannot_be_written_is_an_error_of_one_line(tmp_path: Path) -
 
 def test_a_full_disk_is_said_once_counted_and_the_device_goes_on(path: Path) -> None:
     # /dev/full refuses the header already: nothing begins.
-    with pytest.raises(ConfigError, match="cannot write /dev/full: No space left"):
+    with pytest.raises(DeviceError, match="cannot write /dev/full: No space left"):
         Capture("/dev/full", "tun", "tun0")
     limit = 20_000
     script = f"""

@@ -78,8 +78,8 @@ def test_a_full_disk_leaves_the_user_and_the_file_of_before(store: Store, tmp_pa
         with open("/dev/full", "w") as full:
             line = [sys.executable, "-m", "ginnel", "user", command, "--dir", tmp_path / "state", "alice"]
             done = subprocess.run(list(map(str, line)), stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-        assert done.returncode == 2, done
-        assert done.stderr == "ginnel: stdout: No space left on device; nothing was changed\n"
+        assert done.returncode == 6, done
+        assert done.stderr == "ginnel: nothing was changed; stdout: No space left on device\n"
         assert store.users() == before
 
 

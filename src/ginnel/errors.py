@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 
@@ -79,3 +80,11 @@ class DeviceError(GinnelError, OSError):
 
     def __str__(self) -> str:
         return str(self.strerror)
+
+
+def is_shortage(error: OSError) -> bool:
+    """Whether this machine has none left of something: descriptors, memory, threads, room on a disk."""
+    return error.errno in _SHORTAGES
+
+
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from ginnel.errors import ConfigError
+from ginnel.errors import ConfigError, DeviceError, is_shortage
 
 
 class Output:
@@ -38,7 +38,7 @@ class Output:
         self._temporary: Path | None = None
 
     def write(self, text: str) -> None:
-        """All of it, once. Raises ConfigError."""
+        """All of it, once. Raises ConfigError, and DeviceError on a full disk."""
         try:
             if self._path is None and sys.stdout is None:
                 # As a shell's >&- leaves it: print() would say nothing.
@@ -57,7 +57,10 @@ class Output:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise ConfigError(f"{self._path or 'stdout'}: {error.strerror}; nothing was changed") from None
+            where = self._path or "stdout"
+            if is_shortage(error):
+                raise DeviceError(error.errno or errno.EIO, f"nothing was changed; {where}") from None
+            raise ConfigError(f"{where}: {error.strerror}; nothing was changed") from None
 
     def __enter__(self) -> Self:
         return self

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import stat
@@ -17,7 +18,7 @@ from ginnel._core import Capture as CoreCapture
 from ginnel._core import DataPlane
 from ginnel.device.base import DeviceEnd, Kind
 from ginnel.device.memory import MemoryDevice
-from ginnel.errors import ConfigError, DeviceError, LocalProtocolError
+from ginnel.errors import ConfigError, DeviceError, GinnelError, LocalProtocolError, is_shortage
 
 if TYPE_CHECKING:
     from typing import Self
@@ -29,7 +30,7 @@ class File:
     """A file for a `Capture` to come: for who may open it now, and not later. It is closed if it is never used."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Raises ConfigError."""
+        """Raises ConfigError, and DeviceError on a full disk."""
         self.path = os.fspath(path)
         self._descriptor: int | None = _open(self.path)
 
@@ -55,7 +56,8 @@ class Capture:
     """
 
     def __init__(self, file: str | os.PathLike[str] | File, kind: Kind, name: str) -> None:
-        """Writes the file anew, readable for its owner alone. ``name`` is the interface's. Raises ConfigError."""
+        """Writes the file anew, readable for its owner alone. ``name`` is the interface's. Raises ConfigError, and
+        DeviceError on a full disk."""
         opened = file if isinstance(file, File) else File(file)
         self.path = opened.path
         try:
@@ -140,6 +142,7 @@ def _open(path: str) -> int:
         try:
             if stat.S_ISREG(os.fstat(descriptor).st_mode):
                 _refuse_other(path)
+                _claim(descriptor, path)
                 # It may have been there before, for everybody to read.
                 os.fchmod(descriptor, 0o600)
                 os.ftruncate(descriptor, 0)
@@ -161,7 +164,21 @@ def _refuse_other(path: str) -> None:
         )
 
 
-def _unwritable(path: str, error: OSError) -> ConfigError:
+def _claim(descriptor: int, path: str) -> None:
+    """For as long as the descriptor is open. Where the file system knows no locks everybody may write."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(
+            f"another capture is being written to {path}", option="capture", instead="take another name"
+        ) from None
+    except OSError:
+        pass
+
+
+def _unwritable(path: str, error: OSError) -> GinnelError:
+    if is_shortage(error):
+        return DeviceError(error.errno or errno.EIO, f"cannot write {path}")
     return ConfigError(f"cannot write {path}: {os.strerror(error.errno or errno.EIO)}", option="capture")
 
 

@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from ginnel._core import DataPlane
-from ginnel.errors import AuthError, ConfigError, DeviceError, GinnelError, RemoteProtocolError, UnreachableError
+from ginnel.errors import (
+    AuthError,
+    ConfigError,
+    DeviceError,
+    GinnelError,
+    RemoteProtocolError,
+    UnreachableError,
+    is_shortage,
+)
 from ginnel.openvpn import events, settings
 from ginnel.openvpn.client import ClientPolicy
 from ginnel.openvpn.commands import REPORTS, carry_out
@@ -625,8 +633,7 @@ def _shown(push: PushReply) -> str:
 
 def _not_there(what: str, error: OSError, reason: str) -> GinnelError:
     """Whose fault it is: no server is to blame where this machine has no descriptor, memory or thread left."""
-    short = error.errno if error.errno in _SHORT else None
-    return UnreachableError(f"{what}: {reason}") if short is None else DeviceError(short, what)
+    return DeviceError(error.errno or 0, what) if is_shortage(error) else UnreachableError(f"{what}: {reason}")
 
 
 def _unanswered(prompt: events.Prompt) -> ConfigError:
@@ -646,7 +653,6 @@ _KEY_PASSWORDS = 3
 # Seconds between looks at the file of revocation lists.
 _REVOCATIONS = 10.0
 _MOST_TOLD = 1000
-_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 # Seconds between looks at the count of compressed packets, at first and at last.
 _COMPRESSED, _COMPRESSED_AT_LAST = 1.0, 300.0
 # Addresses set aside for documentation (RFC 5737, RFC 3849): the way to them is the default route.
