@@ -120,6 +120,8 @@ def _folder(scratch: Path | None) -> Iterator[Path]:
     """For one program's files, in ``scratch``, which is emptied when a server starts: what one that is killed leaves
     behind may be a password (see `ginnel.server.directory.scratch`). The system's own place with None."""
     if scratch is not None:
+        # Programs need not stay where the server is.
+        scratch = scratch.absolute()
         scratch.mkdir(mode=0o700, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="ginnel-", dir=scratch, ignore_cleanup_errors=True) as made:
         yield Path(made)
