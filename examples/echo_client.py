@@ -5,17 +5,18 @@
 
 import os
 import select
-import socket
 import struct
 import sys
 import time
 
-from tun import ipv4_packet, open_tun
+from tun import ipv4_address, ipv4_packet, open_tun
 
 if len(sys.argv) <= 3:
     sys.exit(__doc__)
-address, port = socket.inet_aton(sys.argv[1]), int(sys.argv[2])
-(first,) = struct.unpack("!I", socket.inet_aton(sys.argv[3]))
+address, source = ipv4_address(sys.argv[1]), ipv4_address(sys.argv[3])
+if not sys.argv[2].isdecimal() or not 0 < (port := int(sys.argv[2])) < 65536:
+    sys.exit(f"{sys.argv[2]} is no port")
+(first,) = struct.unpack("!I", source)
 senders = [struct.pack("!I", first + number) for number in range(3)]
 tun = open_tun(sys.argv[4] if len(sys.argv) > 4 else None)
 
@@ -38,3 +39,4 @@ for _ in range(5):
             if packet[28:] == f"from port {to_port}".encode():
                 missing.discard((packet[16:20], to_port))
 print(f"{sent} sent, {sent - len(missing)} came back")
+sys.exit(0 if not missing else 1)

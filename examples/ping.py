@@ -5,16 +5,15 @@ ADDRESS is the device's own, FROM whatever address you like of its network.
 
 import os
 import select
-import socket
 import struct
 import sys
 import time
 
-from tun import checksum, ipv4_packet, open_tun
+from tun import checksum, ipv4_address, ipv4_packet, open_tun
 
 if len(sys.argv) <= 2:
     sys.exit(__doc__)
-address, source = (socket.inet_aton(text) for text in sys.argv[1:3])
+address, source = (ipv4_address(text) for text in sys.argv[1:3])
 tun = open_tun(sys.argv[3] if len(sys.argv) > 3 else None)
 received = 0
 for sequence in range(1, 5):
@@ -34,3 +33,4 @@ for sequence in range(1, 5):
     else:
         print(f"no reply to {sequence}")
 print(f"4 sent, {received} received")
+sys.exit(0 if received else 1)

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import socket
 import struct
 import sys
 
@@ -34,6 +35,14 @@ def open_tun(name=None):
     except OSError as error:
         sys.exit(f"/dev/net/tun: {error.strerror}; `ginnel device create NAME` makes a device for everyone")
     return tun
+
+
+def ipv4_address(text):
+    """Its four bytes."""
+    try:
+        return socket.inet_pton(socket.AF_INET, text)
+    except OSError:
+        sys.exit(f"{text} is no IPv4 address")
 
 
 def checksum(data):

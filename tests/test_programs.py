@@ -6,6 +6,7 @@ import asyncio
 import errno
 import signal
 import ssl
+import subprocess
 import sys
 import threading
 import urllib.error
@@ -28,6 +29,7 @@ from tests.test_client import NO_TOKEN, config, connecting, port
 from tests.test_client import people as people
 from tests.test_server_service import serving
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 PAGE = b"<h1>inside</h1>"
 LOGIN = ("alice", "p@ss/w:ö rd%")
 
@@ -192,3 +194,19 @@ async def test_a_program_without_asyncio_that_is_interrupted_or_forgets_ends(peo
         assert await asyncio.to_thread(process.err.wait, lambda line: "connecting to" in line, 20), str(process)
         await asyncio.to_thread(process.stop, signal.SIGINT)
         assert process.err.all()[-1] == "KeyboardInterrupt"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("ping.py foo 10.0.0.1 tun0", "foo is no IPv4 address"),
+        ("ping.py 10.0.0.1 fd00::2 tun0", "fd00::2 is no IPv4 address"),
+        ("echo_client.py 10.0.0.1 x 10.0.0.2 tun0", "x is no port"),
+        ("echo_client.py 10.0.0.1 7 10.0.0.x tun0", "10.0.0.x is no IPv4 address"),
+    ],
+)
+def test_what_an_example_does_not_take_is_one_line(words: str, line: str) -> None:
+    script, *arguments = words.split()
+    command = [sys.executable, EXAMPLES / script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"{line}\n")
