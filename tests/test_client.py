@@ -368,6 +368,8 @@ async def test_the_proxys_time_is_not_the_users(people: People) -> None:
         lines = (f"remote 127.0.0.1 {port(server, 'tcp')} tcp", f"http-proxy 127.0.0.1 {number} auto")
         async with connecting(people, "bob", *lines, "server-poll-timeout 1", ask=ask) as vpn:
             assert vpn.info.transport == "tcp"
+            assert vpn.info.server == f"127.0.0.1:{port(server, 'tcp')}"
+            assert vpn.info.proxy == f"127.0.0.1:{number}"
 
 
 @pytest.mark.parametrize("proto", ["udp", "tcp"])

@@ -54,7 +54,8 @@ class Info:
     """What is known of a tunnel that is up.
 
     ``address`` and ``address6`` are our own with their prefix length (``10.8.0.2/24``), None without
-    one. ``server`` is the server's address and port, ``transport`` ``udp`` or ``tcp``, ``cipher`` that of the
+    one. ``server`` is the server's address and port, ``proxy`` the proxy's before it, None without one; with a
+    proxy both are as the file names them. ``transport`` is ``udp`` or ``tcp``, ``cipher`` that of the
     data channel, ``tls`` the version and suite of the control channel. ``handshake`` is the time in
     seconds from the first packet to the tunnel being up.
     """
@@ -62,6 +63,7 @@ class Info:
     address: str | None
     address6: str | None
     server: str
+    proxy: str | None
     transport: str
     cipher: str
     tls: str
@@ -533,16 +535,22 @@ def _gateways(push: PushReply) -> list[tuple[str, str | None]]:
 def _info(rose: Rose, local: PushReply) -> Info:
     established = rose.established
     _, host, port = rose.path
+    remote, proxy = rose.remote, rose.remote.proxy
     address, address6 = _shown_addresses(established.push, local)
     return Info(
         address=address,
         address6=address6,
-        server=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-        transport=rose.remote.proto[:3],
+        server=_place(host, port) if proxy is None else _place(remote.host, remote.port),
+        proxy=None if proxy is None else _place(proxy.host, proxy.port),
+        transport=remote.proto[:3],
         cipher=established.cipher,
         tls=f"{established.tls} {established.control_cipher}",
         handshake=rose.handshake,
     )
+
+
+def _place(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 _CHANGES = 64

@@ -106,7 +106,8 @@ async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, else
             datagram = parse_datagram(message)
             assert datagram is not None
             if not clients:
-                print(f"datagrams go to {datagram.host}:{datagram.port}", flush=True)
+                relay = inside.getsockname()[0]
+                print(f"datagrams go to {datagram.host}:{datagram.port} by {relay}", flush=True)
             clients[:] = [client]
             if len(message) > longest:
                 longest = len(message)

@@ -85,11 +85,12 @@ def test_a_relay_elsewhere_than_its_proxy(network: Network, machine: Machine, op
         machine.start(replace(profile, client_options=lines), *options) as client,
     ):
         client.wait_next("up")
-        assert proxies.process.wait_line("datagrams go to", 5)
+        assert proxies.process.wait_line(f"by {OTHER}", 5)
         client.process.send_signal(signal.SIGUSR1)
         # Everything is drawn in still, and the new relay is to be reached all the same.
         client.wait_next("reconnecting")
-        assert client.wait_next("up")["server"].startswith(f"{OTHER}:")
+        up = client.wait_next("up")
+        assert (up["server"], up["proxy"]) == (f"{places.SERVER}:1194", f"{places.SERVER}:{proxy.SOCKS_PORT}")
         assert client.run(*FETCH).encode() == office.PAGE
         assert leaks(client, network, 1194) == (set() if options else {OTHER})
         client.stop()

@@ -262,6 +262,7 @@ def _described(info: Info) -> dict[str, Any]:
         "address": info.address,
         "address6": info.address6,
         "server": info.server,
+        "proxy": info.proxy,
         "transport": info.transport,
         "cipher": info.cipher,
         "tls": info.tls,
@@ -271,8 +272,9 @@ def _described(info: Info) -> dict[str, Any]:
 
 def _sentence(info: Info) -> str:
     addresses = " and ".join(address for address in (info.address, info.address6) if address)
+    proxy = f" by the proxy {info.proxy}" if info.proxy else ""
     return (
-        f"up: {addresses or 'no address'} through {info.server} ({info.transport}), "
+        f"up: {addresses or 'no address'} through {info.server}{proxy} ({info.transport}), "
         f"{info.cipher}, {info.tls}, in {info.handshake * 1000:.0f} ms"
     )
 
