@@ -293,6 +293,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
         *("10.0.0.0 255.0.0.0 net_gateway", "vpn_gateway", "remote_host", "x.example", "fd00::/64"),
     ),
     "route-gateway": ("10.0.0.1", "dhcp", "x.example"),
+    "route-table": ("7",),
     "route-ipv6": ("fd00::/64", "fd00::1", "fd00::/64 fd00::1 5", "10.0.0.0/8"),
     "setenv": ("NAME value",),
     "socks-proxy": ("192.0.2.9 1080",),
