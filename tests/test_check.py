@@ -103,6 +103,7 @@ def test_a_file_that_cannot_be_used_ends_with_2_and_says_all_that_is_to_change(t
         (WHOLE + "auth-user-pass\nauth-nocache\n", 0o600, "auth-nocache"),
         (WHOLE + "auth none\ndata-ciphers AES-256-GCM:AES-256-CBC\n", 0o600, "auth"),
         (WHOLE + "auth MD5\n" + block("tls-auth", STATIC.emit()), 0o600, "auth"),
+        (f"{WHOLE}<connection>\nremote a\n{block('tls-auth', STATIC.emit())}</connection>\nauth MD5\n", 0o600, "auth"),
         (WHOLE + "tls-cipher DEFAULT:@SECLEVEL=0\n", 0o600, "tls-cipher"),
         (WHOLE + "tls-cert-profile insecure\n", 0o600, "tls-cert-profile"),
         (WHOLE + block("crl-verify", revocation_list(until=-1)), 0o600, "crl-verify"),
@@ -130,6 +131,13 @@ def test_what_is_unsafe_is_said_with_what_to_change(tmp_path: Path, text: str, m
 def test_what_is_safe_is_not_called_unsafe(tmp_path: Path, text: str) -> None:
     unsafe = {item["option"] for item in json.loads(check(tmp_path, text, "--json").stdout)["unsafe"]}
     assert unsafe <= {"tls-crypt", "auth-user-pass"}
+
+
+def test_a_key_that_each_connection_has_is_seen(tmp_path: Path) -> None:
+    own = f"<connection>\nremote a\n{block('tls-crypt', STATIC.emit())}</connection>\n"
+    for more, missing in (("", False), ("<connection>\nremote b\n</connection>\n", True)):
+        said = json.loads(check(tmp_path, WHOLE + own + more, "--json").stdout)["unsafe"]
+        assert ("tls-crypt" in [item["option"] for item in said]) == missing
 
 
 @pytest.mark.parametrize(("mode", "unsafe"), [(0o600, False), (0o640, True)])

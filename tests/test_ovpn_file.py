@@ -40,6 +40,7 @@ AUTHORITY = Authority("Example CA")
 OTHER = Authority("Other CA", seed=1)
 CERT, KEY = AUTHORITY.issue("bob", "client")
 STATIC = StaticKey(bytes(range(256)))
+OTHER_STATIC = StaticKey(bytes(range(255, -1, -1)))
 FINGERPRINT = ":".join(f"{byte:02X}" for byte in range(32))
 DAMAGED = OTHER.pem.replace("M", "N")
 COMMENT = "#\n# 2048 bit OpenVPN static key\n#\n"
@@ -509,13 +510,12 @@ explicit-exit-notify 2
 
 
 def test_a_key_of_one_connection_alone() -> None:
-    other = StaticKey(bytes(range(255, -1, -1)))
-    inner = block("tls-crypt", other.emit())
+    inner = block("tls-crypt", OTHER_STATIC.emit())
     config = parse_ovpn(
         f"{WHOLE}{block('tls-crypt', STATIC.emit())}<connection>\nremote a\n</connection>\n"
         f"<connection>\nremote b\n{inner}</connection>\n"
     )
-    assert [config.for_remote(remote).wrap for remote in config.remotes] == [TlsCrypt(STATIC), TlsCrypt(other)]
+    assert [config.for_remote(remote).wrap for remote in config.remotes] == [TlsCrypt(STATIC), TlsCrypt(OTHER_STATIC)]
 
 
 @pytest.mark.parametrize("text", ["auth SHA256\n{}", "{}auth SHA256\n"], ids=["auth before", "auth after"])
@@ -618,6 +618,11 @@ WRONG = [
     ("static-challenge Code 1 rot13", "'rot13' is not one of: scrv1, concat"),
     ("<connection>\nremote a\nca x\n</connection>", "ca can't be within <connection>"),
     ("<connection>\nremtoe a\n</connection>", "did you mean 'remote'?"),
+    (
+        "<connection>\nremote a\n"
+        f"{block('tls-crypt', STATIC.emit())}{block('tls-crypt', OTHER_STATIC.emit())}</connection>",
+        "tls-crypt is given twice, with another value in line",
+    ),
     ("dev-type bridge", "is not one of: tun, tap"),
     ("mode server", "mode server is a server's"),
     ("verb 3\0", "a NUL byte: this is no text file"),
@@ -911,6 +916,23 @@ def test_the_report_goes_on_after_what_is_refused(tmp_path: Path) -> None:
     assert report.config == read_ovpn(path)
     path.write_text(BASE)
     assert report_ovpn(path).findings[-1].verdict is Verdict.REFUSED
+
+
+def test_the_report_has_what_stands_in_a_connection(tmp_path: Path) -> None:
+    path = tmp_path / "a.ovpn"
+    path.write_text(f"{WHOLE}<connection>\nremote a\nmssfix 1300\nudp-mtu 1400\n</connection>\n")
+    report = report_ovpn(path)
+    first = WHOLE.count("\n") + 1
+    found = [(each.line - first, each.option, each.verdict) for each in report.findings if each.line >= first]
+    assert found == [
+        (0, "connection", Verdict.SUPPORTED),
+        (1, "remote", Verdict.SUPPORTED),
+        (2, "mssfix", Verdict.SUPPORTED),
+        (3, "udp-mtu", Verdict.IGNORED),
+    ]
+    path.write_text(f"{WHOLE}<connection>\nremote a\nca x\n</connection>\nverb x\n")
+    refused = [each.line - first for each in report_ovpn(path).findings if each.verdict is Verdict.REFUSED]
+    assert refused == [2, 4]
 
 
 @pytest.mark.parametrize("lost", ["<key>", "<key>\n-----BEGIN PRIVATE KEY-----"])

@@ -61,11 +61,12 @@ def _about_tls(config: ClientConfig) -> Iterator[Advice]:
         option = "tls-cert-profile" if config.cert_profile == "insecure" else "tls-cipher"
         text = "keys and digests that can be broken by now are taken"
         yield Advice(option, text, "ask for certificates of today, and remove it")
-    if isinstance(config.wrap, TlsAuth) and config.wrap.digest == "MD5":
+    wraps = [config.for_remote(remote).wrap for remote in config.remotes]
+    if any(isinstance(wrap, TlsAuth) and wrap.digest == "MD5" for wrap in wraps):
         yield Advice(
             "auth", "MD5 is broken as a digest, and old in any use", "write: auth SHA256, on the server as well"
         )
-    if isinstance(config.wrap, NoWrap):
+    if any(isinstance(wrap, NoWrap) for wrap in wraps):
         text = "anybody can begin a TLS handshake with the server"
         yield Advice("tls-crypt", text, "if you run the server, give it tls-crypt-v2 or tls-crypt")
 

@@ -90,21 +90,16 @@ def report_ovpn(path: str | os.PathLike[str]) -> Report:
     """Goes on after what `read_ovpn` would refuse. Raises ConfigError for what is no configuration file."""
     where = Path(path)
     reader = _Reader(str(where), where.parent)
-    findings = []
+    findings: list[Finding] = []
     for statement in reader.statements(_read(where)):
-        before = len(reader.warnings)
+        refusals = []
         try:
-            verdict = reader.take(statement)
+            reader.take(statement)
         except ConfigError as error:
-            findings.append(_refusal(error, statement))
-            continue
-        said = "; ".join(warning.text for warning in reader.warnings[before:])
-        if verdict is Verdict.SUPPORTED and "and has no effect" in said:
-            verdict = Verdict.IGNORED
-        elif verdict is Verdict.SUPPORTED:
-            statement = _optional(statement) or statement
-            said = "; ".join(filter(None, (meaning(statement.name, statement.words), said)))
-        findings.append(Finding(statement.line, statement.name, verdict, said or WITHOUT_LOSS))
+            refusals = [_refusal(error, statement)]
+        # A <connection> comes after what is in it.
+        findings += sorted([*map(_finding, reader.taken), *refusals], key=lambda finding: finding.line)
+        reader.taken.clear()
     if any(finding.verdict is Verdict.REFUSED for finding in findings):
         return Report(tuple(findings), None)
     before = len(reader.warnings)
@@ -120,6 +115,16 @@ def report_ovpn(path: str | os.PathLike[str]) -> Report:
     return Report(tuple(findings), config)
 
 
+def _finding(taken: _Taken) -> Finding:
+    statement, verdict, said = taken.statement, taken.verdict, taken.said
+    if verdict is Verdict.SUPPORTED and "and has no effect" in said:
+        verdict = Verdict.IGNORED
+    elif verdict is Verdict.SUPPORTED:
+        statement = _optional(statement) or statement
+        said = "; ".join(filter(None, (meaning(statement.name, statement.words), said)))
+    return Finding(statement.line, statement.name, verdict, said or WITHOUT_LOSS)
+
+
 def _optional(statement: Statement) -> Statement | None:
     """The option in ``setenv opt OPTION …``."""
     if statement.name != "setenv" or statement.words[:1] != ("opt",) or len(statement.words) < 2:
@@ -130,6 +135,15 @@ def _optional(statement: Statement) -> Statement | None:
 def _refusal(error: ConfigError, statement: Statement) -> Finding:
     text = "; ".join(filter(None, (error.message, error.instead)))
     return Finding(error.line or statement.line, error.option or statement.name, Verdict.REFUSED, text)
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A statement that is not refused, and what was warned of it."""
+
+    statement: Statement
+    verdict: Verdict
+    said: str
 
 
 class _Reader:
@@ -143,6 +157,8 @@ class _Reader:
         self._announced: dict[str, Statement] = {}
         self._draft = Draft(source=self._source, binary=self._binary, revoked=self._revoked, warn=self._warn)
         self.warnings: list[Warning] = []
+        self.taken: list[_Taken] = []
+        """Those in a <connection>, too."""
 
     def statements(self, text: str | bytes) -> list[Statement]:
         try:
@@ -152,12 +168,19 @@ class _Reader:
         except ConfigError as error:
             raise self._located(error) from None
 
-    def take(self, statement: Statement) -> Verdict:
+    def take(self, statement: Statement) -> None:
         self._current = statement
+        before = len(self.warnings)
         try:
-            return self._take(statement)
+            verdict = self._take(statement)
         except ConfigError as error:
             raise self._located(error) from None
+        # What was warned of within a <connection> is noted with that line.
+        self._note(statement, verdict, len(self.warnings) if statement.name == "connection" else before)
+
+    def _note(self, statement: Statement, verdict: Verdict, before: int) -> None:
+        """``before``: how many warnings there were before it."""
+        self.taken.append(_Taken(statement, verdict, "; ".join(warning.text for warning in self.warnings[before:])))
 
     def finish(self) -> ClientConfig:
         self._current = Statement(0, "")
@@ -222,7 +245,12 @@ class _Reader:
             if name == "tls-auth" and len(statement.words) > 1:
                 TAKERS["key-direction"](self._draft, Statement(statement.line, name, statement.words[1:]))
             return
-        before = self._given.get(name)
+        self._take_value(self._draft, statement, self._given)
+
+    def _take_value(self, draft: Draft, statement: Statement, given: dict[str, Statement]) -> None:
+        """``given`` has the ones before it in the file, or in the <connection>."""
+        name = statement.name
+        before = given.get(name)
         if before is not None and name not in REPEATED and replace(before, line=statement.line) != statement:
             if name in DECISIVE:
                 raise ConfigError(
@@ -230,8 +258,8 @@ class _Reader:
                     instead="keep the right one",
                 )
             self._warn(f"replaces line {before.line}")
-        TAKERS[name](self._draft, statement)
-        self._given[name] = statement
+        TAKERS[name](draft, statement)
+        given[name] = statement
 
     def _take_connection(self, statement: Statement) -> None:
         """What is said within holds for its remote alone; the rest is as the file said it so far. A key-direction
@@ -240,9 +268,11 @@ class _Reader:
         keys: dict[str, Any] = {"static_keys": {}, "client_key": None, "direction": None}
         inner = replace(draft, values={}, targets=[], entry=replace(draft.entry), **keys)
         self._draft = inner
+        given: dict[str, Statement] = {}
         try:
             for line in statements(statement.block or "", statement.line + 1):
                 self._current = line
+                before = len(self.warnings)
                 directive = self._find(line)
                 if line.name not in IN_CONNECTION:
                     raise ConfigError(f"{line.name} can't be within <connection>", instead="write it outside")
@@ -251,7 +281,8 @@ class _Reader:
                 if line.name == "connect-retry-max":
                     self._warn("connect-retry-max has no effect within <connection>: it is for all of them")
                 elif directive is not None and directive.verdict is Verdict.SUPPORTED:
-                    TAKERS[line.name](inner, line)
+                    self._take_value(inner, line, given)
+                self._note(line, Verdict.IGNORED if directive is None else directive.verdict, before)
         finally:
             self._draft = draft
         self._current = statement
