@@ -26,8 +26,9 @@ from ginnel.openvpn.server import ClientLogin
 from ginnel.server import Client, Listen, Publish, Server, ServerConfig
 from ginnel.server.inner import UserSpace
 from ginnel.vpn import Reconnecting, Up, Vpn
+from tests.harness.network import Namespace
 from tests.harness.people import People
-from tests.test_egress import until
+from tests.test_egress import idle, until
 
 
 @contextlib.asynccontextmanager
@@ -147,6 +148,26 @@ async def test_several_sessions_of_a_user_where_that_is_allowed() -> None:
         async with await server.stack.open_datagram() as datagrams:
             await datagrams.sendto(b"hello", ("192.168.5.9", 7))
             await until(lambda: first.statistics()["device"]["rx_packets"] > before)
+
+
+async def test_what_is_open_from_behind_a_user_ends_with_the_session() -> None:
+    people = People()
+    people.add("alice", routes=("192.168.5.0/24",))
+    with Namespace() as namespace, namespace.entered():
+        namespace.ip("link set lo up", "address add 192.0.2.7/32 dev lo")
+        async with (
+            await asyncio.start_server(idle, "192.0.2.7", 0) as outside,
+            serving(people, allow=("192.0.2.7/32",)) as server,
+            connecting(server, people, "alice") as alice,
+        ):
+            port = outside.sockets[0].getsockname()[1]
+            alice.stack.set_addresses(["192.168.5.9/24"])
+            _, writer = await alice.stack.open_connection("192.0.2.7", port, timeout=20)
+            assert server.statistics()["egress"]["open"] == 1
+            people.revoke("alice")
+            server.look()
+            await until(lambda: server.statistics()["egress"]["open"] == 0)
+            writer.close()
 
 
 async def test_fixed_addresses_and_leases_are_kept() -> None:

@@ -159,6 +159,7 @@ async def _serve(
             stack.push_async_callback(Exporter(server, listener).aclose)
         pool = server.pool
         listen = [str(place) for place in server.places]
+        _tell_dialed_inside(listen, config.public, pool)
         reporter.event(
             "up",
             address=str(pool.address),
@@ -172,7 +173,6 @@ async def _serve(
         )
         if inner is None and not may_ping():
             tell("no_ping", level=logging.WARNING, reason=NO_PING)
-        _tell_dialed_inside(listen, config.public, pool)
         warnings = asyncio.create_task(warn(store))
         stack.callback(warnings.cancel)
         reporter.say(f"serving on {', '.join(listen)}; state in {directory}")

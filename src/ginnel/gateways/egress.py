@@ -361,7 +361,7 @@ PINGS = "echo requests"
 NAMES = "questions for names"
 PUBLISHED_PORT = "connections to a published port"
 # Connections to a published port.
-PUBLISHED = 1024
+PUBLISHED = 2048
 ECHOES = 512
 CLIENT_ECHOES = 32
 ECHO_SECONDS = 10.0

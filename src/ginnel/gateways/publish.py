@@ -30,16 +30,16 @@ class Publisher:
         find: Callable[[], str | None],
         port: int,
         *,
-        limit: int = 1024,
+        limit: int = 2048,
         on_crowded: Callable[[str], None] = lambda place: None,
     ) -> None:
         """``find`` gives the client's inner address, None while there is none. ``limit``: connections at a time; one
-        place (an IPv4 address, an IPv6 network of 64 bits) has half of them at most. ``on_crowded`` is told of a
+        place (an IPv4 address, an IPv6 network of 64 bits) has a quarter of them at most. ``on_crowded`` is told of a
         place whose connection was one too many."""
         self._stack = stack
         self._find = find
         self._port = port
-        self._slots = Slots(limit, max(1, limit // 2))
+        self._slots = Slots(limit, limit)
         self._on_crowded = on_crowded
         self._acceptor = Acceptor(listener, self._serve, limit=limit)
         #: The streams that are open, with the client's inner address.
