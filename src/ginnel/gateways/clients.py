@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Hashable, Sequence
 
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Source = int | str
 """A client's number, or an address that is no client's."""
@@ -14,31 +15,40 @@ class Clients:
     """Clients by their inner addresses and the networks behind them."""
 
     def __init__(self) -> None:
-        self._hosts: dict[Network, int] = {}
-        self._networks: dict[Network, int] = {}
-        self._of: dict[int, list[Network]] = {}
+        self._hosts: dict[Address | Network, int] = {}
+        self._networks: dict[Address | Network, int] = {}
+        self._of: dict[int, list[Address | Network]] = {}
 
     def set(self, client: int, networks: Sequence[str]) -> None:
-        """In CIDR notation; without any the client is forgotten. Of two that claim one the later has it."""
-        for network in self._of.pop(client, ()):
-            table = self._table(network)
-            if table.get(network) == client:
-                del table[network]
+        """Addresses, and networks in CIDR notation; without any the client is forgotten. Of two that claim one the
+        later has it."""
+        for place in self._of.pop(client, ()):
+            table = self._table(place)
+            if table.get(place) == client:
+                del table[place]
         if networks:
-            self._of[client] = [ipaddress.ip_network(network) for network in networks]
-            for network in self._of[client]:
-                self._table(network)[network] = client
+            self._of[client] = list(map(_parse, networks))
+            for place in self._of[client]:
+                self._table(place)[place] = client
 
     def of(self, address: str) -> Source:
         """Of networks the longest that has it counts."""
         parsed = ipaddress.ip_address(address)
-        if (client := self._hosts.get(ipaddress.ip_network(parsed))) is not None:
+        if (client := self._hosts.get(parsed)) is not None:
             return client
-        fitting = [network for network in self._networks if parsed in network]
+        fitting = [network for network in self._networks if isinstance(network, Network) and parsed in network]
         return self._networks[max(fitting, key=lambda network: network.prefixlen)] if fitting else address
 
-    def _table(self, network: Network) -> dict[Network, int]:
-        return self._hosts if network.prefixlen == network.max_prefixlen else self._networks
+    def _table(self, place: Address | Network) -> dict[Address | Network, int]:
+        return self._hosts if isinstance(place, Address) else self._networks
+
+
+def _parse(text: str) -> Address | Network:
+    """A network of one is that address: most clients have no other, and it takes a fraction of the time."""
+    if "/" not in text:
+        return ipaddress.ip_address(text)
+    network = ipaddress.ip_network(text)
+    return network.network_address if network.prefixlen == network.max_prefixlen else network
 
 
 class Slots:
