@@ -192,6 +192,7 @@ async def test_a_stream_that_is_closed_is_not_missed(people: People, tmp_path: P
             writer.write(b"\x05\x01\x00")
             assert await asyncio.wait_for(reader.readexactly(2), 20) == b"\x05\x00", "it goes on when it is up"
             writer.close()
+            process.send_signal(signal.SIGUSR2)
             assert await asyncio.to_thread(process.stop) == 0, str(process)
             events = [json.loads(line)["event"] for line in process.out.all()]
             assert events == ([] if ">&- 2" in closed else ["up", "down"])

@@ -267,11 +267,14 @@ async def test_what_is_configured_and_leads_to_nobody_is_said(tmp_path: Path) ->
     options = ("--json", "--publish", f"{port}:alice:80", "--metrics", metrics, "--public", "10.8.0.9")
     with log.open("w") as file, serving(tmp_path, *options, out=file, err=subprocess.DEVNULL) as served:
         await served.serves()
-        await until(lambda: '"event": "up"' in log.read_text())
+        await until(lambda: '"dialed_inside"' in log.read_text())
         events = {event["event"]: event for event in map(json.loads, log.read_text().splitlines())}
         assert events["publish_nobody"]["name"] == "alice"
         assert events["dialed_inside"]["host"] == "10.8.0.9"
         assert (events["push_nobody"]["name"], events["push_nobody"]["reason"]) == ("nobody", "is no user here")
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            served.process.send_signal(number)
+            await until(lambda name=number.name: f'"event": "signal", "name": "{name}"' in log.read_text())
         assert (events["up"]["publish"], events["up"]["metrics"]) == ([f"{port}:alice:80"], metrics)
     said = tmp_path / "said"
     with said.open("w") as file, serving(tmp_path, *options[1:], out=file, err=file) as served:

@@ -343,6 +343,20 @@ def test_root_serves_for_nobody_who_owns_what_root_owns(network: Network, home: 
             assert len(server.err.all()) == 1
 
 
+@pytest.mark.parametrize("network4", ["192.0.2.0/24", "192.0.0.0/16"])
+def test_a_network_that_the_machine_has_elsewhere_is_refused(
+    network: Network, internet: Process, home: Path, network4: str
+) -> None:
+    before = state(network.server)
+    (home / "state/server.toml").write_text(f'network = "{network4}"')
+    (home / "state/server.toml").chmod(0o644)
+    words = ["serve", "--tun", "--json", "--dir", home / "state", "--listen", f"udp:{SERVER}:1194"]
+    with network.server.start([_GINNEL, *words], env=dict(os.environ)) as server:
+        assert server.wait(20) == 2, str(server)
+        assert f"{network4}, the clients' network, is on " in server.err.all()[-1]
+    assert state(network.server) == before
+
+
 def test_no_module_of_the_current_directory_is_roots(network: Network, home: Path) -> None:
     (home / "json.py").write_text(f"open({str(home / 'was-loaded')!r}, 'w')\nraise SystemExit(7)\n")
     words = [_GINNEL, "serve", "--tun", "--json", "--listen", f"udp:{SERVER}:1195", "--dir", home / "state"]

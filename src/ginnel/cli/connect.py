@@ -168,6 +168,8 @@ async def _connect(plan: Plan, reporter: Reporter, machine: Machine | None) -> N
         }
         vpn = Vpn(plan.config, **options) if machine is None else machine.vpn(**options)
         loop.add_signal_handler(signal.SIGUSR1, vpn.reconnect)
+        # Stock writes its counters then; here it would be the end.
+        loop.add_signal_handler(signal.SIGUSR2, log.warning, "SIGUSR2 does nothing here")
         if machine is None:
             session = loop.create_task(_hold(vpn, plan, reporter, listeners))
         else:

@@ -11,6 +11,7 @@ import resource
 import signal
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import click
@@ -142,6 +143,9 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in endings():
         loop.add_signal_handler(number, stop.set)
+    # Stock's, that recipes for it send; here they would be its end.
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        loop.add_signal_handler(number, partial(tell, "signal", name=number.name, reason=NO_SIGNAL))
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(opened(directory, imported))
         _tell_imported(store, imported)
@@ -263,4 +267,5 @@ DIALED_INSIDE = (
     "clients dial it, and it is an inner address, too: those on a kernel's device lose the server when they are in; "
     "set another network in server.toml"
 )
+NO_SIGNAL = "it does nothing here; `ginnel status` shows the clients, and a start anew reads server.toml"
 DAY = 86400.0

@@ -17,12 +17,13 @@ from typing import Any, Protocol
 
 from ginnel._core import DataPlane
 from ginnel.device.memory import MemoryDevice
-from ginnel.errors import DeviceError, LocalProtocolError
+from ginnel.errors import ConfigError, DeviceError, LocalProtocolError
 from ginnel.gateways.egress import Egress
 from ginnel.gateways.relay import listen_everywhere
 from ginnel.network.masquerade import Forward, Gate
 from ginnel.network.plan import Settings, Wish
 from ginnel.network.rights import Rights
+from ginnel.network.routes import Table
 from ginnel.server.clients import Client
 from ginnel.server.config import ServerConfig
 from ginnel.server.journal import Rarely, tell
@@ -142,12 +143,13 @@ class Routed:
         raise LocalProtocolError(f"the server's inner address is the kernel's, on {self.device}; use ordinary sockets")
 
     async def open(self, pool: Pool, address_of: Callable[[str], str | None], listening: Sequence[int]) -> None:
-        """Raises DeviceError."""
+        """Raises DeviceError, and ConfigError for inner addresses that this machine has elsewhere."""
         address, address6 = _addresses(pool)
         self._settings = Settings(address=address, address6=address6, mtu=self._config.tun_mtu)
         inside: tuple[IPv4Network | IPv6Network, ...] = (pool.network,)
         if pool.network6 is not None:
             inside += (pool.network6,)
+        _check_free(inside, self.device)
         self._gate = Gate(
             inside, self._config.allow, self._config.client_to_client, listening=tuple(dict.fromkeys(listening))
         )
@@ -235,6 +237,20 @@ def _bound(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
     except OSError as error:
         raise DeviceError(error.errno or errno.EIO, f"cannot listen on port {port} of every address") from error
     return held
+
+
+def _check_free(inside: Sequence[IPv4Network | IPv6Network], device: str) -> None:
+    """Of two links with one network the kernel takes one, and the other's packets are lost."""
+    with Table() as table:
+        links = [route for route in table.read() if route.gateway is None and route.device not in (device, None)]
+    for network in inside:
+        for route in links:
+            # A wider one is there for what is none of ours.
+            if route.destination.version == network.version and route.destination.subnet_of(network):  # type: ignore[arg-type]
+                raise ConfigError(
+                    f"{network}, the clients' network, is on {route.device} already",
+                    instead="set another network (or network6) in server.toml",
+                )
 
 
 def _tell_failure(asked: Future[Any]) -> None:
