@@ -243,6 +243,14 @@ async def test_a_wrong_socks_login(socks: Address, tunnel: tuple[Stack, Office],
     assert tunnel[1].asked == []
 
 
+async def test_who_speaks_http_to_socks_is_told(socks: Address, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        for words in ([f"http://{socks}/"], ["--proxy", f"http://{socks}", "http://10.8.0.1/"]):
+            assert "This is a SOCKS5 proxy, not an HTTP proxy." in await curl(*words)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("SOCKS: a client speaks HTTP, and this is SOCKS5")
+
+
 class Association:
     """A client of UDP ASSOCIATE."""
 

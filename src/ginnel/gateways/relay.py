@@ -187,7 +187,7 @@ async def read_exactly(connection: socket.socket, count: int) -> bytes:
 
 
 class Failures:
-    """Says in the log what could not be reached: each text once a minute, and not many in all."""
+    """Says in the log what could not be done: each text once a minute, and not many in all."""
 
     def __init__(self, what: str) -> None:
         """``what`` begins each line."""
@@ -196,16 +196,19 @@ class Failures:
         self._since = -FORGET
 
     def tell(self, host: str, port: int, error: Exception) -> str:
-        """Returns why, for whoever is told otherwise."""
+        """What could not be reached. Returns why, for whoever is told otherwise."""
         why = reason(error)
+        self.say(f"cannot reach {host} port {port}: {why}")
+        return why
+
+    def say(self, text: str) -> None:
         if (now := time.monotonic()) > self._since + FORGET:
             self._told, self._since = set(), now
-        text = f"{self._what}: cannot reach {host} port {port}: {why}"
+        text = f"{self._what}: {text}"
         is_new = text not in self._told and len(self._told) < MOST_TOLD
         log.log(logging.WARNING if is_new else logging.INFO, "%s", text)
         if is_new:
             self._told.add(text)
-        return why
 
 
 def reason(error: Exception) -> str:

@@ -120,7 +120,7 @@ class Socks5Gateway:
     async def _greet(self, client: socket.socket) -> None:
         version, count = await read_exactly(client, 2)
         if version != _VERSION:
-            raise _RefusedError("not SOCKS5", b"")
+            raise self._other_protocol(client, version)
         offered = await read_exactly(client, count)
         wanted = _NO_LOGIN if self._login is None else _USERNAME_PASSWORD
         if wanted not in offered:
@@ -128,6 +128,16 @@ class Socks5Gateway:
         await asyncio.get_running_loop().sock_sendall(client, bytes([_VERSION, wanted]))
         if self._login is not None:
             await self._log_in(client, self._login)
+
+    def _other_protocol(self, client: socket.socket, first: int) -> _RefusedError:
+        """A browser or curl whose user took this for an HTTP proxy shows him what he is answered."""
+        if not chr(first).isupper():
+            return _RefusedError("not SOCKS5", b"")
+        self._failures.say("a client speaks HTTP, and this is SOCKS5: its proxy begins with socks5h://")
+        with contextlib.suppress(OSError):
+            # What is not read would reset the connection before the answer is.
+            client.recv(1 << 16)
+        return _RefusedError("HTTP", _NO_HTTP)
 
     async def _log_in(self, client: socket.socket, login: Login) -> None:
         version, length = await read_exactly(client, 2)
@@ -207,6 +217,10 @@ HANDSHAKE_SECONDS = 30.0
 """How long a client may take to say what it wants."""
 MOST_RELAYS = 256
 
+_NO_HTTP = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
+    b"This is a SOCKS5 proxy, not an HTTP proxy.\n"
+)
 _VERSION = 5
 _LOGIN_VERSION = 1
 _NO_LOGIN, _USERNAME_PASSWORD, _NOTHING_ACCEPTABLE = 0x00, 0x02, 0xFF

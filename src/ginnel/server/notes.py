@@ -43,8 +43,10 @@ class Notes:
                 self.dropped += 1
             self._notes.append((statement, values))
             if self._thread is None and not self._closing:
-                self._thread = threading.Thread(target=self._write, name="ginnel-notes", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._write, name="ginnel-notes", daemon=True)
+                # Raises RuntimeError where the system has no room for one.
+                thread.start()
+                self._thread = thread
             self._hurried = self._hurried or hurry
             if hurry or len(self._notes) == 1:
                 self._changed.notify_all()
@@ -59,7 +61,8 @@ class Notes:
 
     def close(self, timeout: float) -> None:
         """Writes what is left, for so long. Idempotent."""
-        self.settle(timeout)
+        if self._thread is not None:
+            self.settle(timeout)
         with self._changed:
             self._closing = True
             self._changed.notify_all()

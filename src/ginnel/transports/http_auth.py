@@ -30,6 +30,11 @@ def parse_challenges(fields: Iterable[str]) -> list[Challenge]:
     return sorted(filter(_answerable, found), key=_weakness)
 
 
+def schemes(fields: Iterable[str]) -> list[str]:
+    """The kinds of login that these values ask for, each by its first, as they are written."""
+    return [found[0][:20] for field in fields if (found := re.match(TOKEN, field))]
+
+
 def answer(challenge: Challenge, username: str, password: str, method: str, uri: str, cnonce: str) -> str:
     """The value of Proxy-Authorization; ``cnonce`` is random, and new each time.
     Raises ValueError for a user that can't be said."""

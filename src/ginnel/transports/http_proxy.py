@@ -103,12 +103,14 @@ async def _ask(sock: socket.socket, request: h11.Request, where: str) -> tuple[h
 async def _authorization(
     proxy: HttpProxy, response: h11.Response, authority: str, credentials: Credentials, where: str
 ) -> str:
-    asked = [bytes(value) for name, value in response.headers if name == b"proxy-authenticate"]
-    challenges = http_auth.parse_challenges(value.decode(errors="surrogateescape") for value in asked)
+    headers = [value for name, value in response.headers if name == b"proxy-authenticate"]
+    asked = [value.decode(errors="surrogateescape") for value in headers]
+    challenges = http_auth.parse_challenges(asked)
     if not proxy.cleartext:
         challenges = [challenge for challenge in challenges if challenge.scheme != "basic"]
     if not challenges:
-        raise AuthError(f"{where} asks for a login of a kind that is not supported or not allowed")
+        kinds = ", ".join(http_auth.schemes(asked)[:MAX_KINDS]) or "none that it names"
+        raise AuthError(f"{where} asks for a login of a kind that is not supported or not allowed: {kinds}")
     who = await credentials()
     if who is None:
         raise AuthError(f"{where} asks for a login, and there is none; name a file with it after http-proxy HOST PORT")
@@ -124,6 +126,8 @@ def _is_stale(response: h11.Response) -> bool:
 
 
 MAX_HEAD = 16 * 1024
+# So many kinds of a login are named to the user.
+MAX_KINDS = 4
 MAX_ANSWER = 256 * 1024
 # The question, the answer to its challenge, and once more for a nonce that grew old in between.
 MAX_TRIES = 3
