@@ -84,6 +84,13 @@ def test_with_roots_rights_the_machines_network_is_read_and_never_changed() -> N
     ]
 
 
+def test_a_device_with_an_address_is_up_and_said_to_be() -> None:
+    status, out, said = run("--address", "10.0.0.1/24", "--", sys.executable, "-m", "ginnel", "ping", "10.0.0.1", "-c1")
+    assert status == 0, said
+    assert "1 received" in out
+    assert said.splitlines()[-1] == "tun0 is a new device of /dev/net/tun, and up"
+
+
 def test_another_node_than_dev_net_tun(tmp_path: Path) -> None:
     """Attached when it is opened, and named after the path; the path need not be there."""
     node, path = tmp_path / "tap3", tmp_path / "seen.pcapng"

@@ -134,6 +134,7 @@ def test_what_editors_and_people_write(tmp_path: Path) -> None:
         ({"auth": "MD9"}, "auth is one of SHA1, "),
         ({"data_ciphers": ["ROT13"]}, "data_ciphers is a list of some of AES-256-GCM"),
         ({"connected": "/bin/true"}, "connected is an asynchronous function, or None"),
+        ({"wrap": "x"}, "wrap is a NoWrap, TlsAuth, TlsCrypt or TlsCryptV2Server, or None"),
         ({"authenticate": lambda login: True}, "authenticate is an asynchronous function, or None"),
     ],
 )

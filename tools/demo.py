@@ -130,7 +130,11 @@ def _program(folder: Path) -> list[str | Path]:
     if os.geteuid():
         return [Path(sys.executable).with_name("ginnel")]
     os.chown(folder, ORDINARY_ID, ORDINARY_ID)
-    return [*ORDINARY, ordinary_environment().ginnel]
+    try:
+        return [*ORDINARY, ordinary_environment().ginnel]
+    except AssertionError as error:
+        # What pip or the compiler said last.
+        sys.exit(f"demo: no environment for an ordinary user can be made; {str(error).strip().splitlines()[-1]}")
 
 
 def _large() -> bytes:

@@ -52,6 +52,9 @@ def _install(wheel: Path, environment: Environment) -> None:
         run(["/usr/bin/python3", "-m", "venv", environment.folder])
         run([environment.python, "-m", "pip", "install", "--quiet", wheel], timeout=600)
         (environment.folder / _COMPLETE).touch()
+    except BaseException:
+        shutil.rmtree(environment.folder, ignore_errors=True)
+        raise
     finally:
         os.umask(mask)
 

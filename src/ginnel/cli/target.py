@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import socket
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from ginnel.device.base import DeviceEnd, Kind
 from ginnel.device.capture import Capture, CapturedEnd
 from ginnel.device.echo import Answered, Asked, Packets
 from ginnel.device.ethernet import EthernetEnd
+from ginnel.device.ioctls import IFF_UP, SIOCGIFFLAGS
 from ginnel.device.kernel import FLAGS, IFF_NO_PI, NODE, attach
 from ginnel.device.named import NamedEnd
 from ginnel.errors import ConfigError, DeviceError
@@ -69,7 +72,8 @@ def open_target(name: str | None, tap: bool, capture: Path | None = None) -> Ite
         raise
     with queue:
         if not is_there:
-            print(f"{found} is a new device of {NODE}, and down", file=sys.stderr, flush=True)
+            state = "up" if _is_up(found) else "down"
+            print(f"{found} is a new device of {NODE}, and {state}", file=sys.stderr, flush=True)
         with _packets(queue, kind, found, capture) as packets:
             yield Target(found, packets)
 
@@ -202,6 +206,14 @@ def _packets(end: NamedEnd | DescriptorEnd, kind: Kind, name: str, path: Path | 
             if end.dropped + unasked:
                 why = f"{end.dropped} found {name} full, {unasked} nobody answered for"
                 print(f"packets dropped: {why}", file=sys.stderr, flush=True)
+
+
+def _is_up(name: str) -> bool:
+    """A device that `ginnel lend` lends may be, from the start."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        answer = fcntl.ioctl(asking, SIOCGIFFLAGS, struct.pack("16s24x", name.encode()))
+    (flags,) = struct.unpack_from("=H", answer, 16)
+    return bool(flags & IFF_UP)
 
 
 def _attach(name: str, kind: Kind, is_there: bool) -> tuple[DescriptorEnd, str, Kind]:

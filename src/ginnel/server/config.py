@@ -164,6 +164,7 @@ CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "connect_freq": values.optional(values.frequency),
     "connect_freq_initial": values.frequency,
     "auth_program": values.program,
+    "wrap": values.wrap,
     "authenticate": values.hook,
     "connected": values.hook,
     "disconnected": values.hook,

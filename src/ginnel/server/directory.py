@@ -32,7 +32,9 @@ def claimed(directory: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
-        raise ConfigError(f"a server runs in {directory} already", instead="end it, or give another --dir") from None
+        raise ConfigError(
+            f"a server runs in {directory} already", instead="end it, or take another directory"
+        ) from None
     try:
         yield
     finally:

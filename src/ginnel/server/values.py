@@ -16,6 +16,8 @@ from typing import Any
 from ginnel.errors import ConfigError
 from ginnel.openvpn.data_format import DATA_CIPHERS, MAC_SIZES
 from ginnel.openvpn.push import PushReply
+from ginnel.openvpn.tls_crypt_v2 import TlsCryptV2Server
+from ginnel.openvpn.wrap import NoWrap, TlsAuth, TlsCrypt
 
 Network = IPv4Network | IPv6Network
 
@@ -173,6 +175,12 @@ def hook(value: Any) -> Any:
     waits = not inspect.isfunction(value) or inspect.iscoroutinefunction(value)
     if value is not None and not (callable(value) and waits):
         raise ValueError("is an asynchronous function, or None")
+    return value
+
+
+def wrap(value: Any) -> Any:
+    if value is not None and not isinstance(value, NoWrap | TlsAuth | TlsCrypt | TlsCryptV2Server):
+        raise ValueError("is a NoWrap, TlsAuth, TlsCrypt or TlsCryptV2Server, or None")
     return value
 
 
