@@ -58,7 +58,7 @@ def connecting(file: Path, *options: str, out: IO[Any] | int, err: IO[Any] | int
 async def test_events_for_a_full_disk_are_written_when_there_is_room(tmp_path: Path) -> None:
     log = tmp_path / "log"
     async with Deaf(tmp_path) as server:
-        with log.open("w") as file, connecting(server.file, "--json", out=file, err=subprocess.DEVNULL) as process:
+        with log.open("w") as file, connecting(server.file, "--json", out=file, err=subprocess.PIPE) as process:
             await until(lambda: '"event": "reconnecting"' in log.read_text())
             limits = resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
             written, tried = log.read_text(), server.tried
@@ -67,7 +67,9 @@ async def test_events_for_a_full_disk_are_written_when_there_is_room(tmp_path: P
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
             await until(lambda: log.read_text().count('"event": "reconnecting"') > tried + 1)
             process.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(process.wait, 20) == 0
+            said = (await asyncio.to_thread(process.communicate, timeout=20))[1].decode().splitlines()
+            assert process.returncode == 0
+    assert said.count("WARNING: stdout: File too large; events wait until it takes them") == 1
     assert json.loads(log.read_text().splitlines()[-1]) == {"event": "down"}
 
 

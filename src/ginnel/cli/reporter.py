@@ -25,8 +25,8 @@ class Reporter(logging.Handler):
         super().__init__()
         self._as_json = as_json
         self._verbose = verbose
-        self._events = _writer("stdout", live, lambda count: _json("lines_lost", count=count))
         self._log = _writer("stderr", live, lambda count: f"WARNING: lines_lost count={count}")
+        self._events = _writer("stdout", live, lambda count: _json("lines_lost", count=count), self._events_wait)
 
     def start(self) -> None:
         """From now on there are threads that write."""
@@ -53,9 +53,14 @@ class Reporter(logging.Handler):
                 text = "\n".join([text, *"".join(traceback.format_exception(error)).splitlines()])
         self._log.add(text)
 
+    def _events_wait(self, error: OSError) -> None:
+        """Who reads the events waits as well."""
+        self._log.add(f"WARNING: stdout: {error.strerror}; events wait until it takes them")
+
     def flush_all(self) -> None:
         """Waits until all is written, but not for long. Starts what was not started."""
         until = time.monotonic() + LAST_WORDS
+        # The log last: how the events fare is said there.
         for lines in (self._events, self._log):
             lines.settle(until - time.monotonic())
 
@@ -66,13 +71,17 @@ class Lines:
     further ones are dropped, and ``lost`` makes the line that says how many. The thread is there from `start` on:
     a process that gives up rights does so while it has one thread."""
 
-    def __init__(self, stream: TextIO | None, lost: Callable[[int], str]) -> None:
-        """Without a stream (as a shell's ``>&-`` leaves it) nothing is written."""
+    def __init__(
+        self, stream: TextIO | None, lost: Callable[[int], str], stuck: Callable[[OSError], None] = lambda error: None
+    ) -> None:
+        """Without a stream (as a shell's ``>&-`` leaves it) nothing is written. ``stuck`` is called, on the thread,
+        each time that lines begin to wait for room."""
         try:
             self._descriptor = -1 if stream is None else stream.fileno()
         except (OSError, ValueError):
             self._descriptor = -1
         self._lost = lost
+        self._stuck = stuck
         self._waiting: deque[str] = deque()
         self._dropped = 0
         self._changed = threading.Condition()
@@ -119,7 +128,8 @@ class Lines:
                 count, dropped = len(self._waiting), self._dropped
                 lines = [*self._waiting, *([self._lost(dropped)] if dropped else [])]
             try:
-                _write_all(self._descriptor, "".join(f"{line}\n" for line in lines).encode(errors="replace"))
+                data = "".join(f"{line}\n" for line in lines).encode(errors="replace")
+                _write_all(self._descriptor, data, self._stuck)
             except OSError:
                 # Nobody reads any longer: the clients have nothing to do with that.
                 with self._changed:
@@ -153,15 +163,21 @@ class Terminal:
         return True
 
 
-def _writer(name: Literal["stdout", "stderr"], live: bool, lost: Callable[[int], str]) -> Lines | Terminal:
+def _writer(
+    name: Literal["stdout", "stderr"],
+    live: bool,
+    lost: Callable[[int], str],
+    stuck: Callable[[OSError], None] = lambda error: None,
+) -> Lines | Terminal:
     stream = getattr(sys, name)
     if live and stream is not None and stream.isatty():
         return Terminal(name)
-    return Lines(stream, lost)
+    return Lines(stream, lost, stuck)
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: bytes, stuck: Callable[[OSError], None]) -> None:
     """Waits for as long as it takes: for room on a disk, too. Raises OSError where nothing can ever be written."""
+    waits = False
     while data:
         try:
             data = data[os.write(descriptor, data) :]
@@ -170,7 +186,10 @@ def _write_all(descriptor: int, data: bytes) -> None:
             select.select([], [descriptor], [], RETRY)
         except ConnectionError:
             raise
-        except OSError:
+        except OSError as error:
+            if not waits:
+                stuck(error)
+            waits = True
             time.sleep(RETRY)
 
 
