@@ -420,6 +420,18 @@ async def test_a_name_that_stays_unknown_ends_it(people: People, names: Names) -
         await connecting(people, "bob", *lines).__aenter__()
 
 
+@pytest.mark.parametrize("refuses", [True, False])
+async def test_a_port_that_is_closed_is_said_to_be(people: People, refuses: bool) -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as there:
+        there.bind((NOBODY, 0))
+        number = there.getsockname()[1]
+        if refuses:
+            there.close()
+        with pytest.raises(UnreachableError, match=f"no answer from {NOBODY} port {number}") as caught:
+            await connecting(people, "bob", f"remote {NOBODY} {number}", timeout=1).__aenter__()
+    assert ("nothing listens on the port" in str(caught.value)) == refuses
+
+
 async def test_the_waiting_grows_with_jitter_when_each_remote_has_failed_several_times(people: People) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")

@@ -483,6 +483,7 @@ class _Attempt:
         self.began = time.monotonic()
         self.is_up = False
         self._plane = plane
+        self._errors_before = plane.statistics()["rx_errors"]
         self._on_news = on_news
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -537,6 +538,9 @@ class _Attempt:
         wrap = self.policy.settings.wrap
         if self.session.statistics()["received"] == 0:
             hint = "" if isinstance(wrap, NoWrap) else " (a server with another tls-crypt or tls-auth key gives none)"
+            if self._plane.statistics()["rx_errors"] > self._errors_before:
+                # Whoever is on the way may forge that: it is a hint, and no end.
+                hint = " (what is sent there is refused, by ICMP: nothing listens on the port, or a firewall says so)"
             return f"no answer from {where}{hint}"
         return f"{where} answers, but the handshake did not end{self.policy.why_silent}"
 
