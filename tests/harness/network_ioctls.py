@@ -1,5 +1,5 @@
-"""A program that is lent to, run with the name of an interface of the machine's: asks for all that could be changed of
-it before netlink, and says a JSON object, what each call was told; then configures a device of its own so."""
+"""A program that is lent to, run with the name of an interface of the machine's: asks for all that can be changed of
+it without netlink, and says a JSON object, what each call was told; then configures a device of its own so."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ def main(name: bytes) -> None:
     told = {what: refused(fcntl.ioctl, *call) for what, call in changes(name, index).items()}
     for what, protocol in (("IPsec", 6), ("nftables", 12)):
         told[what] = refused(socket.socket, socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+    for what, folder in (("sysctl", "/proc/sys/net"), ("sysctl of a thread", "/proc/thread-self/root/proc/sys/net")):
+        told[what] = refused(os.open, f"{folder}/ipv4/ip_forward", os.O_WRONLY)
     told["iptables"] = refused(FOUR.setsockopt, socket.SOL_IP, 64, bytes(84))
     by_gateway, by_name = rtentry("10.78.0.0", 16, gateway="10.3.3.9"), rtentry("10.79.0.0", 16, name)
     routes = [refused(fcntl.ioctl, FOUR, SIOCADDRT, route) for route in (by_gateway, by_name, by_name)]

@@ -43,11 +43,8 @@ class Node:
         else:
             descriptor.attach(interface, IFF_NO_PI)
 
-    def is_meant(self, caller: Caller, folder: int, path: bytes) -> bool:
-        """Whether a path that a program opens, relative to a descriptor of its, leads here."""
-        if not path.startswith(b"/"):
-            path = os.path.join(caller.folder(folder), path)
-        path = _as_seen_by(caller, path)
+    def is_meant(self, path: bytes) -> bool:
+        """Whether a path, as `find` gives it, leads here."""
         try:
             status = os.stat(path)
         except (OSError, ValueError):
@@ -64,6 +61,11 @@ class Node:
         except OSError:
             return False
         return (own.st_dev, own.st_ino) == (status.st_dev, status.st_ino)
+
+
+def find(caller: Caller, folder: int, path: bytes) -> bytes:
+    """Where a path that a program opens, relative to a descriptor of its, leads for us."""
+    return _as_seen_by(caller, path if path.startswith(b"/") else os.path.join(caller.folder(folder), path))
 
 
 def _as_seen_by(caller: Caller, path: bytes) -> bytes:

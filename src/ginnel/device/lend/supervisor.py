@@ -45,7 +45,7 @@ from ginnel.device.lend.network_ioctls import (
     unpack_route,
     unpack_route6,
 )
-from ginnel.device.lend.node import Node
+from ginnel.device.lend.node import Node, find
 from ginnel.device.lend.numbers import Machine
 from ginnel.device.lend.rtnetlink import RouteNetlink
 from ginnel.device.lend.seccomp import SO_DOMAIN, SO_PROTOCOL, SO_TYPE, Listener, Notification
@@ -140,7 +140,13 @@ class Supervisor:
     def _open_path(self, call: _Call, folder: int, address: int, flags: int) -> None:
         path = call.caller.read_path(address)
         call.check()
-        if flags & (os.O_PATH | os.O_DIRECTORY) or not self._node.is_meant(call.caller, folder, path):
+        if flags & (os.O_PATH | os.O_DIRECTORY):
+            call.let_pass()
+            return
+        path = find(call.caller, folder, path)
+        if not self._node.is_meant(path):
+            if flags & os.O_ACCMODE and os.path.realpath(path).startswith(b"/proc/sys/net/"):
+                raise OSError(errno.EPERM, "the machine's network is not for lent programs")
             call.let_pass()
             return
         uid, gids = call.caller.identity()
