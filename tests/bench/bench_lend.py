@@ -1,7 +1,8 @@
 """Round trips through stock OpenVPN: both sides on lent devices, against both on the kernel's.
 
 Echo requests are sent one after the other, by a plain loop on either kind: into the network stack of
-the lent device, or into a raw socket of the kernel's. Run as root: ``python -m tests.bench.bench_lend``.
+the lent device, or into a raw socket of the kernel's. Timed is what the program that asks sees, on either: from
+before it hands the request over until it has the answer. Run as root: ``python -m tests.bench.bench_lend``.
 """
 
 from __future__ import annotations

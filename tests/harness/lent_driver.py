@@ -77,8 +77,10 @@ async def rtt(program, interfaces, host, count):
     for number in range(count):
         began = time.perf_counter()
         core.ping(host, 77, number, bytes(56))
-        while not any(event[0] == "pong" and event[3] == number for event in core.events()):
+        answered = False
+        while not answered:
             poller.poll(10_000)
+            answered = any(event[0] == "pong" and event[3] == number for event in core.events())
         times.append(time.perf_counter() - began)
     return {"median": sorted(times)[count // 2]}
 

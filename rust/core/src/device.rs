@@ -31,6 +31,16 @@ pub enum Side {
     Interface,
 }
 
+impl Side {
+    /// The one at the other end.
+    pub fn other(self) -> Side {
+        match self {
+            Side::Application => Side::Interface,
+            Side::Interface => Side::Application,
+        }
+    }
+}
+
 /// Why packets were not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {

@@ -64,6 +64,9 @@ struct Inner {
     writer_waits: bool,
     observer: Option<Arc<dyn Observer>>,
     watcher: Option<Arc<dyn Wake>>,
+    /// The reader is not woken for now, and has to be afterwards.
+    held: bool,
+    owed: bool,
     up: bool,
     has_reader: bool,
     has_writer: bool,
@@ -94,6 +97,8 @@ impl Queue {
                 writer_waits: false,
                 observer: None,
                 watcher: None,
+                held: false,
+                owed: false,
                 up: false,
                 has_reader: false,
                 has_writer: false,
@@ -155,6 +160,24 @@ impl Queue {
     /// Has the reader look again, whether or not a packet waits.
     pub fn wake_reader(&self) {
         let reader = lock(&self.inner).reader.clone();
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+
+    /// What is pushed does not wake the reader before [`Queue::release`]. For a writer who has a lock that the reader,
+    /// or who answers it, may want.
+    pub fn hold(&self) {
+        lock(&self.inner).held = true;
+    }
+
+    /// Wakes the reader if it was to be woken since [`Queue::hold`]. Harmless at any time.
+    pub fn release(&self) {
+        let mut inner = lock(&self.inner);
+        inner.held = false;
+        let owed = std::mem::take(&mut inner.owed);
+        let reader = inner.reader.clone().filter(|_| owed);
+        drop(inner);
         if let Some(reader) = reader {
             reader.wake();
         }
@@ -295,7 +318,9 @@ impl Queue {
         inner.writer_waits &= !has_room;
         let deleted = after.deleted && !before.deleted;
         let left = after.hung_up && !before.hung_up;
-        let reader = (after.readable && !before.readable || left || deleted).then(|| inner.reader.clone());
+        let filled = after.readable && !before.readable;
+        inner.owed |= filled && inner.held;
+        let reader = (filled && !inner.held || left || deleted).then(|| inner.reader.clone());
         let writer = (has_room || deleted).then(|| inner.writer.clone());
         drop(inner);
         [reader, writer, Some(watcher)].into_iter().flatten().flatten().for_each(|wake| wake.wake());
@@ -524,6 +549,29 @@ mod tests {
         queue.set_has_reader(false);
         assert_eq!((reader.get(), writer.get()), ([false, false, true], [false, false, false]));
         assert!(queue.is_ended());
+    }
+
+    #[test]
+    fn a_reader_is_woken_after_its_writer_let_go() {
+        let (queue, reader) = (open(4), Arc::new(Woken::default()));
+        queue.set_reader(Some(reader.clone()));
+        let woken = || reader.0.load(Ordering::Relaxed);
+        queue.hold();
+        queue.push(&mut packets(2)).unwrap();
+        assert_eq!(woken(), 0);
+        queue.release();
+        queue.release();
+        assert_eq!(woken(), 1);
+        queue.pop(&mut Vec::new(), 9);
+        queue.push(&mut packets(1)).unwrap();
+        assert_eq!(woken(), 2);
+        queue.hold();
+        queue.push(&mut packets(1)).unwrap();
+        queue.release();
+        assert_eq!(woken(), 2, "it has packets already");
+        queue.hold();
+        queue.delete();
+        assert_eq!(woken(), 3);
     }
 
     #[test]

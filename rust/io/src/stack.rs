@@ -69,8 +69,9 @@ impl NetStack {
         keep_rings_out_of_the_heap();
         let (epoll, wake) = (Arc::new(epoll::create(CreateFlags::CLOEXEC)?), Arc::new(Bell::new()?));
         let told = Arc::new(Told { events: Mutex::new(Vec::new()), ready: Waker::new()? });
+        let (device, reader) = (end.device().clone(), end.side().other());
         let inner = Loop::new(end, budget, pool, (epoll.clone(), wake.clone()), told.clone())?;
-        let turns = Arc::new(Turns::new(inner, epoll, wake));
+        let turns = Arc::new(Turns::new(inner, (epoll, wake), (device, reader)));
         let own = turns.clone();
         let thread = std::thread::Builder::new().name("ginnel-stack".into()).spawn(move || {
             take_short_turns();

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use ginnel_core::device::{Device, End, Kind, Side};
 use ginnel_core::netstack::address::Addresses;
 use ginnel_core::netstack::{Event, Failure};
-use ginnel_core::packet::Pool;
-use ginnel_core::queue::Wake;
+use ginnel_core::packet::{Packet, Pool};
+use ginnel_core::queue::{Observer, Wake};
 use ginnel_io::stack::NetStack;
 use ginnel_io::wake::{Bell, Gate};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -131,16 +131,18 @@ fn answers_are_told_to_who_waits_for_them() {
 #[derive(Default)]
 struct Fault(AtomicBool);
 
-impl Wake for Fault {
-    fn wake(&self) {
+impl Observer for Fault {
+    fn pushed(&self, _packets: &[Packet], _dropped: u64) {
         assert!(self.0.swap(true, Ordering::Relaxed), "a fault on purpose");
     }
+
+    fn lost(&self, _count: u64) {}
 }
 
 #[test]
 fn a_panic_of_who_asks_ends_the_stack_and_hangs_nobody() {
     let party = party();
-    party.other.incoming().set_reader(Some(Arc::new(Fault::default())));
+    party.other.incoming().set_observer(Some(Arc::new(Fault::default())));
     let ask = || catch_unwind(AssertUnwindSafe(|| party.stack.ping(OTHER, 1, 1, Vec::new())));
     // The stack's own thread may be at it: it answers, and fails then.
     while let Ok(Ok(())) = ask() {}

@@ -5,9 +5,10 @@
 //! waits for more than a round, however busy the stack is.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
-use ginnel_core::queue::Wake;
+use ginnel_core::device::{Device, Side};
+use ginnel_core::queue::{Queue, Wake};
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll;
@@ -23,12 +24,20 @@ pub(super) struct Turns {
     calls: Calls<Loop>,
     epoll: Arc<OwnedFd>,
     wake: Arc<Bell>,
+    /// The device, and who reads what the loop sends there.
+    device: Arc<Device>,
+    reader: Side,
 }
 
 impl Turns {
-    /// `epoll` and `wake` are what the loop's thread sleeps on.
-    pub(super) fn new(inner: Loop, epoll: Arc<OwnedFd>, wake: Arc<Bell>) -> Turns {
-        Turns { inner: Mutex::new(Some(inner)), calls: Calls::new(wake.clone()), epoll, wake }
+    /// A loop at the device's other end than `reader`; `epoll` and `wake` are what its thread sleeps on.
+    pub(super) fn new(
+        inner: Loop,
+        (epoll, wake): (Arc<OwnedFd>, Arc<Bell>),
+        (device, reader): (Arc<Device>, Side),
+    ) -> Turns {
+        let calls = Calls::new(wake.clone());
+        Turns { inner: Mutex::new(Some(inner)), calls, epoll, wake, device, reader }
     }
 
     /// Has the loop do something and waits for what comes of it. `None` once it has ended.
@@ -37,7 +46,7 @@ impl Turns {
         what: impl FnOnce(&mut Loop) -> R + Send + 'static,
     ) -> Option<R> {
         match self.inner.try_lock() {
-            Ok(mut inner) => inner.as_mut().map(|inner| self.take_turn(inner, what)),
+            Ok(inner) => self.take_turn(inner, what),
             Err(TryLockError::WouldBlock) => self.calls.call(what),
             // Who was at it has panicked: the thread sees to the rest.
             Err(TryLockError::Poisoned(_)) => {
@@ -47,13 +56,23 @@ impl Turns {
         }
     }
 
-    fn take_turn<R>(&self, inner: &mut Loop, what: impl FnOnce(&mut Loop) -> R) -> R {
+    fn take_turn<R>(
+        &self,
+        mut held: MutexGuard<'_, Option<Loop>>,
+        what: impl FnOnce(&mut Loop) -> R,
+    ) -> Option<R> {
+        let inner = held.as_mut()?;
+        // Who is woken may be ahead of us on this processor, and so may the thread be, for the answer.
+        self.outgoing().hold();
         let result = what(inner);
         inner.round();
-        if inner.is_due_early() {
+        let is_due_early = inner.is_due_early();
+        drop(held);
+        self.outgoing().release();
+        if is_due_early {
             self.wake.wake();
         }
-        result
+        Some(result)
     }
 
     /// What the thread does until the loop is told to stop.
@@ -78,7 +97,14 @@ impl Turns {
                 return inner.end();
             }
             patience = inner.plan();
+            drop(held);
+            // Who held it may not be at it again for a while.
+            self.outgoing().release();
         }
+    }
+
+    fn outgoing(&self) -> &Queue {
+        self.device.incoming(self.reader)
     }
 }
 
@@ -91,6 +117,7 @@ impl Drop for Ending<'_> {
         self.0.calls.end();
         let inner = self.0.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
         drop(inner);
+        self.0.outgoing().release();
     }
 }
 
