@@ -121,7 +121,7 @@ def _remove_left_behind(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink()
             return
-    raise ConfigError(f"a server runs with its state in {path.parent}", instead="end it, or give another --dir")
+    raise ConfigError(f"a server runs with its state in {path.parent}", instead="end it, or take another directory")
 
 
 def _at(action: Any, path: Path) -> None:
