@@ -170,6 +170,8 @@ async def test_a_program_without_asyncio_is_asked_and_told_what_failed(people: P
     def use(file: Any) -> None:
         with blocking.connect(file, ask=answer("secret"), timeout=20) as vpn:
             assert vpn.state is State.UP
+        with pytest.raises(ConfigError, match=r"a user and a password.*auth_user_pass=.*, or ask"):
+            blocking.connect(file, timeout=20)
         with pytest.raises(AuthError):
             blocking.connect(file, ask=answer("guess"), timeout=20)
         assert "ginnel" not in [thread.name for thread in threading.enumerate()]

@@ -371,12 +371,24 @@ async def test_what_a_program_sends_before_it_closes_goes_out_whatever_it_has_no
             assert answers == [bytes([number]) for number in range(10)]
 
 
-async def test_a_datagram_longer_than_any_is_refused(pair: Pair) -> None:
+async def test_what_can_go_nowhere_is_refused(pair: Pair) -> None:
     left, right = pair
     async with await right.open_datagram(port=7) as server, await left.open_datagram() as client:
         with pytest.raises(OSError, match="a datagram of 65508 bytes: 65507 at most") as refused:
             await client.sendto(bytes(65_508), ("10.8.0.2", 7))
         assert refused.value.errno == errno.EMSGSIZE
+        with pytest.raises(TypeError, match="bytes-like object is required, not 'str'"):
+            await client.sendto("text", ("10.8.0.2", 7))  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="an address is a host and a port, not '10.8.0.2'"):
+            await client.sendto(b"x", "10.8.0.2")  # type: ignore[arg-type]
+        left.set_addresses(["10.8.0.1/24"])
+        with pytest.raises(OSError, match="no way to fd00::2 through the tunnel") as refused:
+            await client.sendto(b"x", ("fd00::2", 7))
+        assert refused.value.errno == errno.ENETUNREACH
+        with pytest.raises(TypeError, match="a port is a number, not '80'"):
+            await left.open_connection("10.8.0.2", "80")  # type: ignore[arg-type]
+        with pytest.raises(socket.gaierror, match="'': that is no name"):
+            await left.open_connection("", 80)
         await client.sendto(bytes(65_507), ("10.8.0.2", 7))
         assert len((await server.recvfrom())[0]) == 65_507
 

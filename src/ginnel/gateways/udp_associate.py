@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 
@@ -73,7 +74,9 @@ class Relay:
             self._port, self._peer = sender[1], sender
             try:
                 await self._tunnel.sendto(request.payload, (request.host, request.port))
-            except socket.gaierror as error:
+            except OSError as error:
+                if not isinstance(error, socket.gaierror) and error.errno != errno.ENETUNREACH:
+                    raise
                 log.debug("SOCKS: datagram dropped: %s", error)
 
     async def _inwards(self) -> None:

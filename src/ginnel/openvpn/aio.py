@@ -357,7 +357,7 @@ class Client:
             if answer is None and prompt.needs_answer:
                 if isinstance(self._failure, AuthError):
                     raise self._failure
-                raise _unanswered(prompt)
+                raise _unanswered(prompt, self._ask_user is not None)
             self._login.answer(prompt, answer or "")
 
     async def _answer(self, prompt: events.Prompt, attempt: _Attempt, former: asyncio.Task[None] | None) -> None:
@@ -640,14 +640,19 @@ def _not_there(what: str, error: OSError, reason: str) -> GinnelError:
     return DeviceError(error.errno or 0, what) if is_shortage(error) else UnreachableError(f"{what}: {reason}")
 
 
-def _unanswered(prompt: events.Prompt) -> ConfigError:
+def _unanswered(prompt: events.Prompt, asked: bool) -> ConfigError:
+    """``asked``: there was somebody, as the command line always has."""
     if prompt.kind in ("username", "password"):
+        wanted = "a user and a password" if prompt.kind == "username" else "a password"
+        instead = "give --auth-user-pass FILE, or set GINNEL_USERNAME and GINNEL_PASSWORD"
         return ConfigError(
-            "the server wants a user and a password, and nobody answered",
+            f"the server wants {wanted}, and nobody answered",
             option="auth-user-pass",
-            instead="give --auth-user-pass FILE, or set GINNEL_USERNAME and GINNEL_PASSWORD",
+            instead=instead if asked else 'give connect() auth_user_pass=("alice", "her password"), or ask',
         )
-    return ConfigError(f"the server asks {prompt.text!r}, and nobody answered")
+    return ConfigError(
+        f"the server asks {prompt.text!r}, and nobody answered", instead=None if asked else "give connect() ask"
+    )
 
 
 # Seconds that a silent server may take while there are others to try: less the first time, when one of a

@@ -66,6 +66,8 @@ class Resolver:
 
         Raises socket.gaierror where there is none, the server does not answer, or there is no server.
         """
+        if not name.strip("."):
+            raise _error(repr(name), "that is no name")
         if name.rstrip(".").lower() == "localhost":
             raise _error(name, "that is this machine, not the tunnel's other side")
         if not self._routes:

@@ -167,15 +167,20 @@ class DatagramSocket:
     async def sendto(self, data: bytes | bytearray | memoryview, address: Address) -> None:
         """Sends one datagram. Waits while the stack is behind.
 
-        What is longer than the MTU leaves in fragments; what cannot be sent (no address of that family) is dropped
-        and counted, as in a network. OSError: EMSGSIZE past 65,507 bytes, EBADF once closed; socket.gaierror for a
-        name without address.
+        What is longer than the MTU leaves in fragments. OSError: EMSGSIZE past 65,507 bytes, ENETUNREACH without an
+        own address of that family, EBADF once closed; socket.gaierror for a name without address.
         """
-        host, port = address
-        if len(data) > LONGEST_DATAGRAM:
-            raise OSError(errno.EMSGSIZE, f"a datagram of {len(data)} bytes: {LONGEST_DATAGRAM} at most")
-        packed = pack_address((await self._stack.resolve(host))[0], port)
-        await asyncio.get_running_loop().sock_sendall(self._sock, packed + bytes(data))
+        payload = bytes(memoryview(data))
+        try:
+            host, port = address
+        except ValueError:
+            raise TypeError(f"an address is a host and a port, not {address!r}") from None
+        if len(payload) > LONGEST_DATAGRAM:
+            raise OSError(errno.EMSGSIZE, f"a datagram of {len(payload)} bytes: {LONGEST_DATAGRAM} at most")
+        found = (await self._stack.resolve(host))[0]
+        if not self._stack.has_address_for(found):
+            raise OSError(errno.ENETUNREACH, f"no way to {found} through the tunnel: it has no address of that family")
+        await asyncio.get_running_loop().sock_sendall(self._sock, pack_address(found, port) + payload)
 
     async def recvfrom(self) -> tuple[bytes, Address]:
         """The next datagram and where it came from. OSError (EBADF) once closed, ENODEV once the stack is."""

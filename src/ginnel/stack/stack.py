@@ -161,6 +161,10 @@ class Stack:
         """Whether there is a server that is asked for names."""
         return self._resolver.has_servers
 
+    def has_address_for(self, address: str) -> bool:
+        """Whether there is an own address of the family of ``address``."""
+        return (socket.AF_INET6 if ":" in address else socket.AF_INET) in self._families
+
     async def resolve(self, name: str, family: int | None = None) -> list[str]:
         """The addresses of a name, of ``family`` or of all that the stack has; of an address, itself.
 
@@ -521,7 +525,9 @@ def _route(prefix: str, gateway: str | None) -> tuple[str, str | None]:
 
 
 def _check_port(port: int) -> None:
-    """Raises OverflowError, as the socket module does."""
+    """Raises OverflowError, as the socket module does, and TypeError."""
+    if not isinstance(port, int):
+        raise TypeError(f"a port is a number, not {port!r}")
     if not 0 <= port <= 65_535:
         raise OverflowError(f"port {port} is none: write 0 to 65535")
 
