@@ -8,7 +8,7 @@ import pytest
 import ginnel.openvpn
 
 FOLDER = Path(ginnel.openvpn.__file__).parent
-WITH_A_LOOP = {"aio.py"}
+WITH_A_LOOP = {"aio.py", "attempt.py"}
 FORBIDDEN = {
     *("asyncio", "concurrent", "datetime", "io", "multiprocessing", "os", "pathlib", "random", "secrets"),
     *("select", "selectors", "signal", "socket", "ssl", "subprocess", "threading", "time"),
