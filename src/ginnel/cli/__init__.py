@@ -31,6 +31,12 @@ def endings() -> list[signal.Signals]:
     return [signal.SIGINT, signal.SIGTERM, *hangup]
 
 
+def ended() -> None:
+    """All is done and put back: whoever asks for the end once more is not to see it die."""
+    for number in endings():
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _mind_standard_streams() -> None:
     """What is closed (``2>&-``) would be the number of the next socket, and what cannot be written would be a trace."""
     for number in range(3):

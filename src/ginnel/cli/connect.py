@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from ginnel.cli import endings
+from ginnel.cli import ended, endings
 from ginnel.cli.prompt import Asker, completed
 from ginnel.cli.reporter import Reporter
 from ginnel.cli.tunnel import Machine, Tunnel, held
@@ -128,6 +128,7 @@ def command(
         reporter.event("error", code=error.exit_status, message=str(error))
         raise
     finally:
+        ended()
         reporter.flush_all()
     return 0
 

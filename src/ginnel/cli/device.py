@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from ginnel.cli import endings
+from ginnel.cli import ended, endings
 from ginnel.cli.reporter import Reporter
 from ginnel.cli.values import of_the_command_line
 from ginnel.device import named
@@ -79,6 +79,7 @@ def create_command(
     try:
         asyncio.run(run())
     finally:
+        ended()
         reporter.flush_all()
     return 0
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from ginnel.cli import endings, routed
+from ginnel.cli import ended, endings, routed
 from ginnel.cli.reporter import Reporter
 from ginnel.cli.values import check_device
 from ginnel.errors import ConfigError, DeviceError, GinnelError
@@ -123,9 +123,7 @@ def command(
         reporter.event("error", code=error.exit_status, message=str(error))
         raise
     finally:
-        # All is put back: whoever asks once more what is done already is not to see it die.
-        for number in endings():
-            signal.signal(number, signal.SIG_IGN)
+        ended()
         reporter.flush_all()
     return 0
 
