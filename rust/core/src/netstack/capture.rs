@@ -264,7 +264,7 @@ impl<A, D: Outlet> Stack<A, D> {
     ) -> Result<(), Dropped> {
         match icmp::parse(header, packet)? {
             Message::EchoRequest { identifier, sequence, payload } => {
-                if !self.echoes.take(now) || !self.may_tell() {
+                if !self.echoes.take(now, self.clients.source(header.source)) || !self.may_tell() {
                     return Err(Dropped::RateLimited);
                 }
                 let (source, destination, payload) = (header.source, header.destination, payload.to_vec());

@@ -43,13 +43,13 @@ use address::Addresses;
 use beginnings::Beginnings;
 use budget::Budget;
 use capture::Capture;
-use clients::Clients;
+use clients::{Clients, Source};
 use counters::{Counters, Dropped};
 use ethernet::Mac;
 use flows::{Flow, FlowId, Flows, Stage};
 use fragments::Fragments;
 use icmp::{Echo, Pings, Problem};
-use limit::Limit;
+use limit::{Limit, Limits};
 use neighbours::Neighbours;
 use outbox::Outbox;
 use routes::{Hop, Prefix, Routes};
@@ -184,7 +184,7 @@ pub struct Stack<A, D> {
     mtu: usize,
     random: Box<dyn FnMut() -> u64 + Send>,
     answers: Limit,
-    echoes: Limit,
+    echoes: Limits<Source>,
     counters: Counters,
     events: Vec<Event>,
     /// Events that were taken and not fetched yet.
@@ -229,7 +229,7 @@ impl<A, D: Outlet> Stack<A, D> {
             mtu,
             random,
             answers: Limit::new(ANSWERS_A_SECOND),
-            echoes: Limit::new(ECHOES_A_SECOND),
+            echoes: Limits::new(ECHOES_A_SECOND),
             counters: Counters::default(),
             events: Vec::new(),
             untold: 0,

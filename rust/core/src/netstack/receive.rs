@@ -295,7 +295,7 @@ impl<A, D: Outlet> Stack<A, D> {
         match message {
             Message::EchoRequest { identifier, sequence, payload } => {
                 let own = self.answerer(header).ok_or(Dropped::NoAddress)?;
-                if !self.echoes.take(now) {
+                if !self.echoes.take(now, self.clients.source(header.source)) {
                     return Err(Dropped::RateLimited);
                 }
                 let (ends, cut) = ((own, header.source), (self.mtu, self.identification()));

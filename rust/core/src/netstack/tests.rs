@@ -541,6 +541,22 @@ fn datagrams_and_echo() {
 }
 
 #[test]
+fn who_pings_without_end_leaves_others_their_answers() {
+    let mut pair = Pair::new();
+    let mut answers = |address: &str, count: u16| {
+        pair.a.stack.set_addresses(Addresses::parse([address]).unwrap());
+        for sequence in 0..count {
+            pair.a.stack.ping("10.8.0.2".parse().unwrap(), 7, sequence, b"", &mut pair.a.out).unwrap();
+            let request = pair.a.packets().pop().unwrap();
+            pair.b.stack.input(pair.now, &request, &mut pair.b.out);
+        }
+        pair.b.packets().len()
+    };
+    assert_eq!(answers("10.8.0.1/24", 2000), 750);
+    assert_eq!(answers("10.8.0.7/24", 15), 15);
+}
+
+#[test]
 fn garbage_is_dropped_and_counted() {
     let mut pair = Pair::new();
     let (ours, theirs) = pair.connect();
