@@ -16,10 +16,12 @@ from ginnel.errors import AuthError, ConfigError
 from ginnel.openvpn.ovpn_file import read_ovpn
 from ginnel.openvpn.server import Refusal
 from ginnel.server import Listen, Publish, ServerConfig
+from ginnel.server.directory import scratch
 from ginnel.server.server_file import FIELDS, read_server_file
 from tests.harness.process import Process, parse_event, run
 from tests.test_server_admission import House
 
+ROUTE = "route 10.3.0.0 255.255.0.0"
 ALL = """
 network = "10.9.0.0/20"
 network6 = false
@@ -190,6 +192,17 @@ async def test_a_user_is_pushed_what_is_hers_and_what_the_program_adds(tmp_path:
     options = (await house.enter(house.login("bob", 2))).options()
     assert "route 10.3.0.0 255.255.0.0" in options
     assert not set(own) & set(options)
+
+
+async def test_a_program_that_goes_elsewhere_finds_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the server's directory was named from where it started."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "server.toml").write_text(f'connected = ["/bin/sh", "-c", "cd / && echo \'push \\"{ROUTE}\\"\' > $0"]')
+    house = House()
+    house.admission.use(read_server_file(Path("server.toml"), ServerConfig()))
+    assert ROUTE in (await house.enter(house.login("bob", 1))).options()
+    with scratch(Path("state")) as folder:
+        assert folder.is_absolute()
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,8 @@ def claimed(directory: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def scratch(directory: Path) -> Iterator[Path]:
     """Where the programs that a server asks find their files, the password of a login among them. What a server that
-    was killed has left there goes before another begins."""
-    folder = directory / SCRATCH
+    was killed has left there goes before another begins. Absolute: a program may go elsewhere first."""
+    folder = (directory / SCRATCH).absolute()
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield folder

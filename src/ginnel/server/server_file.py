@@ -52,7 +52,9 @@ def read_server_file(path: Path, config: ServerConfig) -> ServerConfig:
         line = None if error.option is None else _line(text, None, error.option)
         raise ConfigError(error.message, file=str(path), line=line, instead=error.instead) from None
     if connected or pushed:
-        config = replace(config, connected=PushedToUsers(connected, pushed, path.parent / SCRATCH, config.hand_window))
+        config = replace(
+            config, connected=PushedToUsers(connected, pushed, path.parent.absolute() / SCRATCH, config.hand_window)
+        )
     if disconnected:
         config = replace(config, disconnected=partial(run_disconnected, disconnected))
     return config
