@@ -127,6 +127,22 @@ def test_a_store_of_another_version_is_left_alone(store: Store, tmp_path: Path) 
             open_store(tmp_path / "state")
 
 
+def test_an_emptied_store_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
+    """As a full disk or a broken copy leaves it: with new keys every client would be locked out, without a word."""
+    directory = tmp_path / "state"
+    directory.mkdir(mode=0o700)
+    (directory / "server.db").touch(mode=0o600)
+    # A first start that was killed at its beginning leaves no more than this.
+    open_store(directory).close()
+    # What a server that runs has written.
+    (directory / "crl.pem").touch()
+    (directory / "server.db").write_bytes(b"")
+    for end in ("-wal", "-shm"):
+        directory.joinpath(f"server.db{end}").unlink(missing_ok=True)
+    with pytest.raises(ConfigError, match=r"server\.db is empty, and crl\.pem beside it"):
+        open_store(directory)
+
+
 def test_who_only_looks_changes_nothing(store: Store, tmp_path: Path) -> None:
     before = store.version()
     open_store(tmp_path / "state").close()

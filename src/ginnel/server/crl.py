@@ -9,7 +9,7 @@ from pathlib import Path
 from ginnel.errors import ConfigError
 from ginnel.server.journal import tell
 from ginnel.server.monitor import replace_file
-from ginnel.server.store import Store
+from ginnel.server.store import CRL, Store
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,5 @@ class RevocationList:
             await asyncio.sleep(INTERVAL)
 
 
-CRL = "crl.pem"
 INTERVAL = 1.0
 DAY = 86400.0

@@ -427,6 +427,11 @@ class Store:
         with self._transaction():
             if self._is_made():
                 return False
+            if (self._path.parent / CRL).exists():
+                raise ConfigError(
+                    f"{self._path} is empty, and {CRL} beside it is of a server that had keys and users",
+                    instead=f"put a copy of it back; without {CRL} it begins with new keys, which no client's file has",
+                )
             for statement in SCHEMA:
                 self._database.execute(statement)
             self._make_keys(imported)
@@ -582,6 +587,8 @@ def _overlap(one: IPv4Network | IPv6Network, other: IPv4Network | IPv6Network) -
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,62}")
 DATABASE = "server.db"
+# Written beside it by a server that runs, and by nobody else.
+CRL = "crl.pem"
 #: Seconds that another process's transaction is waited for.
 BUSY = 2.0
 MAX_SESSIONS = 100_000
