@@ -19,7 +19,7 @@ from ginnel.openvpn.packets import ControlPacket, Header, Opcode
 from ginnel.openvpn.push import PushReply
 from ginnel.openvpn.server import ServerPolicy
 from ginnel.openvpn.tls import TlsContext, TlsSettings
-from ginnel.openvpn.tls_crypt_v2 import Metadata, TlsCryptV2, TlsCryptV2Server
+from ginnel.openvpn.tls_crypt_v2 import Metadata, ServerKey, TlsCryptV2, TlsCryptV2Server
 from ginnel.openvpn.wrap import TlsCryptWrapper
 from ginnel.testing import UNIX_TIME, Authority, Crowd, NoisyWire, Side, WrapName, matching_settings
 from tests.sessions import keys_of
@@ -269,6 +269,21 @@ def test_answers_to_strangers_are_limited_and_handshakes_that_go_on_are_not_coun
     assert house.count("over_connect_freq_initial") == (15,)
     house.run_for(10.1)
     assert Stranger(house).reset() is not None
+
+
+def test_whoever_has_a_key_uses_up_nobody_elses_answers() -> None:
+    house = make_house("tls-crypt-v2", limits=Limits(connect_freq_initial=(5, 10)))
+    answered = [Stranger(house).reset((0, "198.51.100.9", 2000 + number)) for number in range(20)]
+    assert sum(cookie is not None for cookie in answered) == 5
+    other = ServerKey(bytes(range(128))).make_client_key(Metadata.of_user("another"), os.urandom)
+    house.client = replace(house.client, wrap=TlsCryptV2(other))
+    for number in range(20):
+        stranger = Stranger(house, f"other{number:03}".encode())
+        path = (0, "198.51.100.8", 2000 + number)
+        cookie = stranger.reset(path)
+        assert cookie is not None
+        stranger.repeat(cookie, path)
+    assert house.count("created") == (20,)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from ginnel.openvpn.client import ClientPolicy
 from ginnel.openvpn.ovpn_file import parse_ovpn
 from ginnel.openvpn.packets import ControlPacket, Header, Opcode
 from ginnel.openvpn.session import Session
-from ginnel.openvpn.tls_crypt_v2 import TlsCryptV2
+from ginnel.openvpn.tls_crypt_v2 import ServerKey, TlsCryptV2, TlsCryptV2Server
 from ginnel.openvpn.wrap import StaticKey, TlsAuth, TlsCrypt, TlsCryptWrapper, Wrap
 from ginnel.server import Server
 from tests.harness.crowd import CrowdClient
@@ -135,6 +135,46 @@ async def test_noise_from_everywhere_keeps_no_new_client_out(name: str) -> None:
         assert counted["endpoint"]["received"] < 100
         assert counted["plane"]["strangers_unauthenticated"] > 1000
         assert counted["plane"]["strangers_dropped"] == 0
+
+
+async def test_who_has_a_file_keeps_nobody_with_another_out() -> None:
+    """One that was revoked, too. From everywhere, each packet new: that an address is another's shows in its answer."""
+    people = People()
+    people.add("alice")
+    people.add("bob")
+    config = parse_ovpn(people.client_file("bob", "remote 127.0.0.1 1194 udp"))
+    wrap = settings.client_settings(config, config.remotes[0], settings.tls_context(config)).wrap
+    people.revoke("bob")
+    # More within the test's time than it lets one of them through, at each of both places that count.
+    async with serving(people, connect_freq_initial=(50, 36000.0)) as server:
+        place = next(place for place in server.places if place.proto == "udp")
+        for number in range(1000):
+            wrapper = wrap.start(server=False, unix_time=time.time(), now=0.0)
+            header = Header(Opcode.HARD_RESET_CLIENT_V3, 0, os.urandom(8))
+            packet = wrapper.wrap(ControlPacket(header, (), None, 0, b"").emit(), 0.0)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.bind((f"127.3.{number % 200}.{number // 200 + 1}", 0))
+                sock.sendto(packet, (place.address, place.port))
+        await until(lambda: server.statistics()["plane"]["strangers_dropped"] > 0)
+        for proto in ("udp", "tcp"):
+            async with connecting(server, people, "alice", proto=proto, timeout=20) as alice:
+                await reaches(alice, server)
+        assert server.statistics()["endpoint"]["over_connect_freq_initial"] > 0
+
+
+@pytest.mark.parametrize("digest", ["MD5", "SHA3-256"])
+async def test_tls_auth_has_any_digest(digest: str) -> None:
+    people = People()
+    people.add("alice")
+    _, lines, block = WRAPS["tls-auth"]
+    own = TlsAuth(KEY, digest, 0)
+    for wrap in (own, TlsCryptV2Server(ServerKey.parse(people.identity.tls_crypt_v2), fallback=own)):
+        async with serving(people, wrap=wrap) as server:
+            async with connecting(server, people, "alice", *lines, f"auth {digest}", wrap=block) as alice:
+                await reaches(alice, server)
+            if wrap is not own:
+                async with connecting(server, people, "alice") as alice:
+                    await reaches(alice, server)
 
 
 async def test_a_client_before_2_6_is_not_answered_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:

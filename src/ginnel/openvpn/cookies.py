@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import struct
+from collections import OrderedDict
 
 from ginnel.openvpn.events import Path
 from ginnel.openvpn.packets import SESSION_ID_SIZE
@@ -73,4 +74,30 @@ class Limiter:
         self._count = max(0, self._count - 1)
 
 
+class Limiters:
+    """One for each client's key, so that whoever has a key keeps out nobody with another; those of `MAX_HOLDERS` keys
+    that were used last."""
+
+    def __init__(self, most: int, period: float) -> None:
+        self._limit = most, period
+        self._limiters: OrderedDict[bytes, Limiter] = OrderedDict()
+
+    def exhausted(self, holder: bytes, now: float) -> bool:
+        limiter = self._limiters.get(holder)
+        return limiter is not None and limiter.exhausted(now)
+
+    def allow(self, holder: bytes, now: float) -> bool:
+        """For a holder whose packet is authentic."""
+        limiter = self._limiters.setdefault(holder, Limiter(*self._limit))
+        self._limiters.move_to_end(holder)
+        if len(self._limiters) > MAX_HOLDERS:
+            self._limiters.popitem(last=False)
+        return limiter.allow(now)
+
+    def give_back(self, holder: bytes) -> None:
+        if (limiter := self._limiters.get(holder)) is not None:
+            limiter.give_back()
+
+
 VALID_SLOTS = 3
+MAX_HOLDERS = 4096

@@ -26,7 +26,7 @@ from typing import Protocol
 
 from ginnel.errors import UnreachableError
 from ginnel.openvpn import events
-from ginnel.openvpn.cookies import Cookies, Limiter
+from ginnel.openvpn.cookies import Cookies, Limiter, Limiters
 from ginnel.openvpn.events import Event, Path, Report
 from ginnel.openvpn.packets import (
     ASK_FOR_WRAPPED_KEY,
@@ -38,7 +38,7 @@ from ginnel.openvpn.packets import (
 from ginnel.openvpn.policy import First, Policy, SessionSettings
 from ginnel.openvpn.session import Session
 from ginnel.openvpn.strangers import origin
-from ginnel.openvpn.tls_crypt_v2 import TlsCryptV2Server, negotiates_early
+from ginnel.openvpn.tls_crypt_v2 import TlsCryptV2Server, holder, negotiates_early
 from ginnel.openvpn.wrap import WITH_WRAPPED_KEY, ReplayError, UnauthenticatedError, Wrap, Wrapper
 
 TurnedAway = Callable[[str, Path], None]
@@ -57,7 +57,8 @@ class Limits:
     has had time enough for its handshake; else the newcomer comes again, as its packets do.
 
     ``connect_freq`` and ``connect_freq_initial`` are pairs (number, seconds), as the options: new sessions,
-    and answers to strangers that did not lead to one.
+    and answers to strangers that did not lead to one. These are counted for each client's key of tls-crypt-v2, and for
+    all other strangers together.
     """
 
     max_clients: int = 1024
@@ -103,7 +104,7 @@ class Endpoint:
         self._proven = proven
         self._turned_away = turned_away
         self._cookies = Cookies(random(32), settings.hand_window)
-        self._answers_left = Limiter(*self._limits.connect_freq_initial)
+        self._answers_left = Limiters(*self._limits.connect_freq_initial)
         self._sessions_left = None if self._limits.connect_freq is None else Limiter(*self._limits.connect_freq)
         # A script that looks at metadata runs for those alone whose address is proven.
         wrap = settings.wrap
@@ -229,7 +230,8 @@ class Endpoint:
             self._count("strays")
             return
         limited = header.opcode in RESETS and not self._proven(path)
-        if limited and (self._answers_left.exhausted(now) or len(self._answers) >= MAX_ANSWERS):
+        knocker = holder(data)
+        if limited and (self._answers_left.exhausted(knocker, now) or len(self._answers) >= MAX_ANSWERS):
             # Before any cryptography: a flood costs next to nothing.
             self._count("over_connect_freq_initial")
             return
@@ -238,10 +240,10 @@ class Endpoint:
         wrapper = self._strangers_wrap.start(server=True, unix_time=self._clock + now, now=now, sent=sent)
         first = First(wrapper, ControlPacket.parse(wrapper.unwrap(data), header))
         if header.opcode not in RESETS:
-            self._admit(first, path, now)
+            self._admit(first, knocker, path, now)
         elif not limited:
             self._create(first, path, now)
-        elif self._answers_left.allow(now):
+        elif self._answers_left.allow(knocker, now):
             self._greet(data, first, path, now)
 
     def _greet(self, data: bytes, first: First, path: Path, now: float) -> None:
@@ -263,7 +265,7 @@ class Endpoint:
         self._answers.append((wrapper.wrap(packet.emit(), now), path))
         self._count("answered")
 
-    def _admit(self, first: First, path: Path, now: float) -> None:
+    def _admit(self, first: First, knocker: bytes, path: Path, now: float) -> None:
         """Makes a session for who repeats its cookie in one of its first packets."""
         packet = first.packet
         client_id, cookie = packet.header.session_id, packet.peer_session_id
@@ -273,7 +275,7 @@ class Endpoint:
         elif self._spent.get((path, client_id), now) > now:
             self._count("spent_cookies")
         elif self._create(first, path, now):
-            self._answers_left.give_back()
+            self._answers_left.give_back(knocker)
             self._spend(path, client_id, now)
 
     def _create(self, first: First, path: Path, now: float) -> bool:

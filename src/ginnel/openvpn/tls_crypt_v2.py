@@ -235,6 +235,11 @@ def split_wrapped_key(datagram: bytes) -> tuple[bytes, bytes]:
     return datagram[:-size], datagram[-size:]
 
 
+def holder(datagram: bytes) -> bytes:
+    """Whose key a first packet brings: the wrapped key's tag, b"" where it brings none. Raises `PacketError`."""
+    return split_wrapped_key(datagram)[1][:TAG_SIZE]
+
+
 def negotiates_early(datagram: bytes) -> bool:
     """Whether a client's HARD_RESET_CLIENT_V3 says, in its packet id, that it can repeat its wrapped key."""
     packet_id = int.from_bytes(datagram[HEADER_SIZE : HEADER_SIZE + 4], "big")

@@ -3,10 +3,11 @@
 //! Control packets of peers, of paths that we have written to, and of strangers wait apart, so that
 //! a flood from one sort cannot crowd out another's; strangers pass a limiter too.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::Hash;
 
 use crate::plane::Path;
+use crate::plane::guard::Holder;
 use crate::{Nanos, SECOND};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,23 +34,24 @@ pub struct Events {
     reports: VecDeque<Event>,
     messages: usize,
     control: [ControlQueue; 3],
-    strangers: Limiter,
+    strangers: Limiters,
     contacted: Recent<Path>,
     authentic: Recent<[u8; MARK]>,
     signalled: bool,
 }
 
 impl Events {
-    /// So many packets of strangers are queued within so long, and no more.
+    /// So many packets of strangers with one key are queued within so long, and no more.
     pub fn limit_strangers(&mut self, most: u64, period: Nanos, now: Nanos) {
         let interval = (period / most.max(1)).max(1);
-        self.strangers = Limiter { tokens: most, refilled: now, burst: most, interval };
+        let fresh = Limiter { tokens: most, refilled: now, burst: most, interval };
+        self.strangers = Limiters { fresh, ..Limiters::default() };
     }
 
-    /// Queues a control packet; false if it must be dropped.
-    pub fn control(&mut self, origin: Origin, data: &[u8], path: Path, now: Nanos) -> bool {
+    /// Queues a control packet; false if it must be dropped. `holder` is a stranger's.
+    pub fn control(&mut self, origin: Origin, holder: &Holder, data: &[u8], path: Path, now: Nanos) -> bool {
         let queue = &mut self.control[origin as usize];
-        if !queue.takes(data) || origin == Origin::Stranger && !self.strangers.admits(now) {
+        if !queue.takes(data) || origin == Origin::Stranger && !self.strangers.admits(holder, now) {
             return false;
         }
         queue.push(data, path);
@@ -129,7 +131,30 @@ impl ControlQueue {
     }
 }
 
+/// One for each key, so that whoever has one keeps out nobody with another. Keys are the server's to give: there are as
+/// many as it gave, of which between one and two generations are known.
+#[derive(Default)]
+struct Limiters {
+    fresh: Limiter,
+    young: HashMap<Holder, Limiter>,
+    old: HashMap<Holder, Limiter>,
+}
+
+impl Limiters {
+    fn admits(&mut self, holder: &Holder, now: Nanos) -> bool {
+        if !self.young.contains_key(holder) {
+            let limiter = self.old.remove(holder).unwrap_or(self.fresh);
+            if self.young.len() == GENERATION {
+                self.old = std::mem::take(&mut self.young);
+            }
+            self.young.insert(*holder, limiter);
+        }
+        self.young.get_mut(holder).is_some_and(|limiter| limiter.admits(now))
+    }
+}
+
 /// A token bucket: stock's `--connect-freq-initial 100 10`.
+#[derive(Clone, Copy)]
 struct Limiter {
     tokens: u64,
     refilled: Nanos,
@@ -192,6 +217,7 @@ const MARK: usize = 16;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plane::guard::ANYBODY;
 
     fn path(port: u16) -> Path {
         Path { socket: 0, address: ([192, 0, 2, 1], port).into() }
@@ -202,7 +228,7 @@ mod tests {
         let mut events = Events::default();
         events.limit_strangers(500, SECOND, 0);
         let admitted = |events: &mut Events, now| {
-            (0..600).filter(|&port| events.control(Origin::Stranger, b"x", path(port), now)).count()
+            (0..600).filter(|&port| events.control(Origin::Stranger, &ANYBODY, b"x", path(port), now)).count()
         };
         assert_eq!(admitted(&mut events, 0), 500);
         events.take();
@@ -213,7 +239,7 @@ mod tests {
     fn strangers_are_limited_and_crowd_nobody_out() {
         let mut events = Events::default();
         let taken = |events: &mut Events, origin, count, now| {
-            (0..count).filter(|_| events.control(origin, b"x", path(1), now)).count()
+            (0..count).filter(|_| events.control(origin, &ANYBODY, b"x", path(1), now)).count()
         };
         assert_eq!(taken(&mut events, Origin::Stranger, 5000, 50 * SECOND), 100);
         assert_eq!(taken(&mut events, Origin::Stranger, 50, 51 * SECOND), 10);
@@ -224,9 +250,26 @@ mod tests {
     }
 
     #[test]
+    fn whoever_has_a_key_keeps_out_nobody_with_another() {
+        let mut events = Events::default();
+        let mut taken = |key: u8, count| {
+            (0..count).filter(|_| events.control(Origin::Stranger, &[key; 16], b"x", path(1), 0)).count()
+        };
+        assert_eq!([taken(1, 500), taken(2, 500), taken(1, 1)], [100, 100, 0]);
+        let mut limiters = Limiters::default();
+        for key in 0..10 * GENERATION {
+            let mut holder = ANYBODY;
+            holder[..8].copy_from_slice(&key.to_be_bytes());
+            assert!(limiters.admits(&holder, 0));
+        }
+        assert!(limiters.young.len() + limiters.old.len() <= 2 * GENERATION);
+    }
+
+    #[test]
     fn bytes_are_bounded_too() {
         let mut events = Events::default();
-        let taken = (0..1000).filter(|_| events.control(Origin::Peer, &[0; 60_000], path(1), 0)).count();
+        let taken =
+            (0..1000).filter(|_| events.control(Origin::Peer, &ANYBODY, &[0; 60_000], path(1), 0)).count();
         assert_eq!(taken, MAX_CONTROL_BYTES / 60_000);
     }
 

@@ -18,6 +18,13 @@ pub enum Lock {
     TlsCryptV2(ControlCipher),
 }
 
+/// Whose key a packet is made with, as far as the server can tell: by the tag of a wrapped key, which nobody makes
+/// without the server's.
+pub type Holder = [u8; 16];
+
+/// Of a key that all clients share, or of none.
+pub const ANYBODY: Holder = [0; 16];
+
 /// Without a lock everything passes: with no wrap nothing says whose a packet is.
 #[derive(Default)]
 pub struct Guard {
@@ -33,8 +40,12 @@ impl Guard {
         !self.locks.is_empty()
     }
 
-    pub fn passes(&self, datagram: &[u8]) -> bool {
-        self.locks.is_empty() || self.locks.iter().any(|lock| lock.fits(datagram).is_some())
+    /// Who made a packet that passes.
+    pub fn holder(&self, datagram: &[u8]) -> Option<Holder> {
+        match self.locks.is_empty() {
+            true => Some(ANYBODY),
+            false => self.locks.iter().find_map(|lock| lock.fits(datagram)),
+        }
     }
 }
 
@@ -55,7 +66,7 @@ impl Lock {
         Some(Lock::TlsAuth(hmac::Key::new(algorithm, key)))
     }
 
-    fn fits(&self, datagram: &[u8]) -> Option<()> {
+    fn fits(&self, datagram: &[u8]) -> Option<Holder> {
         match self {
             Lock::TlsAuth(key) => {
                 let (header, rest) = datagram.split_at_checked(HEADER_LEN)?;
@@ -63,9 +74,9 @@ impl Lock {
                 let (packet_id, body) = rest.split_at_checked(PACKET_ID_LEN)?;
                 let mut context = hmac::Context::with_key(key);
                 [packet_id, header, body].into_iter().for_each(|part| context.update(part));
-                verify_slices_are_equal(tag, context.sign().as_ref()).ok()
+                verify_slices_are_equal(tag, context.sign().as_ref()).ok().map(|()| ANYBODY)
             }
-            Lock::TlsCrypt(cipher) => opens(cipher, datagram),
+            Lock::TlsCrypt(cipher) => opens(cipher, datagram).map(|()| ANYBODY),
             Lock::TlsCryptV2(cipher) => {
                 if !WITH_WRAPPED_KEY.contains(&(datagram.first()? >> 3)) {
                     return None;
@@ -76,7 +87,8 @@ impl Lock {
                     datagram.split_at_checked(datagram.len().checked_sub(wrapped_len)?)?;
                 let (sealed, length) = wrapped.split_at_checked(wrapped_len.checked_sub(2)?)?;
                 let plain = cipher.open(length, sealed)?;
-                opens(&clients_way(plain.get(..STATIC_KEY_LEN)?), packet)
+                opens(&clients_way(plain.get(..STATIC_KEY_LEN)?), packet)?;
+                wrapped.first_chunk().copied()
             }
         }
     }
@@ -163,16 +175,18 @@ mod tests {
         };
         for (locks, packet) in cases {
             let guard = guard(&locks);
-            assert!(guard.passes(&packet));
+            // Of what is wrapped each key is somebody's own.
+            let is_own = WITH_WRAPPED_KEY.contains(&(packet[0] >> 3));
+            assert!(guard.holder(&packet).is_some_and(|holder| is_own == (holder != ANYBODY)));
             for at in 0..packet.len() {
                 let mut changed = packet.clone();
                 changed[at] ^= 1;
-                assert!(!guard.passes(&changed), "{at}");
-                assert!(!guard.passes(&packet[..at]), "{at}");
+                assert!(guard.holder(&changed).is_none(), "{at}");
+                assert!(guard.holder(&packet[..at]).is_none(), "{at}");
             }
         }
-        assert!(!guard(&v2).passes(&tls_crypt_v2(4, 9)));
+        assert!(guard(&v2).holder(&tls_crypt_v2(4, 9)).is_none());
         assert!(Lock::new("tls-crypt", &[0; 255]).is_none() && Lock::new("MD5", &[0; 16]).is_none());
-        assert!(Guard::default().passes(b"x"));
+        assert!(Guard::default().holder(b"x") == Some(ANYBODY));
     }
 }

@@ -13,6 +13,7 @@ use crate::header::{Header, Sort};
 use crate::packet::{LocalPool, Packet};
 use crate::plane::counters::{Counters, PeerCounters};
 use crate::plane::events::{Event, Origin};
+use crate::plane::guard::ANYBODY;
 use crate::plane::keys::{ReceivingKeys, Refusal};
 use crate::plane::routes::{Ends, Prefixes};
 use crate::plane::sending::PING;
@@ -160,16 +161,21 @@ impl Receiving<'_> {
             false => Origin::Stranger,
         };
         // Before it counts as one, or noise would use up what strangers may ask.
-        if origin == Origin::Stranger && !self.table.guard.passes(datagram) {
+        let holder =
+            if origin == Origin::Stranger { self.table.guard.holder(datagram) } else { Some(ANYBODY) };
+        let Some(holder) = holder else {
             counters.strangers_unauthenticated += 1;
             return;
-        }
+        };
         let recorded = || self.table.guard.is_set() && !self.plane.events().is_new(datagram);
         if origin == Origin::Stranger && recorded() {
             counters.strangers_replayed += 1;
             return;
         }
-        if !self.plane.events().control(origin, datagram, path, now) {
+        // Whose address needs no proof is not to wait for those that do.
+        let is_proven = origin == Origin::Stranger && self.table.is_stream(path.socket);
+        let origin = if is_proven { Origin::Contacted } else { origin };
+        if !self.plane.events().control(origin, &holder, datagram, path, now) {
             match origin {
                 Origin::Stranger => counters.strangers_dropped += 1,
                 Origin::Peer | Origin::Contacted => counters.control_dropped += 1,

@@ -91,6 +91,10 @@ impl Table {
         };
     }
 
+    pub fn is_stream(&self, socket: u64) -> bool {
+        self.streams.contains(&socket)
+    }
+
     pub fn is_held(&self, path: &Path) -> bool {
         self.by_path.contains_key(path)
     }
@@ -129,8 +133,7 @@ impl Table {
 
     /// Whether a peer whose packet was authentic may be at this path now.
     pub fn may_float(&self, place: &Place, path: &Path) -> bool {
-        let is_stream = |socket| self.streams.contains(socket);
-        !self.is_held(path) && !is_stream(&path.socket) && !is_stream(&place.path.socket)
+        !self.is_held(path) && !self.is_stream(path.socket) && !self.is_stream(place.path.socket)
     }
 
     /// Moves a peer there.

@@ -341,6 +341,22 @@ fn control_packets_become_events() {
 }
 
 #[test]
+fn a_stream_does_not_wait_for_strangers_whose_address_is_not_proven() {
+    let plane = Plane::new(Kind::Tun, 1);
+    plane.set_stream(9, true);
+    let mut pool = Pool::new(4).local();
+    let mut knock = |socket| {
+        (0..200).for_each(|port| {
+            plane.open(b"\x38 a reset", path(socket, port), 0, &mut Vec::new(), &mut pool);
+        })
+    };
+    knock(0);
+    assert_eq!(plane.counters().strangers_dropped, 100);
+    knock(9);
+    assert_eq!((plane.counters().strangers_dropped, plane.take_events().len()), (100, 300));
+}
+
+#[test]
 fn a_forgotten_peer_leaves_nothing() {
     let mut pair = Pair::new(Some(1));
     pair.right.set_routes(1, &["0.0.0.0/0".parse().unwrap()], None).unwrap();
