@@ -58,9 +58,12 @@ soak: $(VENV)/.built
 	GINNEL_PACKETS=10000000 cargo test --release --locked --quiet -p ginnel-core --test many
 	GINNEL_PACKETS=10000000 cargo test --release --locked --quiet -p ginnel-io --test descriptors
 	GINNEL_CASES=2000000 cargo test --release --locked --quiet -p ginnel-core --test hostile
-	GINNEL_SEEDS=10000 GINNEL_FIRST_PACKETS=1000000 GINNEL_CLIENTS=500 GINNEL_KILLS=50 GINNEL_SECONDS=120 GINNEL_SIGNALS=100 \
+	GINNEL_SEEDS=10000 GINNEL_FIRST_PACKETS=1000000 GINNEL_CLIENTS=500 GINNEL_KILLS=50 GINNEL_SIGNALS=100 \
 		$(BIN)/pytest -n $(WORKERS) --timeout 3600 tests/test_noisy_wire.py tests/test_endpoint.py \
-		tests/test_server_faults.py tests/test_server_crowd.py tests/test_cli_serve.py
+		tests/test_server_faults.py tests/test_cli_serve.py
+	GINNEL_CLIENTS=500 GINNEL_SECONDS=120 GINNEL_LOST=0 $(BIN)/pytest --timeout 3600 tests/test_server_crowd.py
+	GINNEL_DEMO_SECONDS=20 GINNEL_REVOKED=1 $(BIN)/pytest tests/test_demo.py tests/interop/test_serve.py \
+		-k 'first_minute or revocation'
 	GINNEL_REKEYS=100 GINNEL_RECONNECTS=100 $(BIN)/pytest -n $(WORKERS) --timeout 3600 \
 		tests/interop/test_renegotiation.py tests/interop/test_restart.py \
 		tests/interop/test_serve.py

@@ -12,7 +12,6 @@ import random
 import resource
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from ginnel.gateways.egress import may_ping
 from ginnel.openvpn.ovpn_file import read_ovpn
 from ginnel.server.control import ask
 from ginnel.vpn import Vpn
+from tests.harness.network import lasting_port
 from tests.harness.process import Process, parse_event
 from tests.test_egress import until
 
@@ -258,9 +258,7 @@ async def test_what_is_configured_and_leads_to_nobody_is_said(tmp_path: Path) ->
     options = ("--json", "--publish", "0:alice:80")
     with log.open("w") as file, serving(tmp_path, *options, out=file, err=subprocess.PIPE) as served:
         assert await asyncio.to_thread(served.process.wait, 20) == 2
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = lasting_port()
     (tmp_path / "state").mkdir(mode=0o700, exist_ok=True)
     (tmp_path / "state/server.toml").write_text("[user.nobody]\npush = []\n")
     metrics = f"unix:{tmp_path / 'metrics'}"

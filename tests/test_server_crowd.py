@@ -31,6 +31,8 @@ CLIENTS = int(os.environ.get("GINNEL_CLIENTS", "40"))
 SECONDS = float(os.environ.get("GINNEL_SECONDS", "3"))
 # Echo requests a second of each client.
 RATE = 2
+# What share of them may stay unanswered: where a machine is busy with other tests, too, it drops some.
+LOST = float(os.environ.get("GINNEL_LOST", "0.02"))
 SERVER = bytes([10, 8, 0, 1])
 
 
@@ -54,8 +56,8 @@ async def test_a_crowd_inside_and_strangers_outside(tmp_path: Path) -> None:
         knocks = await _talk(clients, server, "with strangers", _Strangers(file, random.Random(seed)))
         sent, answered = sum(client.sent for client in clients), sum(client.answered for client in clients)
         print(f"{sent - answered} of {sent} echo requests lost")
-        # A machine that is busy with other tests may drop some of them; a server that drowns drops most.
-        assert answered > 0.98 * sent
+        # A server that drowns loses most.
+        assert sent - answered <= LOST * sent
         assert knocks.memory - held.memory < 8 << 20
         assert knocks.descriptors <= held.descriptors
         metrics = await asyncio.to_thread(_metrics, directory, server)

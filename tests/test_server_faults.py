@@ -23,6 +23,7 @@ from ginnel.openvpn.ovpn_file import read_ovpn
 from ginnel.server.client_file import client_file
 from ginnel.server.store import DATABASE, Store, open_store
 from ginnel.vpn import Up, Vpn
+from tests.harness.network import lasting_port
 from tests.harness.process import Process, parse_event
 
 # Seconds: of a client whose server is gone without a word, until it connects again.
@@ -31,9 +32,14 @@ KILLS = int(os.environ.get("GINNEL_KILLS", "4"))
 
 
 @contextlib.contextmanager
-def serving(directory: Path, listen: str = "udp:127.0.0.1:0", **config: Any) -> Iterator[Process]:
+def serving(
+    directory: Path, listen: str = "udp:127.0.0.1:0", *, noting: float | None = None, **config: Any
+) -> Iterator[Process]:
+    """``noting``: seconds for which a client waits at most until its address is on disk, if not as in the field."""
     text = f"{{'listen': Listen.parse({listen!r}), **{config!r}}}"
     command = [sys.executable, "-m", "tests.harness.served_store", directory, text]
+    if noting is not None:
+        command.append(str(noting))
     with Process(command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}) as process:
         process.wait_line('"event": "ready"', 60)
         yield process
@@ -64,9 +70,7 @@ async def test_killed_at_random_it_forgets_nothing_and_clients_come_back(tmp_pat
     print(f"seed {seed}")
     choose = random.Random(seed)
     directory = tmp_path / "state"
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = lasting_port()
     store = open_store(directory)
     added, revoked = {"alice", "bob"}, set[str]()
     async with contextlib.AsyncExitStack() as exits:
@@ -93,7 +97,8 @@ async def test_killed_at_random_it_forgets_nothing_and_clients_come_back(tmp_pat
 async def test_an_address_outlives_a_server_that_is_killed_right_after_it_was_given(tmp_path: Path) -> None:
     store = open_store(tmp_path / "state")
     with contextlib.ExitStack() as stack:
-        process = stack.enter_context(serving(tmp_path / "state"))
+        # However busy the disk is.
+        process = stack.enter_context(serving(tmp_path / "state", noting=60.0))
         alice = joining(store, "alice", places(process)["udp"], tmp_path)
         bob = joining(store, "bob", places(process)["udp"], tmp_path)
         async with alice:
@@ -170,8 +175,8 @@ async def test_a_database_that_is_locked_costs_nobody_the_connection(tmp_path: P
 
 async def test_a_revocation_made_while_the_server_was_down_counts(tmp_path: Path) -> None:
     store = open_store(tmp_path / "state")
-    with serving(tmp_path / "state", keepalive=QUICK) as process:
-        port = places(process)["udp"]
+    port = lasting_port()
+    with serving(tmp_path / "state", f"udp:127.0.0.1:{port}", keepalive=QUICK) as process:
         async with joining(store, "alice", port, tmp_path) as alice:
             process.close()
             store.revoke_user("alice")

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import logging
 import re
-import socket
 import tempfile
 import threading
 import time
@@ -26,7 +25,7 @@ from ginnel.openvpn.server import ClientLogin
 from ginnel.server import Client, Listen, Publish, Server, ServerConfig
 from ginnel.server.inner import UserSpace
 from ginnel.vpn import Reconnecting, Up, Vpn
-from tests.harness.network import Namespace
+from tests.harness.network import Namespace, lasting_port
 from tests.harness.people import People
 from tests.test_egress import idle, until
 
@@ -443,9 +442,7 @@ async def test_a_port_is_published() -> None:
         writer.write(b"from inside")
         writer.close()
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = lasting_port()
     async with (
         serving(people, publish=(Publish(port, "alice", 80),)) as server,
         connecting(server, people, "alice") as alice,

@@ -175,6 +175,29 @@ def _setns(descriptor: int) -> None:
         raise OSError(ctypes.get_errno(), "setns")
 
 
+def lasting_port() -> int:
+    """A port that is free at all addresses, over UDP and TCP, and that the system gives to nobody who asks for any: for
+    who is to have it later, or again."""
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    # Other processes of tests begin elsewhere.
+    begin = 10000 + os.getpid() * 10 % 20000
+    for port in range(begin, begin + 2000):
+        if not first <= port <= last and _is_free(port):
+            return port
+    raise AssertionError("no port is free")
+
+
+def _is_free(port: int) -> bool:
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+        with socket.socket(socket.AF_INET6, kind) as sock:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            try:
+                sock.bind(("::", port))
+            except OSError:
+                return False
+    return True
+
+
 # Addresses set aside for documentation (RFC 5737, RFC 3849): no machine's own.
 SERVER, CLIENT = "192.0.2.1", "192.0.2.2"
 SERVER6, CLIENT6 = "2001:db8::1", "2001:db8::2"
