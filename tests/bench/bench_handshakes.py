@@ -1,11 +1,12 @@
 """``python -m tests.bench.bench_handshakes [CLIENTS]``: what a new client costs a server, ours and stock's.
 
-Both have the same keys and the same clients, which are ours; the limiters are lifted. Ours is `ginnel serve`, as users
-run it. Server and clients have a core each; ours is tried a second time with both, where it has TLS computed by a pool
-of threads. The clients name one group, so that both servers compute the same key exchange; ours is tried once more with
-what clients offer by themselves (hybrid): a key exchange that is post-quantum besides, with longer packets, which
-stock's OpenSSL 3.0 does not have. The servers take turns; the medians count. Everything is in a namespace of its own.
-Needs root, as stock's server makes a kernel's device.
+Both have the same keys and the same clients, which are ours; the limiters are lifted. Ours is `ginnel serve` as users
+have it, installed from its wheel for the system's own Python. Server and clients have a core each; ours is tried a
+second time with both, where it has TLS computed by a pool of threads. The clients name one group, so that both
+servers compute the same key exchange; ours is tried once more with what clients offer by themselves (hybrid): a key
+exchange that is post-quantum besides, with longer packets, which stock's OpenSSL 3.0 does not have. The servers take
+turns; the medians count. Everything is in a namespace of its own. Needs root, as stock's server makes a kernel's
+device.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from tests.harness.client import Usage
 from tests.harness.crowd import CrowdClient
+from tests.harness.environment import ordinary_environment
 from tests.harness.process import Process
 
 from ginnel.openvpn import settings
@@ -43,8 +45,10 @@ max_clients = 4000
 
 def main() -> None:
     if "GINNEL_INSIDE" not in os.environ:
+        # It may have to be installed, which takes the network outside.
+        installed = str(ordinary_environment().ginnel)
         inside = ["unshare", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh", sys.executable, "-m"]
-        os.execvpe(inside[0], [*inside, __spec__.name, *sys.argv[1:]], {**os.environ, "GINNEL_INSIDE": "1"})
+        os.execvpe(inside[0], [*inside, __spec__.name, *sys.argv[1:]], {**os.environ, "GINNEL_INSIDE": installed})
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 300
     os.sched_setaffinity(0, {1})
     with tempfile.TemporaryDirectory(prefix="ginnel-bench-") as made:
@@ -93,7 +97,7 @@ async def connect(file: ClientConfig, count: int) -> None:
 @contextlib.contextmanager
 def ours(folder: Path, store: Store, cores: str = "0", threads: str = "1") -> Iterator[Process]:
     (folder / "state/server.toml").write_text(SETTINGS)
-    program = ["taskset", "-c", cores, sys.executable, "-m", "ginnel", "serve", "--json"]
+    program = ["taskset", "-c", cores, os.environ["GINNEL_INSIDE"], "serve", "--json"]
     command = [*program, "--dir", folder / "state", "--listen", "udp:127.0.0.1:1194"]
     with Process(command, env={**os.environ, "GINNEL_THREADS": threads}) as server:
         server.wait_line('"event": "up"', 30)
