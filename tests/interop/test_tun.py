@@ -434,7 +434,7 @@ def test_what_it_says_where_it_cannot(machine: Machine, ordinary_env: Environmen
     file.chmod(0o644)
     fail(6, "leave out --tun", "--tun", ordinary=True)
     fail(6, "there already", "--tun", "--dev", "eth0")
-    fail(6, "no name for a device", "--tun", "--dev", 'x"y')
+    fail(2, "no name for a device", "--tun", "--dev", 'x"y')
     fail(2, "--tun", "--dev", "tun5")
     full = ["unshare", "--mount", "sh", "-ec", 'mount -t tmpfs -o ro none /run; exec "$@"', "sh"]
     fail(6, "nothing is changed", "--tun", under=full)

@@ -66,5 +66,10 @@ def held(user: int, name: str | None) -> Iterator[tuple[rights.Rights, tuple[lis
         helper.close(orderly=True)
 
 
-# Modules of Python's own that it loads when they are first used.
-LATER = ("encodings.idna", "encodings.utf_8_sig", "concurrent.futures.thread")
+# Modules of others that are loaded when they are first used.
+LATER = (
+    "encodings.idna",
+    "encodings.utf_8_sig",
+    "concurrent.futures.thread",
+    "cryptography.hazmat.backends.openssl.backend",
+)

@@ -193,10 +193,9 @@ class Client:
             self._failure = closed.error
             self._renew_login()
             if self._login.prompt is None:
-                delay = max(closed.delay, self._back_off(failures, self._way.remote))
-                if hasty > _HASTY * len(self._config.remotes):
-                    # Whatever the file says: this would go on as fast as the processor can.
-                    delay = max(delay, _HASTE)
+                # Whatever the file says: this would go on as fast as the processor can.
+                least = _HASTE if hasty > _HASTY * len(self._config.remotes) else 0.0
+                delay = max(closed.delay, self._back_off(failures, self._way.remote, least))
                 self._on_change(Lost(closed.error, delay))
                 await pause(delay, self._nudge)
             elif rose:
@@ -283,13 +282,13 @@ class Client:
             return failures <= max(_PROTOCOL_FAILURES, len(self._config.remotes) - 1)
         return True
 
-    def _back_off(self, failures: int, remote: Remote) -> float:
+    def _back_off(self, failures: int, remote: Remote, least: float) -> float:
         """Grows when each remote has failed several times (``init.c``, socket_restart_pause), with jitter: the clients
         of a server that was restarted don't come back at once."""
         lowest, highest = self._config.for_remote(remote).connect_retry
         rounds = failures // len(self._config.remotes)
         delay: float = min(highest, lowest * 2 ** min(max(0, rounds - _PATIENT_ROUNDS), _MOST_DOUBLINGS))
-        return delay * random.uniform(0.75, 1.25)
+        return max(delay, least) * random.uniform(0.75, 1.25)
 
     def _take_news(self, news: events.News | events.PeerFloat, attempt: Attempt) -> None:
         match news:
