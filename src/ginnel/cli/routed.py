@@ -58,7 +58,7 @@ def held(user: int, name: str | None) -> Iterator[tuple[rights.Rights, tuple[lis
                 "put_back", level=logging.WARNING, what="the network of this machine, as a killed server had changed it"
             )
         device = helper.device(name, "tun", for_many_peers(queues=True)["lanes"])
-        rights.load(("ginnel.openvpn", "ginnel.server"), LATER)
+        rights.load(("ginnel.server",), LATER)
         rights.drop(user, low_ports=True)
         with rights.unreadable():
             yield helper, device
