@@ -118,10 +118,10 @@ def test_a_framing_that_one_side_alone_has_is_said(
     profile = replace(CBC, server_options=server, client_options=client)
     with StockServer(network, profile), GinnelClient(network, ordinary_env, profile) as ours:
         ours.wait_up()
+        ours.stop()
         lines = [line for line in ours.process.err.all() if "the server has" in line]
         assert [said in line for line in lines if said] == ([True] if said else []), lines
         assert len(lines) == (said is not None)
-        ours.stop()
 
 
 @pytest.mark.parametrize("option", ["comp-lzo", "compress lz4", "compress lz4-v2"])

@@ -126,7 +126,7 @@ def _import_all(config: ClientConfig) -> None:
         names.append("ginnel.network.names")
     if sys.stderr.isatty():
         names.append("ginnel.cli.live")
-    rights.load(("ginnel.openvpn", "ginnel.transports", "ginnel.gateways", "ginnel.stack"), names)
+    rights.load(("ginnel.openvpn", "ginnel.transports"), names)
 
 
 # From here on everybody may use them.
