@@ -66,6 +66,24 @@ sys.meta_path.insert(0, Finder)"""
     assert done.returncode == status
 
 
+@pytest.mark.parametrize(("words", "status"), [("serve", 0), ("user list", 143)])
+def test_a_signal_while_a_finalizer_runs_is_not_lost(words: str, status: int) -> None:
+    """What a finalizer raises ends nothing, and modules that are imported have many: their locks."""
+    before = """
+import time
+class Lock:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+class Finder:
+    def find_spec(name, path, target=None):
+        if name == "click":
+            Lock()
+            time.sleep(30)
+sys.meta_path.insert(0, Finder)"""
+    done = ginnel_with(before, *words.split())
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", status)
+
+
 def test_ctrl_c_before_that_has_no_trace_either() -> None:
     """The program's own script imports this, and the module `signal` takes long."""
     text = """

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import sys
+import time
 from types import FrameType
 
 
@@ -15,8 +17,9 @@ def main() -> None:
 
     # A signal is a wish to end, also while modules are still being imported.
     def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(0 if runs_on else 128 + number)
+        raise _Ended(number, 0 if runs_on else 128 + number)
 
+    sys.unraisablehook = _ask_again
     for number in endings():
         signal.signal(number, end)
     _mind_standard_streams()
@@ -35,6 +38,28 @@ def ended() -> None:
     """All is done and put back: whoever asks for the end once more is not to see it die."""
     for number in endings():
         signal.signal(number, signal.SIG_IGN)
+
+
+class _Ended(SystemExit):
+    def __init__(self, number: int, status: int) -> None:
+        super().__init__(status)
+        self.number = number
+
+
+def _ask_again(lost: sys.UnraisableHookArgs) -> None:
+    """A signal that came while a finalizer ran: what that raises goes nowhere, so the signal comes once more."""
+    if not isinstance(lost.exc_value, _Ended):
+        sys.__unraisablehook__(lost)
+        return
+    main, number = _thread.get_ident(), lost.exc_value.number
+
+    def send() -> None:
+        # Not before the finalizer and this hook have returned.
+        time.sleep(0.01)
+        signal.pthread_kill(main, number)
+
+    # A lock of the module `threading`, or of its import, may be what the finalizer holds.
+    _thread.start_new_thread(send, ())
 
 
 def _mind_standard_streams() -> None:
