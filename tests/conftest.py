@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,6 +13,10 @@ from tests.harness.environment import Environment, ordinary_environment
 # How long an example takes says how busy the machine is.
 settings.register_profile("ginnel", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ginnel")
+
+# A shell's job in the background ignores SIGINT, and so would every program that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 //! A network stack with a thread of its own: what is asked of it, and what it tells.
 
 mod datagrams;
+mod lookout;
 mod rounds;
 mod turns;
 

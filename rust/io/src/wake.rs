@@ -63,6 +63,11 @@ impl Bell {
         self.state.compare_exchange(AWAKE, ASLEEP, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
+    /// Whether it was woken since it was last [`Bell::answer`]ed.
+    pub fn is_woken(&self) -> bool {
+        self.state.load(Ordering::SeqCst) == WOKEN
+    }
+
     /// The loop is awake, and looks at everything from here on: forgets all wake-ups so far.
     pub fn answer(&self) {
         self.state.store(AWAKE, Ordering::SeqCst);

@@ -133,6 +133,10 @@ impl Loop {
         Some(Timespec { tv_sec: (millis / 1000) as i64, tv_nsec: (millis % 1000 * MILLISECOND) as i64 })
     }
 
+    pub(super) fn has_guest(&self) -> bool {
+        self.guest.is_some()
+    }
+
     /// Whether there is something to do before the thread looks again by itself. Said once.
     pub(super) fn is_due_early(&mut self) -> bool {
         let due = self.due();

@@ -6,6 +6,8 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::thread::yield_now;
+use std::time::Instant;
 
 use ginnel_core::device::{Device, Side};
 use ginnel_core::queue::{Queue, Wake};
@@ -13,6 +15,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll;
 
+use super::lookout::Lookout;
 use super::rounds::{BATCH, Loop};
 use crate::calls::Calls;
 use crate::wake::Bell;
@@ -80,11 +83,15 @@ impl Turns {
         let _ending = Ending(self);
         let mut ready = Vec::with_capacity(BATCH);
         let mut patience = Some(AT_ONCE);
+        let mut lookout = Lookout::new(Instant::now());
+        let mut has_guest = false;
         loop {
             ready.clear();
-            let patience_now = if self.wake.may_sleep() { patience } else { Some(AT_ONCE) };
-            // Interrupted or not, the round looks at everything.
-            let _ = epoll::wait(&self.epoll, spare_capacity(&mut ready), patience_now.as_ref());
+            if has_guest && patience != Some(AT_ONCE) {
+                self.wait(&mut lookout, &mut ready, patience);
+            } else {
+                self.sleep(&mut ready, patience);
+            }
             self.wake.answer();
             let Ok(mut held) = self.inner.lock() else { return };
             let Some(inner) = held.as_mut() else { return };
@@ -97,10 +104,34 @@ impl Turns {
                 return inner.end();
             }
             patience = inner.plan();
+            // A program at a socket pair, which is woken for each packet as the thread is.
+            has_guest = inner.has_guest();
             drop(held);
             // Who held it may not be at it again for a while.
             self.outgoing().release();
         }
+    }
+
+    /// Looks out for something to do first, where that pays, then sleeps.
+    fn wait(&self, lookout: &mut Lookout, ready: &mut Vec<epoll::Event>, patience: Option<Timespec>) {
+        lookout.begin(Instant::now());
+        let mut found = false;
+        while !found && lookout.is_patient(Instant::now()) {
+            // Whoever else wants the processor.
+            yield_now();
+            let _ = epoll::wait(&self.epoll, spare_capacity(ready), Some(&AT_ONCE));
+            found = !ready.is_empty() || self.wake.is_woken();
+        }
+        if !found {
+            self.sleep(ready, patience);
+        }
+        lookout.end(Instant::now());
+    }
+
+    fn sleep(&self, ready: &mut Vec<epoll::Event>, patience: Option<Timespec>) {
+        let patience = if self.wake.may_sleep() { patience } else { Some(AT_ONCE) };
+        // Interrupted or not, the round looks at everything.
+        let _ = epoll::wait(&self.epoll, spare_capacity(ready), patience.as_ref());
     }
 
     fn outgoing(&self) -> &Queue {
