@@ -70,17 +70,18 @@ mod tests {
 
     /// Goes through a year; each wait takes what it takes in the manner of its season. In how many seasons it looked.
     fn year(lookout: &mut Lookout, now: &mut Instant, asleep: Duration, awake: Duration) -> usize {
-        let mut looked = 0;
-        for _ in 0..SEASONS {
-            for wait in 0..WAITS {
-                lookout.begin(*now);
-                let looks = lookout.is_patient(*now);
-                looked += usize::from(looks && wait == 0);
-                *now += if looks { awake } else { asleep };
-                lookout.end(*now);
-            }
+        (0..SEASONS).filter(|_| season(lookout, now, asleep, awake)).count()
+    }
+
+    fn season(lookout: &mut Lookout, now: &mut Instant, asleep: Duration, awake: Duration) -> bool {
+        lookout.begin(*now);
+        let looks = lookout.is_patient(*now);
+        for _ in 0..WAITS {
+            lookout.begin(*now);
+            *now += if looks { awake } else { asleep };
+            lookout.end(*now);
         }
-        looked
+        looks
     }
 
     const fn micros(micros: u64) -> Duration {
@@ -103,10 +104,12 @@ mod tests {
         let mut now = Instant::now();
         let mut lookout = Lookout::new(now);
         assert_eq!(year(&mut lookout, &mut now, LONGEST, LONGEST), 0);
-        year(&mut lookout, &mut now, micros(100), micros(50));
+        for looks in [false, true, true] {
+            assert_eq!(season(&mut lookout, &mut now, micros(100), micros(50)), looks);
+        }
         // One that comes late, and all is to be learned again.
-        now += micros(50);
         lookout.begin(now);
+        assert!(lookout.is_patient(now));
         now += LONGEST;
         lookout.end(now);
         lookout.begin(now);
